@@ -1,0 +1,272 @@
+"""The command line: parse, call, print. Everything it does can be imported."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from flown.errors import FlownError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Flow matching on neural-network weights: zoos, weight encoders, generated classifiers.",
+)  # fmt: skip
+data_app = typer.Typer(no_args_is_help=True, help="Image data by name.")
+zoo_app = typer.Typer(no_args_is_help=True, help="Populations of trained networks.")
+app.add_typer(data_app, name="data")
+app.add_typer(zoo_app, name="zoo")
+console = Console()
+
+Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
+Seed = Annotated[int, typer.Option("--seed", help="All randomness follows from it.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue what was interrupted.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+Overrides = Annotated[
+    Optional[list[str]], typer.Option("--set", help="key.sub=value, as often as needed.")
+]
+
+
+class Scale(str, Enum):
+    smoke = "smoke"
+    cpu = "cpu"
+    paper = "paper"
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise FlownError(f"--device {name}: choose auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise FlownError("--device cuda: torch sees no GPU here")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def _wrote(*paths: Path) -> None:
+    for path in paths:
+        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+
+
+@app.command(epilog="Example: flown demo --out demo-out")
+def demo(out: Out = Path("demo-out"), seed: Seed = 0, resume: Resume = False,
+         overwrite: Overwrite = False, device: Device = "auto") -> None:  # fmt: skip
+    """From nothing to generated classifiers in a few minutes, on data that dependencies ship."""
+    from flown.experiments.demo import demo as run
+    from flown.report import print_card
+
+    result = run(out, seed=seed, resume=resume, overwrite=overwrite, device=_device(device))
+    print_card(result.card, console)
+    console.print(f"{result.about['seconds']:.0f} seconds in all")
+    _wrote(out / "results.json", out / "report.html", out / "run" / "model")
+
+
+@data_app.command("list", epilog="Example: FLOWN_DATA=data flown data list")
+def data_list() -> None:
+    """Every data set that has a name, and where it comes from."""
+    from flown import data
+
+    table = Table("name", "from", "here", "note")
+    for source in data.available():
+        table.add_row(source.name, source.origin, "yes" if source.present else "no", source.note)
+    console.print(table)
+
+
+@data_app.command("show", epilog="Example: flown data show digits")
+def data_show(name: str) -> None:
+    """Shapes, split sizes and class names of a data set, by name or folder."""
+    from flown import data
+
+    for key, value in data.describe(name).items():
+        console.print(f"{key}: {value}", highlight=False, soft_wrap=True)
+
+
+@zoo_app.command("train", epilog="Example: flown zoo train demo-digits --models 16 --out zoo")
+def zoo_train(recipe: str, out: Out, models: int = 100, scale: Scale = Scale.cpu, seed: Seed = 0,
+              resume: Resume = False, overwrite: Overwrite = False,
+              device: Device = "auto") -> None:  # fmt: skip
+    """Train many networks at once by a recipe (its name, or a YAML file of its keys)."""
+    from flown import zoo
+    from flown.zoo import Recipe
+
+    chosen = Recipe.load(recipe) if Path(recipe).is_file() else recipe
+    made = zoo.train(chosen, models, out, scale=scale.value, seed=seed, resume=resume,
+                     overwrite=overwrite, device=_device(device))  # fmt: skip
+    console.print(_zoo_table(made))
+    _wrote(out)
+
+
+@zoo_app.command("inspect", epilog="Example: flown zoo inspect zoo")
+def zoo_inspect(path: Path, verify: bool = typer.Option(False, help="Read all weights.")) -> None:
+    """Tasks, splits, epochs and accuracies of a zoo."""
+    from flown.zoo import Zoo
+
+    zoo = Zoo.open(path)
+    console.print(_zoo_table(zoo))
+    if verify:
+        for task in zoo.tasks:
+            console.print(f"{task}: {len(zoo.batch(task))} checkpoints read, all finite")
+
+
+@zoo_app.command("join", epilog="Example: flown zoo join zoo-a zoo-b --out zoo")
+def zoo_join(paths: list[Path], out: Out, overwrite: Overwrite = False) -> None:
+    """Put zoos of several tasks into one folder, for one generator."""
+    from flown.zoo import Zoo
+
+    console.print(_zoo_table(Zoo.join([Zoo.open(path) for path in paths], out, overwrite)))
+    _wrote(out)
+
+
+def _zoo_table(zoo: object) -> Table:
+    from flown.zoo import Zoo
+
+    assert isinstance(zoo, Zoo)
+    table = Table("task", "net", "weights", "split", "epoch", "networks", "train %", "validation %")
+    for layout in zoo.layouts:
+        for split in ("train", "held-out"):
+            rows = [r for r in zoo.rows if r.task == layout.task.name and r.split == split]
+            for epoch in sorted({r.epoch for r in rows}):
+                some = [r for r in rows if r.epoch == epoch]
+                means = [sum(getattr(r, f"{k}_accuracy") for r in some) / len(some)
+                         for k in ("train", "val")]  # fmt: skip
+                table.add_row(layout.task.name, layout.net, str(layout.size), split, str(epoch),
+                              str(len(some)), *(f"{m:.1f}" for m in means))  # fmt: skip
+    return table
+
+
+@app.command(epilog="Example: flown fit --zoo zoo --out run --set encoder_training.steps=500")
+def fit(config: Annotated[Optional[Path], typer.Argument(help="YAML or JSON.")] = None, *,
+        zoo: Annotated[list[Path], typer.Option("--zoo", help="A zoo; repeat for several tasks.")],
+        out: Out, overrides: Overrides = None, seed: Annotated[Optional[int], typer.Option()] = None,
+        resume: Resume = False, overwrite: Overwrite = False, device: Device = "auto") -> None:  # fmt: skip
+    """Fit weight encoder and conditional flow on a zoo."""
+    from flown.fitting import FlownConfig
+    from flown.model import Flown
+    from flown.zoo import Zoo
+
+    settings = FlownConfig.load(config) if config else FlownConfig()
+    settings = settings.override(overrides or [])
+    if seed is not None:
+        settings = settings.override([f"seed={seed}"])
+    whole = Zoo.open(zoo[0])
+    if len(zoo) > 1:
+        whole = Zoo.join([Zoo.open(path) for path in zoo], out.with_name(out.name + "-zoo"), overwrite)
+    model = Flown.fit(whole, settings, out=out, resume=resume, overwrite=overwrite,
+                      device=_device(device))  # fmt: skip
+    for record in model.history.get("encoder", [])[-1:]:
+        figures = {k: v for k, v in record.items() if k not in ("step", "loss")}
+        for name, value in figures.items():
+            console.print(f"{name}: {value:.1f} % mean validation accuracy", highlight=False)
+    _wrote(out / "model")
+
+
+@app.command(epilog="Example: flown generate flown-small --support photos/ --out nets.safetensors")
+def generate(model: Annotated[str, typer.Argument(help="A folder, a shipped model, a hub id.")],
+             support: Annotated[str, typer.Option(help="A data set's name or a folder.")],
+             out: Out, n: Annotated[int, typer.Option("-n", help="How many networks.")] = 50,
+             shots: Annotated[int, typer.Option(help="Images a class, from a named set.")] = 5,
+             seed: Seed = 0, solver: str = "euler", steps: int = 100, guidance: float = 1.0,
+             task: Annotated[Optional[str], typer.Option(help="Force a known task.")] = None,
+             overwrite: Overwrite = False, device: Device = "auto") -> None:  # fmt: skip
+    """Generate networks for a support set of labelled images."""
+    from flown import data
+    from flown.files import prepare_output
+    from flown.model import Flown
+
+    prepare_output(out, overwrite)
+    generator = Flown.from_pretrained(model).to(_device(device))
+    some, classes = data.load_support(support, shots, seed)
+    samples = generator.sample(some.images, some.labels, n, seed, solver, steps, guidance, task)
+    samples.batch.provenance |= {"model": model, "support": support, "classes": list(classes)}
+    samples.batch.to("cpu").save(out)
+    console.print(
+        f"{n} x {samples.batch.layout.net} for images like '{samples.batch.layout.task.name}': "
+        f"{samples.seconds:.2f} s, NFE {samples.nfe}", highlight=False
+    )  # fmt: skip
+    _wrote(out)
+
+
+@app.command(epilog="Example: flown evaluate nets.safetensors --data mnist5k --zoo zoo")
+def evaluate(file: Path, data: Annotated[str, typer.Option(help="A data set's name or a folder.")],
+             zoo: Annotated[Optional[Path], typer.Option(help="For novelty.")] = None,
+             top: Annotated[int, typer.Option(help="How many are chosen on validation.")] = 5) -> None:  # fmt: skip
+    """Accuracy of generated networks: all of them, the chosen few, and how new they are."""
+    from flown.experiments.evaluation import evaluate_file
+
+    for line in evaluate_file(file, data, zoo, top):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+class Experiment(str, Enum):
+    table2 = "table2"
+
+
+@app.command(epilog="Example: flown reproduce table2 --scale smoke --out table2")
+def reproduce(table: Experiment, out: Out, scale: Scale = Scale.cpu, seed: Seed = 0,
+              resume: Resume = False, overwrite: Overwrite = False,
+              device: Device = "auto") -> None:  # fmt: skip
+    """Rebuild a table of the paper, with what it leaves out: baselines, novelty, every sample."""
+    from flown.experiments.table2 import table2
+    from flown.report import print_card
+
+    result = table2(out, scale.value, seed=seed, resume=resume, overwrite=overwrite,
+                    device=_device(device))  # fmt: skip
+    print_card(result.card, console)
+    _wrote(out / "results.json", out / "report.html")
+
+
+class Bench(str, Enum):
+    sample = "sample"
+    evaluate = "evaluate"
+
+
+@app.command(epilog="Example: flown bench evaluate --out bench.json")
+def bench(what: Bench, out: Annotated[Optional[Path], typer.Option("--out")] = None,
+          model: str = "flown-small", repeats: int = 5, overwrite: Overwrite = False) -> None:  # fmt: skip
+    """Time one thing against another, side by side in one run; medians of several repeats."""
+    from flown import bench as benches
+    from flown.files import prepare_output
+
+    if out is not None:
+        prepare_output(out, overwrite)
+    result = benches.sample(model, repeats) if what is Bench.sample else benches.evaluate(repeats)
+    benches.show(result, console)
+    if out is not None:
+        benches.write(out, what.value, result)
+        _wrote(out)
+
+
+def main() -> None:
+    """Entry point: 0 success, 2 a mendable error, 1 failure, 130 interrupted."""
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        app(arguments, standalone_mode=False)
+    except FlownError as error:
+        _fail(str(error), error.exit_code, debug)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted; add --resume to go on from the last checkpoint", 130, debug)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's usage errors
+            _fail(error.format_message(), 2, debug)
+        _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1, debug)
+
+
+def _fail(message: str, code: int, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    print(f"flown: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,14 @@
+"""Images as tensors: by name or from a folder, in three parts; support sets and episodes."""
+
+from flown.data.folder import image_files, load_folder, read_image, stack
+from flown.data.named import ManyClass, Source, available, describe, load, load_many
+from flown.data.splits import ImageData, Split, three_way
+from flown.data.support import (
+    Episode, Support, check_support, draw_episode, draw_support, load_support,
+)  # fmt: skip
+
+__all__ = [
+    "Episode", "ImageData", "ManyClass", "Source", "Split", "Support", "available",
+    "check_support", "describe", "draw_episode", "draw_support", "image_files", "load",
+    "load_folder", "load_many", "load_support", "read_image", "stack", "three_way",
+]  # fmt: skip

@@ -1,0 +1,119 @@
+"""Support sets and episodes: a few labelled images per class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flown.data.folder import load_folder
+from flown.data.named import load
+from flown.data.splits import Split
+from flown.errors import FlownError
+
+
+class Support(NamedTuple):
+    """Labelled images uint8 (K, c, H, W) and labels (K,), sorted by class."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class Episode(NamedTuple):
+    """An n-way k-shot task. Labels run from 0 to ways - 1; `classes` are the original numbers."""
+
+    support: Support
+    query: Support
+    classes: Tensor
+
+
+def draw_support(split: Split, classes: int, shots: int, generator: torch.Generator) -> Support:
+    """`shots` random images of each class.
+
+    Raises:
+        FlownError: a class has fewer images than that.
+    """
+    if shots < 1:
+        raise FlownError(f"a support set needs at least one image per class, got shots={shots}")
+    rows = [_draw(split.labels, label, shots, generator) for label in range(classes)]
+    chosen = torch.cat(rows)
+    return Support(split.images[chosen], split.labels[chosen])
+
+
+def draw_episode(images: Tensor, labels: Tensor, classes: Tensor, ways: int, shots: int,
+                 queries: int, generator: torch.Generator) -> Episode:  # fmt: skip
+    """A task over `ways` random classes out of `classes`; support and query share no image.
+
+    Raises:
+        FlownError: fewer classes than ways, or a class with too few images.
+    """
+    if ways > len(classes):
+        raise FlownError(f"{ways} ways asked for, there are {len(classes)} classes")
+    chosen = classes[torch.randperm(len(classes), generator=generator)[:ways]]
+    rows = torch.stack([_draw(labels, int(c), shots + queries, generator) for c in chosen])
+    order = torch.arange(ways)
+    support, query = rows[:, :shots].flatten(), rows[:, shots:].flatten()
+    return Episode(
+        Support(images[support], order.repeat_interleave(shots)),
+        Support(images[query], order.repeat_interleave(queries)),
+        chosen,
+    )
+
+
+def _draw(labels: Tensor, label: int, count: int, generator: torch.Generator) -> Tensor:
+    rows = (labels == label).nonzero().flatten()
+    if len(rows) < count:
+        raise FlownError(f"class {label} has {len(rows)} images, {count} are needed")
+    return rows[torch.randperm(len(rows), generator=generator)[:count]]
+
+
+def load_support(source: str | Path, shots: int = 5, seed: int = 0) -> tuple[Support, tuple[str, ...]]:
+    """A support set and its class names: all images of a folder, or `shots` a class of a data
+    set's training part.
+
+    Raises:
+        FlownError: as `load` and `draw_support`.
+    """
+    if Path(source).is_dir():
+        whole, classes = load_folder(Path(source))
+        return Support(whole.images, whole.labels), classes
+    images = load(source)
+    generator = torch.Generator().manual_seed(seed)
+    return draw_support(images.train, len(images.classes), shots, generator), images.classes
+
+
+def check_support(images: Tensor, labels: Tensor, classes: int) -> Support:
+    """A user's tensors as a support set of `classes` classes.
+
+    Args:
+        images: (K, c, H, W), c 1 or 3, uint8 or floats in [0, 1].
+        labels: (K,) integers, every one of 0..classes-1 at least once.
+
+    Raises:
+        FlownError: anything else; the message names shape, value or class.
+    """
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise FlownError(f"support images: expected (K, 1 or 3, H, W), got {tuple(images.shape)}")
+    if min(images.shape[2:]) < 4:
+        raise FlownError(f"support images: {tuple(images.shape[2:])} pixels are too few")
+    if labels.ndim != 1 or len(labels) != len(images):
+        raise FlownError(f"support labels: expected {len(images)}, got {tuple(labels.shape)}")
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise FlownError(f"support labels: expected integers, got {labels.dtype}")
+    bad = labels[(labels < 0) | (labels >= classes)]
+    if len(bad):
+        raise FlownError(f"support labels: {int(bad[0])} is out of range 0..{classes - 1}")
+    counts = torch.bincount(labels.long(), minlength=classes)
+    if (counts == 0).any():
+        missing = int((counts == 0).nonzero()[0])
+        raise FlownError(f"support set: class {missing} of {classes} has no image")
+    if images.dtype != torch.uint8:
+        if not images.is_floating_point() or not torch.isfinite(images).all():
+            raise FlownError("support images: NaN or Inf pixels, or neither uint8 nor float")
+        if images.min() < 0 or images.max() > 1:
+            low, high = float(images.min()), float(images.max())
+            raise FlownError(f"support images: floats must lie in [0, 1], got [{low:g}, {high:g}]")
+        images = (images * 255).round().to(torch.uint8)
+    return Support(images, labels.long())

@@ -1,0 +1,53 @@
+"""The protocol of weight encoders and their registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from flown.config import Config
+from flown.encoders.identity import Identity, IdentityConfig
+from flown.encoders.vae import VAE, VAEConfig
+from flown.errors import unknown
+
+
+class Encoder(Protocol):
+    """What the flow needs of an encoder; `objective` and `settle` are what training needs."""
+
+    latent_shape: tuple[int, int, int]
+
+    def encode(self, vectors: Tensor) -> Tensor:
+        """Standardised vectors (n, D) to latents (n, *latent_shape) of unit scale."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (n, *latent_shape) to standardised vectors (n, D)."""
+
+    def loss(self, vectors: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
+        """The training loss of a batch (n, D) with its mask of real weights; a scalar."""
+
+    def settle(self, vectors: Tensor) -> None:
+        """Fits the latent scale on all training vectors, once training is over."""
+
+
+ENCODERS: dict[str, tuple[type[Config], Any]] = {
+    "vae": (VAEConfig, VAE),
+    "identity": (IdentityConfig, Identity),
+}
+
+
+def from_values(values: Mapping[str, Any], where: str = "encoder") -> Config:
+    """The config that `values["kind"]` names."""
+    kind = values.get("kind", "vae")
+    if kind not in ENCODERS:
+        raise unknown("encoder", kind, ENCODERS)
+    return ENCODERS[kind][0].parse(values, where)
+
+
+def build(config: Config, size: int) -> nn.Module:
+    """An encoder for vectors of `size` numbers."""
+    kind: str = config.kind  # type: ignore[attr-defined]
+    module: nn.Module = ENCODERS[kind][1](config, size)
+    return module

@@ -1,0 +1,38 @@
+"""No latent: the flow acts on the standardised weights themselves. A control for small networks."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from flown.config import Config
+
+
+class IdentityConfig(Config):
+    kind: Literal["identity"] = "identity"
+
+
+class Identity(nn.Module):
+    """Weights (n, D), zero-padded and reshaped to a square image (n, 1, s, s), s a multiple of 4."""
+
+    def __init__(self, config: IdentityConfig, size: int) -> None:
+        super().__init__()
+        self.config, self.size = config, size
+        side = 4 * math.ceil(math.sqrt(size) / 4)
+        self.latent_shape = (1, side, side)
+
+    def encode(self, vectors: Tensor) -> Tensor:
+        padding = math.prod(self.latent_shape) - self.size
+        return nn.functional.pad(vectors, (0, padding)).unflatten(1, self.latent_shape)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents.flatten(1)[:, : self.size]
+
+    def loss(self, vectors: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
+        raise NotImplementedError("the identity has nothing to train")
+
+    def settle(self, vectors: Tensor) -> None:
+        """Standardised weights have unit scale already."""

@@ -1,0 +1,169 @@
+"""The variational autoencoder of weights (FLoWN A.2.1, sizes of Table 6, after D2NWG).
+
+    h = LeakyReLU(Linear(D -> side^2)), read as a one-channel image, through a convolutional encoder
+    q(z | w) = N(mu(w), sigma(w)^2),  z in R^(4 x s x s),  s = side / 2^(levels - 1)
+
+    loss = |w_hat - w|^2 / D + beta KL(q || N(0, I)) / D                                    (eq. 2)
+    z = f(w + xi_in),  w_hat = g(z + xi_lat),  xi ~ N(0, sigma^2)                           (A.3.2)
+
+The latent means are brought to unit scale per dimension, by batch statistics during training and by
+those of the whole training split afterwards: without it, sigma_lat would mean nothing, and an
+unscaled latent is the usual cause of "reconstruction is fine, generation is at chance".
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flown.config import Config
+from flown.errors import FlownError
+
+
+class VAEConfig(Config):
+    """Sizes of the VAE. The defaults are the CPU preset, `published()` is Table 6's."""
+
+    kind: Literal["vae"] = "vae"
+    side: int = 16
+    width: int = 32
+    multipliers: tuple[int, ...] = (1, 2, 2)
+    blocks: int = 1
+    latent_channels: int = 4
+    beta: float = 1e-2
+    sigma_in: float = 1e-3
+    sigma_lat: float = 0.5
+
+    @classmethod
+    def published(cls, few_shot: bool = False) -> VAEConfig:
+        """Table 6: a 4x4x4 latent for retrieval, 4x8x8 for few-shot heads."""
+        multipliers = (1, 1, 2, 2) if few_shot else (1, 1, 2, 2, 2)
+        beta = 1e-6 if few_shot else 1e-2
+        return cls(side=64, width=128, multipliers=multipliers, blocks=2, beta=beta)
+
+
+class VAE(nn.Module):
+    """Standardised weight vectors (n, D) <-> latents (n, latent_channels, s, s)."""
+
+    latent_mean: Tensor
+    latent_std: Tensor
+
+    def __init__(self, config: VAEConfig, size: int) -> None:
+        super().__init__()
+        shrink = 2 ** (len(config.multipliers) - 1)
+        if config.side % shrink:
+            raise FlownError(f"vae: side {config.side} is not divisible by {shrink}")
+        self.config, self.size = config, size
+        side = config.side // shrink
+        self.latent_shape = (config.latent_channels, side, side)
+        pixels = config.side**2
+        widths = [config.width * m for m in config.multipliers]
+        self.expand = nn.Linear(size, pixels)
+        self.down = _down(widths, config.blocks, 2 * config.latent_channels)
+        self.posterior = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
+        self.up = _up(widths[::-1], config.blocks, config.latent_channels)
+        self.contract = nn.Linear(pixels, size)
+        self.register_buffer("latent_mean", torch.zeros(math.prod(self.latent_shape)))
+        self.register_buffer("latent_std", torch.ones(math.prod(self.latent_shape)))
+
+    def moments(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of q(z | w), each (n, L), the mean not yet at unit scale."""
+        image = F.leaky_relu(self.expand(vectors)).unflatten(1, (1, self.config.side, -1))
+        mean, logvar = self.posterior(self.down(image)).flatten(2).chunk(2, dim=1)
+        return mean.flatten(1), logvar.flatten(1).clamp(-20, 4)
+
+    def encode(self, vectors: Tensor) -> Tensor:
+        """Vectors (n, D) to posterior means (n, *latent_shape), standardised."""
+        mean, _ = self.moments(vectors)
+        return ((mean - self.latent_mean) / self.latent_std).unflatten(1, self.latent_shape)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (n, *latent_shape) to vectors (n, D)."""
+        return self.contract(self.up(latents).flatten(1))  # type: ignore[no-any-return]
+
+    def loss(self, vectors: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
+        """Equation 2 for standardised vectors (n, D); padding, where `mask` is False, is ignored."""
+        c = self.config
+
+        def noise(like: Tensor) -> Tensor:
+            return torch.randn(like.shape, generator=generator, device=like.device)
+
+        mean, logvar = self.moments(vectors + c.sigma_in * noise(vectors) * mask)
+        mean = (mean - mean.mean(dim=0)) / mean.std(dim=0, correction=0).clamp_min(1e-4)
+        z = mean + (logvar / 2).exp() * noise(mean) + c.sigma_lat * noise(mean)
+        error = (self.decode(z.unflatten(1, self.latent_shape)) - vectors).square()
+        reconstruction = (error * mask).sum() / mask.sum()
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum() / mask.sum()
+        return reconstruction + c.beta * kl
+
+    @torch.no_grad()
+    def settle(self, vectors: Tensor) -> None:
+        """Fits the latent's scale on the training vectors (n, D)."""
+        mean = torch.cat([self.moments(some)[0] for some in vectors.split(256)])
+        self.latent_mean.copy_(mean.mean(dim=0))
+        self.latent_std.copy_(mean.std(dim=0, correction=0).clamp_min(1e-4))
+
+
+class _Block(nn.Module):
+    """GroupNorm -> SiLU -> conv, twice, beside a skip connection."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *(_norm(inputs), nn.SiLU(), nn.Conv2d(inputs, outputs, 3, padding=1)),
+            *(_norm(outputs), nn.SiLU(), nn.Conv2d(outputs, outputs, 3, padding=1)),
+        )
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.skip(x) + self.body(x)  # type: ignore[no-any-return]
+
+
+class _Attention(nn.Module):
+    """One head of self-attention over the pixels, as a residual."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.qkv = _norm(width), nn.Conv2d(width, 3 * width, 1)
+        self.out = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=-1)  # (n, hw, c)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(mixed.transpose(1, 2).unflatten(2, x.shape[2:]))  # type: ignore[no-any-return]
+
+
+def _norm(width: int) -> nn.GroupNorm:
+    return nn.GroupNorm(math.gcd(width, 32), width)
+
+
+def _middle(width: int) -> list[nn.Module]:
+    return [_Block(width, width), _Attention(width), _Block(width, width)]
+
+
+def _down(widths: list[int], blocks: int, outputs: int) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Conv2d(1, widths[0], 3, padding=1)]
+    width = widths[0]
+    for level, target in enumerate(widths):
+        for _ in range(blocks):
+            layers.append(_Block(width, target))
+            width = target
+        if level < len(widths) - 1:
+            layers.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
+    last = [_norm(width), nn.SiLU(), nn.Conv2d(width, outputs, 3, padding=1)]
+    return nn.Sequential(*layers, *_middle(width), *last)
+
+
+def _up(widths: list[int], blocks: int, inputs: int) -> nn.Sequential:
+    width = widths[0]
+    layers = [nn.Conv2d(inputs, width, 3, padding=1), *_middle(width)]
+    for level, target in enumerate(widths):
+        for _ in range(blocks + 1):
+            layers.append(_Block(width, target))
+            width = target
+        if level < len(widths) - 1:
+            layers += [nn.Upsample(scale_factor=2.0), nn.Conv2d(width, width, 3, padding=1)]
+    return nn.Sequential(*layers, _norm(width), nn.SiLU(), nn.Conv2d(width, 1, 3, padding=1))

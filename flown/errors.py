@@ -1,0 +1,26 @@
+"""Errors a user can mend: what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FlownError(Exception):
+    """Wrong input, usage or environment. The command line prints it alone and exits with `exit_code`."""
+
+    exit_code = 2
+
+
+class TrainingError(FlownError):
+    """A run that went wrong through its own numbers: NaN, Inf, divergence."""
+
+    exit_code = 1
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> FlownError:
+    """The error for a name that is not in `known`, with the nearest known one suggested."""
+    names = sorted(known)
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return FlownError(f"unknown {kind} '{name}'.{hint} Known: {', '.join(names) or 'none'}")

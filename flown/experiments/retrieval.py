@@ -1,0 +1,82 @@
+"""Model retrieval (FLoWN 3.1, Table 2): one generator for several tasks, told apart by images.
+
+Zoos are trained (or resumed) by recipe, joined, and one model is fitted on all of them; then the
+report card is made. The demo and Table 2 are this with other settings.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flown import data, zoo
+from flown.card import Card, report_card
+from flown.config import Config
+from flown.fitting import FlownConfig
+from flown.model import Flown
+from flown.provenance import Row, provenance
+from flown.zoo import Recipe, Zoo
+
+
+class RetrievalConfig(Config):
+    """What decides a retrieval experiment."""
+
+    recipes: tuple[Recipe, ...]
+    models: int
+    fit: FlownConfig
+    samples: int = 50
+    top: int = 5
+    steps: int = 100
+    seed: int = 0
+
+
+@dataclass
+class Retrieval:
+    """A finished experiment."""
+
+    zoo: Zoo
+    model: Flown
+    card: Card
+    about: dict[str, Any]
+
+
+def build_zoo(recipes: Sequence[Recipe], models: int, out: Path, seed: int, resume: bool) -> Zoo:
+    """Trains one zoo a recipe under `out/zoos` and joins them in `out/zoo`."""
+    if resume and (out / "zoo" / "zoo.json").exists():
+        return Zoo.open(out / "zoo")
+    parts = [
+        zoo.train(recipe, models, out / "zoos" / recipe.dataset, seed=seed, resume=resume)
+        for recipe in recipes
+    ]
+    return Zoo.join(parts, out / "zoo", overwrite=True)
+
+
+def run(config: RetrievalConfig, out: Path, *, resume: bool, device: str) -> Retrieval:
+    """Zoo, fit, report card."""
+    start = time.monotonic()
+    whole = build_zoo(config.recipes, config.models, out, config.seed, resume)
+    images = {task: data.load(task) for task in whole.tasks}
+    model = Flown.fit(whole, config.fit, out=out / "run", images=images, resume=resume,
+                      overwrite=True, device=device)  # fmt: skip
+    card = report_card(model, whole, images, n=config.samples, top=config.top, seed=config.seed,
+                       steps=config.steps)  # fmt: skip
+    counts = {**card.counts, "checkpoints": len(whole), "zoo": whole.identity}
+    about = provenance(config, counts, time.monotonic() - start, device)
+    model.card = {"rows": [row for row in card.rows() if row["metric"] == "accuracy"]}
+    model.save_pretrained(str(out / "run" / "model"))
+    return Retrieval(whole, model, card, about)
+
+
+
+
+def paper_rows(rows: list[Row], figures: dict[tuple[str, str], float]) -> list[Row]:
+    """The rows with the paper's figure beside those it has one for, by (dataset, method)."""
+    return [
+        {**row, "paper": figures.get((row["dataset"], row["method"]))}
+        if row["metric"] == "accuracy"
+        else row
+        for row in rows
+    ]

@@ -1,0 +1,239 @@
+"""From a zoo to trained parts: the weight encoder, then the conditional flow on its latents.
+
+    zoo --layout, standardise--> (n, D) --encoder--> latents (n, *L)
+    flow: v(x_t, t; c) regresses x_1 - x_0 for x_1 a latent of task k, c = head(CAML(support of task k))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Union
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from flown import encoders, flow
+from flown.config import Config
+from flown.context import ContextHead, SupportEncoder
+from flown.data import ImageData, draw_support
+from flown.encoders import IdentityConfig, VAEConfig
+from flown.errors import FlownError
+from flown.evaluate import evaluate
+from flown.flow import VelocityConfig
+from flown.layout import JointLayout, Standardizer
+from flown.training import History, TrainConfig, train
+from flown.zoo import Zoo
+
+_PROBE = 24  # networks a task whose reconstruction accuracy is followed during training
+_PROBE_IMAGES = 500
+
+
+class ContextConfig(Config):
+    """How support sets condition the flow.
+
+    `shots` images a class make a support set; `draws` of them a task are encoded before training.
+    `mode` is the paper's class-ordered concatenation, or an order-free mean.
+    """
+
+    mode: Literal["ordered", "mean", "none"] = "ordered"
+    shots: int = 5
+    draws: int = 48
+
+
+class FlowConfig(Config):
+    """The flow's source p0, coupling and path; `sigma` is the path's noise."""
+
+    source: str = "gaussian"
+    coupling: str = "independent"
+    sigma: float = 0.0
+    prior: str | None = None
+
+
+class FlownConfig(Config):
+    """Everything that `fit` needs to know but the zoo. `epochs`: which checkpoints, -1 the last."""
+
+    epochs: tuple[int, ...] = (-1,)
+    encoder: Union[VAEConfig, IdentityConfig] = Field(default=VAEConfig(), discriminator="kind")
+    encoder_training: TrainConfig = TrainConfig(steps=4000, batch_size=64)
+    context: ContextConfig = ContextConfig()
+    velocity: VelocityConfig = VelocityConfig()
+    flow: FlowConfig = FlowConfig()
+    flow_training: TrainConfig = TrainConfig(steps=4000, batch_size=128)
+    seed: int = 0
+
+    @field_validator("encoder", mode="before")
+    @classmethod
+    def _encoder_kind(cls, value: Any) -> Any:
+        return {"kind": "vae", **value} if isinstance(value, dict) else value
+
+
+@dataclass
+class Population:
+    """A zoo's networks in one standardised vector space, training and held-out ones apart."""
+
+    joint: JointLayout
+    standardizer: Standardizer
+    train: Tensor  # (n, D), standardised
+    train_tasks: Tensor  # (n,)
+    held_out: Tensor
+    held_out_tasks: Tensor
+
+    @classmethod
+    def of(cls, zoo: Zoo, epochs: tuple[int, ...]) -> Population:
+        """Raises FlownError when a task has no training model."""
+        chosen = zoo.select(epochs=epochs)
+        for task in chosen.tasks:
+            chosen.select(task, split="train")
+        vectors, tasks = chosen.vectors()
+        ordered = [row for task in chosen.tasks for row in chosen.rows if row.task == task]
+        train = torch.tensor([row.split == "train" for row in ordered])
+        joint = chosen.joint
+        standardizer = Standardizer(joint.size)
+        standardizer.fit(joint, vectors[train], tasks[train])
+        standard = standardizer(vectors, joint.masks[tasks])
+        return cls(joint, standardizer, standard[train], tasks[train], standard[~train], tasks[~train])
+
+
+class _EncoderObjective(nn.Module):
+    def __init__(self, encoder: nn.Module, people: Population, batch: int, device: str) -> None:
+        super().__init__()
+        self.encoder, self.batch = encoder, batch
+        self.vectors, self.tasks = people.train.to(device), people.train_tasks.to(device)
+        self.masks = people.joint.masks.to(device)
+
+    def forward(self, generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(self.vectors), (self.batch,), generator=generator,
+                             device=self.vectors.device)  # fmt: skip
+        loss: Tensor = self.encoder.loss(self.vectors[rows], self.masks[self.tasks[rows]], generator)  # type: ignore[operator]
+        return loss
+
+
+def fit_encoder(people: Population, config: FlownConfig, images: Mapping[str, ImageData], out: Path,
+                resume: bool, device: str) -> tuple[nn.Module, History]:  # fmt: skip
+    """Trains the weight encoder; its history holds reconstruction accuracies of both splits.
+
+    Reconstruction accuracy is measured on validation images, never only the loss.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # parameters are initialised by torch's own rules
+        encoder = encoders.build(config.encoder, people.joint.size)
+    encoder.to(device)
+    if isinstance(encoder, encoders.Identity):
+        return encoder, []
+    objective = _EncoderObjective(encoder, people, config.encoder_training.batch_size, device)
+
+    def validate() -> dict[str, float]:
+        encoder.settle(people.train.to(device))  # type: ignore[operator]
+        return reconstruction_accuracy(encoder, people, images, device)
+
+    history = train(objective, config.encoder_training, out=out, name="encoder", seed=config.seed,
+                    resume=resume, validate=validate, device=device)  # fmt: skip
+    encoder.settle(people.train.to(device))  # type: ignore[operator]
+    return encoder.requires_grad_(False), history
+
+
+@torch.no_grad()
+def reconstruction_accuracy(encoder: nn.Module, people: Population, images: Mapping[str, ImageData],
+                            device: str) -> dict[str, float]:  # fmt: skip
+    """Mean validation accuracy (percent) of decode(encode(w)), and of w, over a probe of networks."""
+    from flown.weights import WeightBatch
+
+    figures: dict[str, float] = {}
+    splits = {"train": (people.train, people.train_tasks),
+              "held-out": (people.held_out, people.held_out_tasks)}  # fmt: skip
+    for split, (vectors, tasks) in splits.items():
+        before, after = [], []
+        for task, layout in enumerate(people.joint.layouts):
+            some = vectors[tasks == task][:_PROBE].to(device)
+            if not len(some):
+                continue
+            mask = people.joint.masks[[task]].to(device).expand(len(some), -1)
+            val = images[layout.task.name].val
+            x, y = val.images[:_PROBE_IMAGES], val.labels[:_PROBE_IMAGES]
+            for standard, into in ((some, before), (encoder.decode(encoder.encode(some)), after)):  # type: ignore[operator]
+                raw = people.standardizer.to(device).invert(standard, mask)
+                batch = WeightBatch(layout, people.joint.extract(raw, task))
+                into.append(float(evaluate(batch, x, y).mean()))
+        if before:
+            figures[split] = sum(before) / len(before)
+            figures[f"{split} reconstructed"] = sum(after) / len(after)
+    return figures
+
+
+def context_bank(support: SupportEncoder, images: Mapping[str, ImageData], tasks: tuple[str, ...],
+                 classes: int, config: FlownConfig) -> Tensor:  # fmt: skip
+    """CAML's class outputs of random support sets, (tasks, draws, classes, width).
+
+    Supports come from the training split; tasks with fewer classes are zero-padded.
+    """
+    bank = []
+    for index, task in enumerate(tasks):
+        split, count = images[task].train, len(images[task].classes)
+        draws = []
+        for draw in range(config.context.draws):
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + index * 1_009 + draw)
+            some = draw_support(split, count, config.context.shots, generator)
+            outputs = support.encode(some.images, some.labels, count, generator)
+            draws.append(nn.functional.pad(outputs, (0, 0, 0, classes - count)))
+        bank.append(torch.stack(draws))
+    return torch.stack(bank)
+
+
+class FlowObjective(nn.Module):
+    """Flow matching (eq. 1) on latents, conditioned on the context of a task's random support set."""
+
+    def __init__(self, velocity: nn.Module, head: nn.Module | None, source: flow.Source,
+                 config: FlownConfig, latents: Tensor, tasks: Tensor, bank: Tensor | None) -> None:  # fmt: skip
+        super().__init__()
+        self.velocity, self.head = velocity, head
+        self.source, self.config = source, config
+        self.latents, self.tasks, self.bank = latents, tasks, bank
+        self.couple = flow.COUPLINGS[config.flow.coupling]
+        # Tasks are drawn alike, however many networks each has.
+        self.chances = 1.0 / torch.bincount(tasks).clamp_min(1)[tasks].double()
+
+    def forward(self, generator: torch.Generator) -> Tensor:
+        batch = self.config.flow_training.batch_size
+        rows = torch.multinomial(self.chances, batch, replacement=True, generator=generator)
+        x1, tasks = self.latents[rows], self.tasks[rows]
+        x0 = self.couple(self.source.sample(tasks, generator), x1, tasks)
+        context = None
+        if self.head is not None and self.bank is not None:
+            draws = torch.randint(self.bank.shape[1], (batch,), generator=generator,
+                                  device=tasks.device)  # fmt: skip
+            context = self.head(self.bank[tasks, draws])
+        return flow.flow_matching_loss(
+            self.velocity, x0, x1, context, sigma=self.config.flow.sigma, generator=generator
+        )
+
+
+def fit_flow(people: Population, encoder: nn.Module, source: flow.Source, bank: Tensor | None,
+             config: FlownConfig, out: Path, resume: bool,
+             device: str) -> tuple[nn.Module, ContextHead | None, History]:  # fmt: skip
+    """Trains velocity and context head on the standardised latents of the training split."""
+    if config.flow.coupling not in flow.COUPLINGS:
+        from flown.errors import unknown
+
+        raise unknown("coupling", config.flow.coupling, flow.COUPLINGS)
+    with torch.no_grad():
+        latents = torch.cat([encoder.encode(x.to(device)) for x in people.train.split(256)])  # type: ignore[operator]
+    if not torch.isfinite(latents).all():
+        raise FlownError("the encoder's latents hold NaN or Inf; its training diverged")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed + 1)
+        velocity = flow.UNet(config.velocity, tuple(latents.shape[1:]), 128)
+        head = None
+        if bank is not None and config.context.mode != "none":
+            head = ContextHead(bank.shape[2], bank.shape[3], mode=config.context.mode)
+    objective = FlowObjective(velocity, head, source, config, latents, people.train_tasks.to(device),
+                              None if bank is None else bank.to(device))  # fmt: skip
+    objective.to(device)
+    history = train(objective, config.flow_training, out=out, name="flow", seed=config.seed + 1,
+                    resume=resume, device=device)  # fmt: skip
+    velocity.requires_grad_(False)
+    if head is not None:
+        head.requires_grad_(False)
+    return velocity, head, history

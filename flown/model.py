@@ -1,0 +1,357 @@
+"""Flown: weight encoder + support-set context + conditional flow, as one model that can be kept.
+
+    support set --CAML, head--> c (128,)
+    x_0 ~ p_0 --dx = v(x, t; c) dt, t: 0 -> 1--> x_1 (4, 4, 4) --decode, unstandardise--> weights (D,)
+
+On disk a model is a folder: `config.json` (written last), `encoder.safetensors`,
+`flow.safetensors`, `context.safetensors` and `README.md`, the model card.
+"""
+
+from __future__ import annotations
+
+
+import time
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from huggingface_hub import ModelHubMixin
+from torch import Tensor, nn
+
+from flown import __version__, data, encoders, flow, modelcard
+from flown.context import ContextHead, SupportEncoder
+from flown.data import ImageData
+from flown.errors import FlownError, unknown
+from flown.files import (
+    check_finite, load_tensors, prepare_output, read_json, save_tensors, write_json, write_text,
+)  # fmt: skip
+from flown.fitting import FlownConfig, Population, context_bank, fit_encoder, fit_flow
+from flown.layout import JointLayout, Standardizer, WeightLayout
+from flown.training import History
+from flown.weights import WeightBatch
+from flown.zoo import Zoo
+
+FORMAT = "flown-model-1"
+BUILTIN = ("flown-small",)
+_PARTS = ("encoder.safetensors", "flow.safetensors", "context.safetensors")
+
+
+class Samples(NamedTuple):
+    """Generated networks and how they came about: latents (n, *L), source, path (T+1, n, *L)."""
+
+    batch: WeightBatch
+    latents: Tensor
+    source: Tensor
+    path: Tensor | None
+    times: Tensor
+    nfe: int
+    seconds: float
+
+
+class Flown(nn.Module, ModelHubMixin):
+    """A trained generator of weights. Made by `Flown.fit` or `Flown.from_pretrained`."""
+
+    def __init__(self, config: FlownConfig, joint: JointLayout,
+                 prior: Mapping[str, Tensor] | None = None) -> None:  # fmt: skip
+        super().__init__()
+        self.config, self.joint = config, joint
+        self.classes = max(len(layout.task.classes) for layout in joint.layouts)
+        self.standardizer = Standardizer(joint.size)
+        self.encoder = encoders.build(config.encoder, joint.size)
+        self.latent_shape: tuple[int, int, int] = self.encoder.latent_shape  # type: ignore[assignment]
+        self.velocity: nn.Module = flow.UNet(config.velocity, self.latent_shape, 128)
+        self.prior = {k: v for k, v in (prior or {}).items()}
+        self.support: SupportEncoder | None = None
+        self.head: ContextHead | None = None
+        self.prototypes: Tensor | None = None  # (tasks, classes * width), mean context of each task
+        self.history: dict[str, History] = {}
+        self.card: dict[str, Any] = {}
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks the model was fitted on."""
+        return tuple(layout.task.name for layout in self.joint.layouts)
+
+    @property
+    def device(self) -> torch.device:
+        return self.standardizer.mean.device
+
+    @classmethod
+    def fit(cls, zoo: Zoo, config: FlownConfig | None = None, *, out: Path | str,
+            images: Mapping[str, ImageData] | None = None, resume: bool = False,
+            overwrite: bool = False, device: str = "cpu") -> Flown:  # fmt: skip
+        """Trains encoder and flow on a zoo and saves the model under `out/model`.
+
+        Args:
+            zoo: networks of one task or several, split into train and held-out.
+            images: image data by task; loaded by the tasks' names otherwise.
+            out: the run's folder: checkpoints, `run.json`, `model/`.
+            resume: go on from the checkpoints in `out`; ends with the same weights.
+
+        Raises:
+            FlownError: `out` exists or belongs to another run; the zoo has a NaN model (named).
+            TrainingError: a loss became NaN.
+        """
+        config = config or FlownConfig()
+        out = prepare_output(out, overwrite, resume)
+        run = {"config": config.model_dump(mode="json"), "zoo": zoo.identity, "flown": __version__}
+        if (out / "run.json").exists() and read_json(out / "run.json") != run:
+            raise FlownError(f"{out}: holds a run with another config or zoo; choose another --out")
+        if resume and (out / "model" / "config.json").exists():
+            model = cls.from_pretrained(str(out / "model"))
+            model.history = read_json(out / "history.json")
+            return model.to(device)
+        images = images or {task: data.load(task) for task in zoo.tasks}
+        people = Population.of(zoo, config.epochs)
+        prior = _prior(config)
+        write_json(out / "run.json", run)
+        model = cls(config, people.joint, prior)
+        model.standardizer = people.standardizer
+        model.encoder, encoder_history = fit_encoder(people, config, images, out, resume, device)
+        model.to(device)
+        bank = None
+        if config.context.mode != "none":
+            model.support = SupportEncoder.pretrained().to(device)
+            bank = context_bank(model.support, images, model.tasks, model.classes, config)
+            model.prototypes = bank.mean(dim=1).flatten(1).to(device)
+        source = model.source()
+        model.velocity, model.head, flow_history = fit_flow(
+            people, model.encoder, source, bank, config, out, resume, device
+        )
+        model.history = {"encoder": encoder_history, "flow": flow_history}
+        model.eval().requires_grad_(False)
+        write_json(out / "history.json", model.history)
+        model.save_pretrained(str(out / "model"))
+        return model
+
+    def source(self) -> flow.Source:
+        """The flow's source distribution p0."""
+        name = self.config.flow.source
+        if name not in flow.SOURCES:
+            raise unknown("source", name, flow.SOURCES)
+        if name == "gaussian":
+            return flow.Gaussian(self.latent_shape, self.device)
+        shapes = [list(zip(x.names, x.shapes, strict=True)) for x in self.joint.layouts]
+        if name == "checkpoint":
+            return flow.Checkpoint(self.prior, shapes, self._pack, self._encode_raw)
+        return flow.SOURCES[name](shapes, self._pack, self._encode_raw)
+
+    def _pack(self, tensors: dict[str, Tensor], task: int) -> Tensor:
+        return self.joint.embed(self.joint.layouts[task].pack(tensors), task).to(self.device)
+
+    @torch.no_grad()
+    def _encode_raw(self, joint: Tensor, tasks: Tensor) -> Tensor:
+        mask = self.joint.masks.to(joint.device)[tasks]
+        return self.encoder.encode(self.standardizer(joint, mask))  # type: ignore[operator,no-any-return]
+
+    def _task(self, name: str) -> int:
+        if name not in self.tasks:
+            raise unknown("task", name, self.tasks)
+        return self.tasks.index(name)
+
+    def encode(self, batch: WeightBatch) -> Tensor:
+        """Networks of one of the model's tasks to standardised latents (n, *latent_shape)."""
+        task = self._task(batch.layout.task.name)
+        self.joint.layouts[task].check_same_weights(batch.layout, "encode")
+        vectors = self.joint.embed(batch.vectors.to(self.device), task)
+        return self._encode_raw(vectors, torch.full((len(batch),), task, device=self.device))
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, task: str) -> WeightBatch:
+        """Latents (n, *latent_shape) to networks of a task.
+
+        Raises:
+            FlownError: unknown task, or the decoded weights hold NaN or Inf.
+        """
+        index = self._task(task)
+        mask = self.joint.masks[[index]].to(latents.device).expand(len(latents), -1)
+        standard = self.encoder.decode(latents)  # type: ignore[operator]
+        vectors = self.joint.extract(self.standardizer.invert(standard, mask), index)
+        if not torch.isfinite(vectors).all():
+            raise FlownError(f"decoding for task '{task}' gave NaN or Inf weights")
+        return WeightBatch(self.joint.layouts[index], vectors)
+
+    def reconstruct(self, batch: WeightBatch) -> WeightBatch:
+        """decode(encode(w))."""
+        return self.decode(self.encode(batch), batch.layout.task.name)
+
+    @torch.no_grad()
+    def context(self, images: Tensor, labels: Tensor, seed: int = 0) -> Tensor:
+        """CAML's class outputs (classes, width) of a support set.
+
+        Args:
+            images: (K, c, H, W), uint8 or floats in [0, 1].
+            labels: (K,), every class from 0 at least once.
+
+        Raises:
+            FlownError: images or labels are unusable; the message says how.
+        """
+        if self.support is None:
+            raise FlownError("this model was fitted without context (context.mode none)")
+        count = int(labels.max()) + 1 if labels.numel() else 0
+        images, labels = data.check_support(images, labels, max(count, 1))
+        if count > self.classes or (self.config.context.mode == "ordered" and count < self.classes):
+            raise FlownError(
+                f"support set: has {count} classes, the model generates networks of {self.classes}"
+            )
+        generator = torch.Generator().manual_seed(seed)
+        images, labels = images.to(self.device), labels.to(self.device)
+        outputs = self.support.encode(images, labels, count, generator)
+        return nn.functional.pad(outputs, (0, 0, 0, self.classes - count))
+
+    def recognise(self, context: Tensor) -> str:
+        """The known task whose contexts lie nearest; its activation and preprocessing are used."""
+        assert self.prototypes is not None
+        distances = (self.prototypes - context.flatten()).norm(dim=1)
+        return self.tasks[int(distances.argmin())]
+
+    @torch.no_grad()
+    def sample(self, images: Tensor | None = None, labels: Tensor | None = None, n: int = 50,
+               seed: int = 0, solver: str = "euler", steps: int = 100, guidance: float = 1.0,
+               task: str | None = None, trajectory: bool = False) -> Samples:  # fmt: skip
+        """Generates n networks for a support set, with everything that led to them.
+
+        Args:
+            images, labels: the support set; None only for a model without context.
+            task: which task's metadata (activation, preprocessing) and tensor shapes the networks
+                get; recognised from the context when None.
+            guidance: classifier-free guidance scale; needs `velocity.context_dropout` in training.
+            trajectory: keep the latents of all steps.
+
+        Raises:
+            FlownError: n < 1, bad support set, unknown solver or task.
+        """
+        if n < 1:
+            raise FlownError(f"n: at least one network must be asked for, got {n}")
+        if guidance != 1.0 and not self.config.velocity.context_dropout:
+            raise FlownError("guidance: the model was trained without velocity.context_dropout")
+        vector = None
+        if self.head is not None:
+            if images is None or labels is None:
+                raise FlownError("this model needs a support set: images and labels")
+            context = self.context(images, labels, seed)
+            task = task or self.recognise(context)
+            vector = self.head(context[None])
+        elif task is None:
+            task = self.tasks[0]
+        start = time.perf_counter()
+        generator = torch.Generator(self.device).manual_seed(seed)
+        rows = torch.full((n,), self._task(task), device=self.device)
+        x0 = self.source().sample(rows, generator)
+        velocity = self._velocity(vector, guidance)
+        solution = flow.integrate(velocity, x0, solver=solver, steps=steps, trajectory=trajectory)
+        batch = self.decode(solution.x, task)
+        seconds = time.perf_counter() - start
+        nfe = solution.nfe * (1 if guidance == 1.0 else 2)
+        batch.provenance |= {
+            "generator": f"flown {__version__}", "seed": seed, "solver": solver, "steps": steps,
+            "nfe": nfe, "guidance": guidance, "task": task,
+        }  # fmt: skip
+        return Samples(batch, solution.x, x0, solution.path, solution.times, nfe, seconds)
+
+    def _velocity(self, context: Tensor | None, guidance: float) -> Callable[..., Tensor]:
+        if guidance != 1.0 and context is not None:
+            return flow.guided(self.velocity, context, guidance)
+        return self.velocity.bind(context)  # type: ignore[operator,no-any-return]
+
+    def generate(self, images: Tensor | None = None, labels: Tensor | None = None, n: int = 50,
+                 seed: int = 0, solver: str = "euler", steps: int = 100, guidance: float = 1.0,
+                 task: str | None = None) -> WeightBatch:  # fmt: skip
+        """Generates n networks for a support set; arguments as in `sample`."""
+        return self.sample(images, labels, n, seed, solver, steps, guidance, task).batch
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Writes the model's folder; `config.json` last, so that its presence means a whole model."""
+        encoder = {f"encoder.{k}": v for k, v in self.encoder.state_dict().items()}
+        encoder |= {f"standardizer.{k}": v for k, v in self.standardizer.state_dict().items()}
+        flowing = {f"velocity.{k}": v for k, v in self.velocity.state_dict().items()}
+        flowing |= {f"prior.{k}": v for k, v in self.prior.items()}
+        context: dict[str, Tensor] = {}
+        if self.support is not None and self.head is not None and self.prototypes is not None:
+            context |= {f"support.{k}": v for k, v in self.support.state_dict().items()}
+            context |= {f"head.{k}": v for k, v in self.head.state_dict().items()}
+            context["prototypes"] = self.prototypes
+        for name, tensors in zip(_PARTS, (encoder, flowing, context), strict=True):
+            check_finite(tensors, name)
+            save_tensors(save_directory / name, tensors)
+        write_text(save_directory / "README.md", modelcard.render(self))
+        values = {
+            "format": FORMAT, "flown": __version__, "config": self.config.model_dump(mode="json"),
+            "layouts": [layout.model_dump(mode="json") for layout in self.joint.layouts],
+            "support": None if self.support is None else self.support.config.model_dump(mode="json"),
+            "card": self.card,
+        }  # fmt: skip
+        write_json(save_directory / "config.json", values)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Flown:  # type: ignore[override]
+        """Loads a model: a folder, the name of a shipped model, or a hub id.
+
+        Raises:
+            FlownError: no such model, a file of it is missing, broken or of another model.
+        """
+        name = str(pretrained_model_name_or_path)
+        if name in BUILTIN:
+            return cls._load(Path(str(resources.files("flown") / "pretrained" / name)))
+        if Path(name).exists():
+            return cls._load(Path(name))
+        if name.count("/") != 1 or name.startswith((".", "/")):
+            raise FlownError(f"{name}: no such model folder. {unknown('model', name, BUILTIN)}")
+        from huggingface_hub import snapshot_download
+
+        try:
+            return cls._load(Path(snapshot_download(name, **kwargs)))
+        except OSError as error:
+            raise FlownError(f"{name}: no folder, and not to be had from the hub ({error})") from None
+
+    @classmethod
+    def _load(cls, path: Path) -> Flown:
+        for part in ("config.json", *_PARTS):
+            if not (path / part).is_file():
+                raise FlownError(f"{path}: not a whole model, {part} is missing")
+        values = read_json(path / "config.json")
+        if values.get("format") != FORMAT:
+            raise FlownError(f"{path}/config.json: format {values.get('format')!r}, not {FORMAT!r}")
+        config = FlownConfig.parse(values["config"], f"{path}/config.json")
+        layouts = [WeightLayout.parse(v, f"{path}/config.json") for v in values["layouts"]]
+        encoder, flowing, context = (load_tensors(path / part)[0] for part in _PARTS)
+        model = cls(config, JointLayout.of(layouts), _under("prior", flowing))
+        _fill(model.encoder, _under("encoder", encoder), path / _PARTS[0])
+        _fill(model.standardizer, _under("standardizer", encoder), path / _PARTS[0])
+        _fill(model.velocity, _under("velocity", flowing), path / _PARTS[1])
+        if context:
+            model.support = SupportEncoder.from_values(values["support"])
+            _fill(model.support, _under("support", context), path / _PARTS[2])
+            model.head = ContextHead(model.classes, model.support.width, mode=config.context.mode)
+            _fill(model.head, _under("head", context), path / _PARTS[2])
+            model.prototypes = context["prototypes"]
+        model.card = values.get("card", {})
+        return model.eval().requires_grad_(False)
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    start = prefix + "."
+    return {k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)}
+
+
+def _fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    check_finite(tensors, path)
+    try:
+        module.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise FlownError(f"{path}: does not fit config.json ({reason})") from None
+
+
+def _prior(config: FlownConfig) -> dict[str, Tensor]:
+    """The trained network that the `checkpoint` source starts from, read from `flow.prior`."""
+    if config.flow.source != "checkpoint":
+        return {}
+    if config.flow.prior is None:
+        raise FlownError("flow.source checkpoint needs flow.prior: a file of generated or saved weights")
+    return WeightBatch.load(config.flow.prior).state_dict(0)
+
+
+

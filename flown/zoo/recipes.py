@@ -1,0 +1,116 @@
+"""How the networks of a zoo are trained, by name and scale.
+
+The `paper` scale is the "Seed" zoos of Schürholt et al. 2022 (2209.14764): one set of
+hyper-parameters, many seeds, 50 epochs at batch size 10. `cpu` keeps activation, initialisation,
+optimiser, weight decay and preprocessing, and shortens training to what two cores bear: fewer,
+larger batches at a higher learning rate. `smoke` only shows that everything runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from flown.config import Config
+from flown.errors import FlownError, unknown
+
+Scale = Literal["smoke", "cpu", "paper"]
+SCALES: tuple[Scale, ...] = ("smoke", "cpu", "paper")
+
+
+class Recipe(Config):
+    """Everything that decides a zoo, but the number of models and the seed.
+
+    `init`: `uniform` draws weights from U(0, 1) as Model Zoos' MNIST family does, `kaiming-uniform`
+    is He et al.'s, both with biases 0.01; `default` is PyTorch's. `keep` lists the epochs whose
+    checkpoints are stored. `grey` turns colour images to luminance; `crop` takes the centre first.
+    """
+
+    name: str
+    dataset: str
+    net: str = "cnn-small"
+    activation: str = "tanh"
+    init: Literal["uniform", "kaiming-uniform", "default"] = "default"
+    learning_rate: float = 3e-4
+    weight_decay: float = 0.0
+    batch_size: int = 10
+    epochs: int = 50
+    keep: tuple[int, ...] = (50,)
+    mean: float = 0.5
+    std: float = 0.5
+    grey: bool = False
+    max_train_images: int | None = None
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The epochs that are kept, checked."""
+        if not self.keep or min(self.keep) < 1 or max(self.keep) > self.epochs:
+            raise FlownError(f"{self.name}: keep {self.keep} is not within epochs 1..{self.epochs}")
+        return tuple(sorted(set(self.keep)))
+
+
+_LAST_FIVE = {"epochs": 50, "keep": (21, 22, 23, 24, 25, 46, 47, 48, 49, 50)}
+_MNIST: dict[str, Any] = {"dataset": "mnist", "init": "uniform", "mean": 0.1307, "std": 0.3081}
+_FASHION: dict[str, Any] = {"dataset": "fashion_mnist", "init": "uniform"}
+_KAIMING: dict[str, Any] = {"init": "kaiming-uniform", "learning_rate": 1e-4}
+_CIFAR: dict[str, Any] = _KAIMING | {"activation": "gelu", "weight_decay": 1e-2}
+_STL: dict[str, Any] = _KAIMING | {"weight_decay": 1e-3}
+
+# Model Zoos' table of hyper-parameters.
+_PAPER: dict[str, dict[str, Any]] = {
+    "mnist-small": _MNIST,
+    "fashion_mnist-small": _FASHION,
+    "kmnist-small": _MNIST | {"dataset": "kmnist"},
+    "usps-small": _MNIST | {"dataset": "usps", "weight_decay": 1e-3},
+    "svhn-small": {"dataset": "svhn", "init": "uniform", "learning_rate": 3e-3, "grey": True},
+    "cifar10-small": _CIFAR | {"dataset": "cifar10"},
+    "stl10-small": _STL | {"dataset": "stl10"},
+    "natural10-small": _STL | {"dataset": "natural10"},
+    "mnist-medium": _MNIST | {"net": "cnn-medium"},
+    "cifar10-medium": _CIFAR | {"dataset": "cifar10", "net": "cnn-medium"},
+    "cifar100-medium": _CIFAR | {"dataset": "cifar100", "net": "cnn-medium"},
+    "stl10-medium": _STL | {"dataset": "stl10", "net": "cnn-medium"},
+    "natural10-medium": _STL | {"dataset": "natural10", "net": "cnn-medium"},
+}
+
+# The demo's networks are trained for seconds, from PyTorch's default initialisation: about a
+# thousand steps each, whatever the size of the data.
+_DEMO: dict[str, Any] = {"learning_rate": 3e-3, "batch_size": 32}
+_DEMOS: dict[str, dict[str, Any]] = {
+    "demo-digits": _DEMO | {"dataset": "digits", "epochs": 20, "keep": (20,)},
+    "demo-mnist5k": _DEMO | {"dataset": "mnist5k", "epochs": 8, "keep": (8,)},
+    "demo-mnist5k-rot90": _DEMO | {"dataset": "mnist5k-rot90", "epochs": 8, "keep": (8,)},
+    "demo-fashion_mnist": _DEMO
+    | {"dataset": "fashion_mnist", "epochs": 8, "keep": (8,), "max_train_images": 3600},
+}
+RECIPES = tuple(sorted([*_PAPER, *_DEMOS]))
+
+
+def recipe(name: str, scale: str = "cpu") -> Recipe:
+    """A recipe by name.
+
+    Raises:
+        FlownError: unknown recipe or scale.
+    """
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES)
+    if scale not in SCALES:
+        raise unknown("scale", scale, SCALES)
+    if name in _DEMOS:
+        base = Recipe(name=name, **_DEMOS[name])
+    else:
+        base = Recipe(name=name, **(_LAST_FIVE | _PAPER[name]))
+    if scale == "smoke":
+        brief = {"epochs": 2, "keep": (1, 2), "batch_size": 32, "max_train_images": 512}
+        return base.model_copy(update=brief | {"learning_rate": 3e-3})
+    if scale == "cpu" and name in _PAPER:
+        return base.model_copy(update=_for_cpu(base))
+    return base
+
+
+def _for_cpu(base: Recipe) -> dict[str, Any]:
+    """Ten epochs at batch size 32 (twenty for the small STL family): the middle and last stand for
+    the paper's 25 and 50. U(0, 1) starts far from anything useful and bears a higher rate."""
+    rate = {"uniform": 1e-2, "kaiming-uniform": 1e-3, "default": 1e-3}[base.init]
+    if base.dataset in ("stl10", "natural10"):
+        return {"epochs": 20, "keep": (10, 19, 20), "batch_size": 32, "learning_rate": 2 * rate}
+    return {"epochs": 10, "keep": (5, 9, 10), "batch_size": 32, "learning_rate": rate}

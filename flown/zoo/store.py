@@ -1,0 +1,214 @@
+"""A zoo on disk, readable without this library.
+
+    zoo.json                  what it is: a layout per task, recipes, versions; written last
+    index.jsonl               one row a checkpoint: task, model, seed, epoch, step, split, accuracies,
+                              and where its weights lie (shard, offset)
+    weights-*.safetensors     `(rows, *shape)` per tensor under its state_dict name
+
+Rows of one shard belong to one task. `split` is by seed: a network and all its checkpoints are
+either in `train` or in `held-out`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flown.errors import FlownError, unknown
+from flown.files import load_tensors, prepare_output, read_json, save_tensors, write_json, write_text
+from flown.layout import JointLayout, WeightLayout
+from flown.weights import WeightBatch
+
+FORMAT = "flown-zoo-1"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One checkpoint. Accuracies are percent; `split` is `train` or `held-out`."""
+
+    task: str
+    model: int
+    seed: int
+    epoch: int
+    step: int
+    split: str
+    train_accuracy: float
+    val_accuracy: float
+    shard: str
+    offset: int
+
+
+class Zoo:
+    """A population of trained networks for one task or several."""
+
+    def __init__(self, path: Path, layouts: Sequence[WeightLayout], rows: Sequence[Row],
+                 about: dict[str, Any]) -> None:  # fmt: skip
+        self.path = path
+        self.layouts = tuple(layouts)
+        self.rows = tuple(rows)
+        self.about = about
+
+    @classmethod
+    def open(cls, path: Path | str) -> Zoo:
+        """Opens a zoo folder; weights are read when asked for.
+
+        Raises:
+            FlownError: no zoo there, or one that is not finished.
+        """
+        path = Path(path)
+        if not (path / "zoo.json").is_file():
+            begun = " (its training was not finished: add --resume)" * (path / "progress.json").exists()
+            raise FlownError(f"{path}: no zoo here, zoo.json is missing{begun}")
+        about = read_json(path / "zoo.json")
+        if about.get("format") != FORMAT:
+            raise FlownError(f"{path}/zoo.json: format {about.get('format')!r}, expected {FORMAT!r}")
+        layouts = [WeightLayout.parse(value, f"{path}/zoo.json") for value in about["layouts"]]
+        rows = read_rows(path / "index.jsonl")
+        known = {layout.task.name for layout in layouts}
+        for number, row in enumerate(rows, 1):
+            if row.task not in known:
+                raise FlownError(f"{path}/index.jsonl, line {number}: {unknown('task', row.task, known)}")
+        return cls(path, layouts, rows, about)
+
+    @classmethod
+    def write(cls, path: Path, layouts: Sequence[WeightLayout], rows: Sequence[Row],
+              about: dict[str, Any]) -> Zoo:  # fmt: skip
+        """Writes index and manifest beside shards that are there already; the manifest last."""
+        write_rows(path / "index.jsonl", rows)
+        content = {"format": FORMAT, **about, "layouts": [x.model_dump(mode="json") for x in layouts]}
+        write_json(path / "zoo.json", content)
+        return cls.open(path)
+
+    @classmethod
+    def join(cls, zoos: Sequence[Zoo], out: Path | str, overwrite: bool = False) -> Zoo:
+        """Copies several zoos of different tasks into one folder.
+
+        Raises:
+            FlownError: two share a task, or their networks cannot share a vector space.
+        """
+        JointLayout.of([layout for zoo in zoos for layout in zoo.layouts])
+        tasks = [layout.task.name for zoo in zoos for layout in zoo.layouts]
+        if len(set(tasks)) < len(tasks):
+            twice = next(task for task in tasks if tasks.count(task) > 1)
+            raise FlownError(f"task '{twice}' is in more than one of the zoos to join")
+        out = prepare_output(out, overwrite)
+        rows: list[Row] = []
+        for zoo in zoos:
+            for task, layout in enumerate(zoo.layouts):
+                name = layout.task.name
+                batch, some = zoo.batch(name), [row for row in zoo.rows if row.task == name]
+                shard = f"weights-{len(rows):06d}.safetensors"
+                save_tensors(out / shard, zoo.layouts[task].unpack(batch.vectors))
+                rows += [Row(**{**vars(r), "shard": shard, "offset": i}) for i, r in enumerate(some)]
+        layouts = [layout for zoo in zoos for layout in zoo.layouts]
+        recipes = {k: v for zoo in zoos for k, v in zoo.about.get("recipes", {}).items()}
+        return cls.write(out, layouts, rows, {"recipes": recipes})
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        return f"Zoo({self.path}, {len(self)} checkpoints, tasks: {', '.join(self.tasks)})"
+
+    @cached_property
+    def identity(self) -> str:
+        """A fingerprint of what the zoo holds: its layouts and index rows, not its place."""
+        text = json.dumps([[x.model_dump(mode="json") for x in self.layouts], *map(vars, self.rows)])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(layout.task.name for layout in self.layouts)
+
+    @cached_property
+    def joint(self) -> JointLayout:
+        """The vector space that all networks of the zoo share."""
+        return JointLayout.of(self.layouts)
+
+    def layout(self, task: str) -> WeightLayout:
+        if task not in self.tasks:
+            raise unknown("task", task, self.tasks)
+        return self.layouts[self.tasks.index(task)]
+
+    def select(self, task: str | None = None, split: str | None = None,
+               epochs: Sequence[int] | None = None) -> Zoo:  # fmt: skip
+        """The same zoo with only some of its rows; `epochs` may count from the last with -1, -2..."""
+        last = {t: sorted({row.epoch for row in self.rows if row.task == t}) for t in self.tasks}
+
+        def wanted(row: Row) -> bool:
+            chosen = None if epochs is None else {
+                last[row.task][e] if -len(last[row.task]) <= e < 0 else e for e in epochs
+            }  # fmt: skip
+            return (
+                (task is None or row.task == task)
+                and (split is None or row.split == split)
+                and (chosen is None or row.epoch in chosen)
+            )
+
+        rows = [row for row in self.rows if wanted(row)]
+        if not rows:
+            raise FlownError(f"{self.path}: no checkpoint with task={task} split={split} epochs={epochs}")
+        layouts = [x for x in self.layouts if any(row.task == x.task.name for row in rows)]
+        return Zoo(self.path, layouts, rows, self.about)
+
+    def batch(self, task: str) -> WeightBatch:
+        """All checkpoints of one task, in the order of `rows`.
+
+        Raises:
+            FlownError: a shard is missing, broken or of another layout; a model holds NaN or Inf.
+        """
+        layout = self.layout(task)
+        rows = [row for row in self.rows if row.task == task]
+        vectors = torch.empty(len(rows), layout.size)
+        for shard in sorted({row.shard for row in rows}):
+            tensors, _ = load_tensors(self.path / shard)
+            try:
+                whole = layout.pack(tensors)
+            except FlownError as error:
+                raise FlownError(f"{self.path / shard}: {error}") from None
+            places = [i for i, row in enumerate(rows) if row.shard == shard]
+            offsets = torch.tensor([rows[i].offset for i in places])
+            if int(offsets.max()) >= len(whole):
+                raise FlownError(f"{self.path / shard}: has {len(whole)} rows, the index asks for more")
+            vectors[places] = whole[offsets]
+        broken = (~torch.isfinite(vectors).all(dim=1)).nonzero().flatten().tolist()
+        if broken:
+            row = rows[broken[0]]
+            raise FlownError(
+                f"{self.path}: model {row.model} (seed {row.seed}, epoch {row.epoch}, {row.shard} "
+                f"row {row.offset}) of task '{task}' holds NaN or Inf; remove it from the zoo"
+            )
+        return WeightBatch(layout, vectors, {"zoo": str(self.path)})
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        """All checkpoints in the joint space (n, D) with their task indices (n,), task by task."""
+        parts = [self.joint.embed(self.batch(task).vectors, i) for i, task in enumerate(self.tasks)]
+        counts = torch.tensor([len(part) for part in parts])
+        return torch.cat(parts), torch.repeat_interleave(torch.arange(len(parts)), counts)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Reads an index, one JSON object a line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise FlownError(f"{path}: cannot be read ({error.strerror})") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(Row(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise FlownError(f"{path}, line {number}: not an index row ({error})") from None
+    return rows
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    write_text(path, "".join(json.dumps(vars(row)) + "\n" for row in rows))

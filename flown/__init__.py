@@ -6,14 +6,13 @@
     accuracies = flown.evaluate(batch, test_images, test_labels)
 """
 
-__version__ = "0.1.0"
-
 from flown.data import load as load_data
 from flown.errors import FlownError
 from flown.evaluate import evaluate
 from flown.fitting import FlownConfig
 from flown.layout import Task, WeightLayout
 from flown.model import Flown
+from flown.version import __version__ as __version__
 from flown.weights import WeightBatch
 from flown.zoo import Recipe, Zoo, recipe
 from flown.zoo import train as train_zoo

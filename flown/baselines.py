@@ -1,61 +1,68 @@
-"""What generated networks must be compared with, each drawn from a zoo's training networks.
+"""What generated networks are compared with: cheap generators that see the same training networks.
 
-`noise-r` adds Gaussian noise of r times each tensor's spread to a training network, `average-16` is
-the mean of sixteen, `gaussian` is drawn from every weight's own mean and deviation: cheap
-generators that much published work does not beat (Zeng et al. 2506.07998).
+`noise-r` adds Gaussian noise of r times each tensor's spread to a training network, `average-16`
+is the mean of sixteen, `gaussian` is drawn from every weight's own mean and deviation; much
+published work does not beat them (Zeng et al. 2506.07998). `nearest` looks a training network up:
+what a generator is worth that has learnt its zoo by heart.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from flown.errors import FlownError
 from flown.weights import WeightBatch
+from flown.zoo.train import initial
 
 Baseline = Callable[[WeightBatch, int, torch.Generator], WeightBatch]
 
 
 def _rows(train: WeightBatch, n: int, generator: torch.Generator) -> Tensor:
-    return torch.randint(len(train), (n,), generator=generator)
+    """n rows at random, none twice unless there are fewer."""
+    if not len(train):
+        raise FlownError(f"baselines: no training network of task '{train.layout.task.name}'")
+    rounds = -(-n // len(train))
+    drawn = [torch.randperm(len(train), generator=generator) for _ in range(rounds)]
+    return torch.cat(drawn)[:n] if drawn else torch.empty(0, dtype=torch.long)
 
 
-def random_init(train: WeightBatch, n: int, generator: torch.Generator) -> WeightBatch:
-    """PyTorch's default initialisation, U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
-    parts, fan_in = [], 1
-    for shape in train.layout.shapes:
-        if len(shape) > 1:
-            fan_in = math.prod(shape[1:])
-        unit = 2 * torch.rand(n, math.prod(shape), generator=generator) - 1
-        parts.append(unit / math.sqrt(fan_in))
-    return WeightBatch(train.layout, torch.cat(parts, dim=1))
+def random_init(train: WeightBatch, n: int, generator: torch.Generator,
+                init: str = "default") -> WeightBatch:  # fmt: skip
+    """Untrained networks: PyTorch's default initialisation, or a recipe's `init`."""
+    seeds = torch.randint(2**31, (n,), generator=generator).tolist()
+    fresh = [initial(train.layout, init, seed) for seed in seeds]
+    stacked = {name: torch.stack([f[name] for f in fresh]) for name in train.layout.names}
+    return WeightBatch(train.layout, train.layout.pack(stacked))
 
 
 def nearest(train: WeightBatch, n: int, generator: torch.Generator) -> WeightBatch:
-    """Lookup: training networks of the task that the support set comes from."""
-    return WeightBatch(train.layout, train.vectors[_rows(train, n, generator)].clone())
+    """Lookup: training networks of the task that the support set is recognised as."""
+    return WeightBatch(train.layout, train.vectors[_rows(train, n, generator)])
 
 
 def noise(scale: float, train: WeightBatch, n: int, generator: torch.Generator) -> WeightBatch:
-    """A training network plus Gaussian noise of `scale` times each tensor's standard deviation."""
-    base = train.vectors[_rows(train, n, generator)].clone()
-    for part in base.split(train.layout.numels, dim=1):
+    """w + scale * std(w_tensor) * eps, w a training network."""
+    base = train.vectors[_rows(train, n, generator)]  # indexing copies
+    for part in torch.split(base, list(train.layout.numels), dim=1):
         draw = torch.randn(part.shape, generator=generator)
-        part += scale * part.std(dim=1, keepdim=True) * draw
+        part += scale * part.std(dim=1, keepdim=True, correction=0) * draw
     return WeightBatch(train.layout, base)
 
 
 def average(count: int, train: WeightBatch, n: int, generator: torch.Generator) -> WeightBatch:
-    """The mean of `count` random training networks."""
+    """The mean of `count` different training networks, or of all where there are fewer."""
+    count = min(count, len(train))
     means = [train.vectors[_rows(train, count, generator)].mean(dim=0) for _ in range(n)]
     return WeightBatch(train.layout, torch.stack(means))
 
 
 def gaussian(train: WeightBatch, n: int, generator: torch.Generator) -> WeightBatch:
     """Every weight from a normal distribution of its own mean and deviation over the zoo."""
+    _rows(train, 0, generator)
     mean, std = train.vectors.mean(dim=0), train.vectors.std(dim=0, correction=0)
     draw = torch.randn(n, train.layout.size, generator=generator)
     return WeightBatch(train.layout, mean + std * draw)

@@ -15,15 +15,14 @@ from torch import nn
 
 from flown import data, flow
 from flown.config import Config
-from flown.diffusion import DiffusionLoss
-from flown.diffusion import sample as diffuse
+from flown.diffusion import diffusion_loss, sample_ddpm
 from flown.evaluate import evaluate as accuracy
 from flown.evaluate import predictions
 from flown.fitting import Population, context_bank
+from flown.layout import Task, WeightLayout
 from flown.model import Flown, shipped_zoo
 from flown.nets import INPUT_SIZES, build
 from flown.provenance import Row, provenance, write_results
-from flown.layout import Task, WeightLayout
 from flown.training import train
 from flown.weights import WeightBatch
 from flown.zoo import Zoo
@@ -40,7 +39,9 @@ class BenchConfig(Config):
     networks: int = 100
 
 
-def _medians(candidates: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+def _medians(
+    candidates: Mapping[str, Callable[[], object]], repeats: int
+) -> dict[str, list[float]]:
     """Seconds of each candidate, run in turn so that the machine's drift meets them alike."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for run in candidates.values():
@@ -71,7 +72,7 @@ class _Loop(nn.Module):
     def __init__(self, model: Flown, network: nn.Module, latents: torch.Tensor,
                  tasks: torch.Tensor, bank: torch.Tensor) -> None:  # fmt: skip
         super().__init__()
-        self.loss, self.batch = DiffusionLoss(network), model.config.flow_training.batch_size
+        self.network, self.batch = network, model.config.flow_training.batch_size
         self.head = model.head
         self.latents, self.tasks, self.bank = latents, tasks, bank
 
@@ -80,16 +81,15 @@ class _Loop(nn.Module):
         draws = torch.randint(self.bank.shape[1], (self.batch,), generator=generator)
         assert self.head is not None
         context = self.head(self.bank[self.tasks[rows], draws]).detach()
-        loss: torch.Tensor = self.loss(self.latents[rows], context, generator)
-        return loss
+        return diffusion_loss(self.network, self.latents[rows], context, generator)
 
 
-def sample(name: str, repeats: int, out: Path, networks: int = 100) -> list[Row]:
+def sample(name: str, repeats: int, scratch: Path, networks: int = 100) -> list[Row]:
     """Sampling: ours against torchdiffeq's Euler and a 1000-step DDPM on the same network.
 
     The DDPM network has the flow's architecture and is trained on the same latents and contexts
-    with the same settings for as many steps. Accuracies are of `networks` networks for the first
-    of the model's tasks that has images here, on test images.
+    with the same settings for as many steps. Accuracies are of `networks` networks for the model's
+    first task, on its test images.
     """
     from torchdiffeq import odeint
 
@@ -104,7 +104,7 @@ def sample(name: str, repeats: int, out: Path, networks: int = 100) -> list[Row]
         torch.manual_seed(0)
         rival = flow.UNet(model.config.velocity, model.latent_shape, 128)
     loop = _Loop(model, rival, latents, people.train_tasks, bank)
-    train(loop, model.config.flow_training, out=out, name="ddpm", resume=True)
+    train(loop, model.config.flow_training, out=scratch, name="ddpm", resume=True)
     rival.requires_grad_(False)
     task = model.tasks[0]
     context = model.head(bank[:1, 0])
@@ -117,7 +117,7 @@ def sample(name: str, repeats: int, out: Path, networks: int = 100) -> list[Row]
         return flow.integrate(model.velocity.bind(context), x0, steps=steps).x  # type: ignore[operator]
 
     def ddpm() -> torch.Tensor:
-        return diffuse(rival, shape, context, generator=torch.Generator().manual_seed(0)).x
+        return sample_ddpm(rival, shape, context, generator=torch.Generator().manual_seed(0)).x
 
     def theirs() -> torch.Tensor:
         grid = torch.linspace(0, 1, 101)

@@ -157,7 +157,9 @@ def fit(config: Annotated[Optional[Path], typer.Argument(help="YAML or JSON.")] 
         settings = settings.override([f"seed={seed}"])
     whole = Zoo.open(zoo[0])
     if len(zoo) > 1:
-        whole = Zoo.join([Zoo.open(path) for path in zoo], out.with_name(out.name + "-zoo"), overwrite)
+        whole = Zoo.join(
+            [Zoo.open(path) for path in zoo], out.with_name(out.name + "-zoo"), overwrite
+        )
     model = Flown.fit(whole, settings, out=out, resume=resume, overwrite=overwrite,
                       device=_device(device))  # fmt: skip
     for record in model.history.get("encoder", [])[-1:]:
@@ -196,7 +198,7 @@ def generate(model: Annotated[str, typer.Argument(help="A folder, a shipped mode
 @app.command(epilog="Example: flown evaluate nets.safetensors --data mnist5k --zoo zoo")
 def evaluate(file: Path, data: Annotated[str, typer.Option(help="A data set's name or a folder.")],
              zoo: Annotated[Optional[Path], typer.Option(help="For novelty.")] = None,
-             top: Annotated[int, typer.Option(help="How many are chosen on validation.")] = 5) -> None:  # fmt: skip
+             top: Annotated[int, typer.Option(help="Chosen on validation.")] = 5) -> None:  # fmt: skip
     """Accuracy of generated networks: all of them, the chosen few, and how new they are."""
     from flown.experiments.evaluation import evaluate_file
 
@@ -229,17 +231,27 @@ class Bench(str, Enum):
 
 @app.command(epilog="Example: flown bench evaluate --out bench.json")
 def bench(what: Bench, out: Annotated[Optional[Path], typer.Option("--out")] = None,
-          model: str = "flown-small", repeats: int = 5, overwrite: Overwrite = False) -> None:  # fmt: skip
+          model: Annotated[str, typer.Option(help="A shipped model.")] = "flown-small",
+          repeats: int = 5, overwrite: Overwrite = False) -> None:  # fmt: skip
     """Time one thing against another, side by side in one run; medians of several repeats."""
+    import tempfile
+    import time
+
     from flown import bench as benches
     from flown.files import prepare_output
 
     if out is not None:
         prepare_output(out, overwrite)
-    result = benches.sample(model, repeats) if what is Bench.sample else benches.evaluate(repeats)
-    benches.show(result, console)
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        if what is Bench.sample:
+            rows = benches.sample(model, repeats, Path(scratch))
+        else:
+            rows = benches.evaluate(repeats)
+    benches.show(rows, console)
     if out is not None:
-        benches.write(out, what.value, result)
+        used = model if what is Bench.sample else None
+        benches.write(out, what.value, repeats, time.monotonic() - start, rows, used)
         _wrote(out)
 
 

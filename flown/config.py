@@ -82,10 +82,21 @@ def _refuse_unknown_keys(cls: type[BaseModel], values: Mapping[str, Any], where:
     for key, value in values.items():
         if key not in cls.model_fields:
             raise FlownError(f"{where}: {unknown('key', key, cls.model_fields)}")
-        for kind in (cls.model_fields[key].annotation, *_args(cls.model_fields[key].annotation)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel) and isinstance(value, dict):
-                _refuse_unknown_keys(kind, value, f"{where}: {key}")
+        record = _record(cls.model_fields[key].annotation, value)
+        if record is not None:
+            _refuse_unknown_keys(record, value, f"{where}: {key}")
 
 
-def _args(annotation: Any) -> tuple[Any, ...]:
-    return typing.get_args(annotation)
+def _record(annotation: Any, value: Any) -> type[BaseModel] | None:
+    """The record type that a mapping is to become; among several, the one of its `kind`."""
+    if not isinstance(value, Mapping):
+        return None
+    options = [
+        kind
+        for kind in (annotation, *typing.get_args(annotation))
+        if isinstance(kind, type) and issubclass(kind, BaseModel)
+    ]
+    if len(options) < 2:
+        return options[0] if options else None
+    kinds = {option.model_fields["kind"].default: option for option in options}
+    return kinds.get(value.get("kind", next(iter(kinds))))

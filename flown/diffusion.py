@@ -1,68 +1,141 @@
-"""Diffusion baselines on the same latent and network: DDPM and DDIM (p-diff, D2NWG).
+"""DDPM and DDIM on the same latent and the same network: the baselines p-diff and D2NWG.
 
-    x_t = sqrt(a_t) x_1 + sqrt(1 - a_t) eps,   L = E |eps_theta(x_t, t; c) - eps|^2
+    z_k = sqrt(a_k) x_1 + sqrt(1 - a_k) eps,   k = 0 .. 999,   eps ~ N(0, I)
+    loss = E |eps_hat(z_k, t; c) - eps|^2,     t = 1 - (k + 1) / 1000
 
-(Ho et al. 2006.11239; Song et al. 2010.02502.) Here x_1 is the clean latent, as in the flow, and
-diffusion time runs over 1000 steps. Schedulers are those of `diffusers` (extra `diffusion`).
+The network predicts eps in place of a velocity; its time t runs as the flow's does, noise at 0
+and weights at 1. Without context this is p-diff, with context D2NWG.
+
+Betas are linear from 1e-4 to 0.02. The cosine schedule ends at a_999 = 2e-9, where an estimate of
+x_1, (z - sqrt(1 - a) eps_hat) / sqrt(a), magnifies the network's error 20000 times; images survive
+that by clipping to [-1, 1], standardised latents have no such bounds and are not clipped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flown.errors import FlownError
-from flown.flow.solve import Solution
+from flown.flow import Solution, dropped
 
 TRAIN_STEPS = 1000
 
 
-def _scheduler(kind: Literal["ddpm", "ddim"]) -> Any:
-    try:
-        from diffusers import DDIMScheduler, DDPMScheduler
-    except ImportError:
-        raise FlownError("diffusion baselines need diffusers: pip install 'flown[diffusion]'") from None
-    cls = DDPMScheduler if kind == "ddpm" else DDIMScheduler
-    return cls(num_train_timesteps=TRAIN_STEPS, beta_schedule="squaredcos_cap_v2", clip_sample=False)
+class NoiseNetwork(Protocol):
+    """What sampling needs of a network; `flow.UNet` has it."""
+
+    def bind(self, context: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+        """eps_hat(z (n, *L), t ()) under a context (n or 1, C)."""
 
 
-class DiffusionLoss(nn.Module):
-    """The simple loss of noise prediction, for a velocity network used as eps_theta."""
+def diffusion_loss(
+    net: Callable[..., Tensor],
+    x1: Tensor,
+    context: Tensor | None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Mean squared error of the predicted noise, a scalar.
 
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.alphas: Tensor = _scheduler("ddpm").alphas_cumprod
+    Args:
+        net: called as net(z (B, *L), t (B,), context).
+        x1: data (B, *L) of unit scale.
+        context: (B, C) or None.
+        generator: of the noise levels, the noise and the dropped contexts.
+    """
+    k = torch.randint(TRAIN_STEPS, (len(x1),), generator=generator, device=x1.device)
+    eps = torch.randn(x1.shape, generator=generator, device=x1.device, dtype=x1.dtype)
+    a = _alphas().to(x1)[k].view(-1, *[1] * (x1.ndim - 1))  # (B, 1, ...)
+    z = a.sqrt() * x1 + (1 - a).sqrt() * eps
+    eps_hat = net(z, _time(k, x1), context, **dropped(net, context, generator))
+    return (eps_hat - eps).square().mean()
 
-    def forward(self, x1: Tensor, context: Tensor | None, generator: torch.Generator) -> Tensor:
-        """The loss for latents (B, *L) and contexts (B, C)."""
-        device = x1.device
-        t = torch.randint(TRAIN_STEPS, (len(x1),), generator=generator, device=device)
-        eps = torch.randn(x1.shape, generator=generator, device=device)
-        a = self.alphas.to(device)[t].view(-1, *[1] * (x1.ndim - 1))
-        predicted = self.network(a.sqrt() * x1 + (1 - a).sqrt() * eps, t / TRAIN_STEPS, context)
-        return (predicted - eps).square().mean()
+
+def sample_ddpm(
+    net: NoiseNetwork,
+    shape: Sequence[int],
+    context: Tensor | None = None,
+    steps: int = TRAIN_STEPS,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
+) -> Solution:
+    """Ancestral sampling (Ho et al.), new noise at every step.
+
+    Args:
+        net: the trained network.
+        shape: (n, *L), what to draw.
+        context: (n or 1, C) or None.
+        steps: 1 to 1000, evenly spaced noise levels.
+        device: where to draw; the generator's device.
+
+    Raises:
+        FlownError: `diffusers` is missing, steps out of range, or NaN or Inf in the result.
+    """
+    return _sample("DDPM", net, shape, context, steps, generator, device)
+
+
+def sample_ddim(
+    net: NoiseNetwork,
+    shape: Sequence[int],
+    context: Tensor | None = None,
+    steps: int = 100,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
+) -> Solution:
+    """Deterministic sampling (Song et al., eta = 0) from the same network; arguments as above."""
+    return _sample("DDIM", net, shape, context, steps, generator, device)
 
 
 @torch.no_grad()
-def sample(network: Any, shape: Sequence[int], context: Tensor | None, *,
-           kind: Literal["ddpm", "ddim"] = "ddpm", steps: int = TRAIN_STEPS,
-           generator: torch.Generator) -> Solution:  # fmt: skip
-    """Latents (n, *L) by ancestral sampling (ddpm) or deterministically (ddim).
-
-    Raises:
-        FlownError: `diffusers` is not installed, or more steps than were trained for.
-    """
+def _sample(
+    kind: Literal["DDPM", "DDIM"],
+    net: NoiseNetwork,
+    shape: Sequence[int],
+    context: Tensor | None,
+    steps: int,
+    generator: torch.Generator | None,
+    device: torch.device | str,
+) -> Solution:
     if not 1 <= steps <= TRAIN_STEPS:
-        raise FlownError(f"diffusion: steps must lie in 1..{TRAIN_STEPS}, got {steps}")
-    scheduler = _scheduler(kind)
+        raise FlownError(f"{kind}: steps must be between 1 and {TRAIN_STEPS}, got {steps}")
+    scheduler, eps = _scheduler(kind), net.bind(context)
     scheduler.set_timesteps(steps)
-    predict = network.bind(context)
-    x = torch.randn(*shape, generator=generator, device=generator.device)
-    for t in scheduler.timesteps:
-        eps = predict(x, t.float() / TRAIN_STEPS)
-        x = scheduler.step(eps, t, x, generator=generator).prev_sample
-    return Solution(x, len(scheduler.timesteps), scheduler.timesteps, None)
+    z = torch.randn(tuple(shape), generator=generator, device=device)
+    nfe = 0
+    for k in scheduler.timesteps:
+        z = scheduler.step(eps(z, _time(k, z)), k, z, generator=generator).prev_sample
+        nfe += 1
+    if not torch.isfinite(z).all():
+        raise FlownError(f"{kind}, steps {steps}: the result holds NaN or Inf; check the loss")
+    times = torch.cat([_time(scheduler.timesteps, z), torch.ones(1, device=z.device)])
+    return Solution(z, nfe, times, None)
+
+
+def _time(k: Tensor, like: Tensor) -> Tensor:
+    """The flow's time of noise level k."""
+    return (1 - (k + 1) / TRAIN_STEPS).to(like)
+
+
+@lru_cache
+def _alphas() -> Tensor:
+    alphas: Tensor = _scheduler("DDPM").alphas_cumprod
+    return alphas
+
+
+def _scheduler(kind: Literal["DDPM", "DDIM"]) -> Any:
+    try:
+        import diffusers
+    except ImportError:
+        raise FlownError(
+            "diffusion: the package 'diffusers' is missing; pip install 'flown[diffusion]'"
+        ) from None
+    # "trailing" starts at pure noise for any number of steps, which is where samples start.
+    scheduler = getattr(diffusers, f"{kind}Scheduler")
+    return scheduler(
+        TRAIN_STEPS, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False,
+        prediction_type="epsilon", timestep_spacing="trailing",
+    )  # fmt: skip

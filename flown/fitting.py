@@ -1,7 +1,7 @@
 """From a zoo to trained parts: the weight encoder, then the conditional flow on its latents.
 
-    zoo --layout, standardise--> (n, D) --encoder--> latents (n, *L)
-    flow: v(x_t, t; c) regresses x_1 - x_0 for x_1 a latent of task k, c = head(CAML(support of task k))
+zoo --layout, standardise--> (n, D) --encoder--> latents (n, *L)
+flow: v(x_t, t; c) regresses x_1 - x_0 for x_1 a latent of task k, c = head(CAML(support of task k))
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ class Population:
         standardizer = Standardizer(joint.size)
         standardizer.fit(joint, vectors[train], tasks[train])
         standard = standardizer(vectors, joint.masks[tasks])
-        return cls(joint, standardizer, standard[train], tasks[train], standard[~train], tasks[~train])
+        return cls(
+            joint, standardizer, standard[train], tasks[train], standard[~train], tasks[~train]
+        )
 
 
 class _EncoderObjective(nn.Module):
@@ -107,7 +109,9 @@ class _EncoderObjective(nn.Module):
     def forward(self, generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(self.vectors), (self.batch,), generator=generator,
                              device=self.vectors.device)  # fmt: skip
-        loss: Tensor = self.encoder.loss(self.vectors[rows], self.masks[self.tasks[rows]], generator)  # type: ignore[operator]
+        loss: Tensor = self.encoder.loss(
+            self.vectors[rows], self.masks[self.tasks[rows]], generator
+        )  # type: ignore[operator]
         return loss
 
 
@@ -174,7 +178,9 @@ def context_bank(support: SupportEncoder, images: Mapping[str, ImageData], tasks
         split, count = images[task].train, len(images[task].classes)
         draws = []
         for draw in range(config.context.draws):
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + index * 1_009 + draw)
+            generator = torch.Generator().manual_seed(
+                config.seed * 1_000_003 + index * 1_009 + draw
+            )
             some = draw_support(split, count, config.context.shots, generator)
             outputs = support.encode(some.images, some.labels, count, generator)
             draws.append(nn.functional.pad(outputs, (0, 0, 0, classes - count)))
@@ -185,8 +191,9 @@ def context_bank(support: SupportEncoder, images: Mapping[str, ImageData], tasks
 class FlowObjective(nn.Module):
     """Flow matching (eq. 1) on latents, conditioned on the context of a task's random support set."""
 
-    def __init__(self, velocity: nn.Module, head: nn.Module | None, source: flow.Source,
-                 config: FlownConfig, latents: Tensor, tasks: Tensor, bank: Tensor | None) -> None:  # fmt: skip
+    def __init__(self, velocity: flow.UNet, head: nn.Module | None, source: flow.Source,
+                 config: FlownConfig, latents: Tensor, tasks: Tensor,
+                 bank: Tensor | None) -> None:  # fmt: skip
         super().__init__()
         self.velocity, self.head = velocity, head
         self.source, self.config = source, config
@@ -199,7 +206,7 @@ class FlowObjective(nn.Module):
         batch = self.config.flow_training.batch_size
         rows = torch.multinomial(self.chances, batch, replacement=True, generator=generator)
         x1, tasks = self.latents[rows], self.tasks[rows]
-        x0 = self.couple(self.source.sample(tasks, generator), x1, tasks)
+        x0 = self.couple(self.source.sample(tasks, generator), x1, tasks, generator)
         context = None
         if self.head is not None and self.bank is not None:
             draws = torch.randint(self.bank.shape[1], (batch,), generator=generator,
@@ -212,7 +219,7 @@ class FlowObjective(nn.Module):
 
 def fit_flow(people: Population, encoder: nn.Module, source: flow.Source, bank: Tensor | None,
              config: FlownConfig, out: Path, resume: bool,
-             device: str) -> tuple[nn.Module, ContextHead | None, History]:  # fmt: skip
+             device: str) -> tuple[flow.UNet, ContextHead | None, History]:  # fmt: skip
     """Trains velocity and context head on the standardised latents of the training split."""
     if config.flow.coupling not in flow.COUPLINGS:
         from flown.errors import unknown

@@ -9,7 +9,6 @@ On disk a model is a folder: `config.json` (written last), `encoder.safetensors`
 
 from __future__ import annotations
 
-
 import time
 from collections.abc import Callable, Mapping
 from importlib import resources
@@ -20,22 +19,19 @@ import torch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
-from flown import __version__, data, encoders, flow, modelcard
+from flown import data, encoders, flow, modelcard, modelfiles
 from flown.context import ContextHead, SupportEncoder
 from flown.data import ImageData
 from flown.errors import FlownError, unknown
-from flown.files import (
-    check_finite, load_tensors, prepare_output, read_json, save_tensors, write_json, write_text,
-)  # fmt: skip
+from flown.files import prepare_output, read_json, write_json
 from flown.fitting import FlownConfig, Population, context_bank, fit_encoder, fit_flow
 from flown.layout import JointLayout, Standardizer, WeightLayout
 from flown.training import History
+from flown.version import __version__
 from flown.weights import WeightBatch
 from flown.zoo import Zoo
 
-FORMAT = "flown-model-1"
 BUILTIN = ("flown-small",)
-_PARTS = ("encoder.safetensors", "flow.safetensors", "context.safetensors")
 
 
 class Samples(NamedTuple):
@@ -61,7 +57,7 @@ class Flown(nn.Module, ModelHubMixin):
         self.standardizer = Standardizer(joint.size)
         self.encoder = encoders.build(config.encoder, joint.size)
         self.latent_shape: tuple[int, int, int] = self.encoder.latent_shape  # type: ignore[assignment]
-        self.velocity: nn.Module = flow.UNet(config.velocity, self.latent_shape, 128)
+        self.velocity = flow.UNet(config.velocity, self.latent_shape, 128)
         self.prior = {k: v for k, v in (prior or {}).items()}
         self.support: SupportEncoder | None = None
         self.head: ContextHead | None = None
@@ -136,7 +132,8 @@ class Flown(nn.Module, ModelHubMixin):
         shapes = [list(zip(x.names, x.shapes, strict=True)) for x in self.joint.layouts]
         if name == "checkpoint":
             return flow.Checkpoint(self.prior, shapes, self._pack, self._encode_raw)
-        return flow.SOURCES[name](shapes, self._pack, self._encode_raw)
+        made: flow.Source = flow.SOURCES[name](shapes, self._pack, self._encode_raw)
+        return made
 
     def _pack(self, tensors: dict[str, Tensor], task: int) -> Tensor:
         return self.joint.embed(self.joint.layouts[task].pack(tensors), task).to(self.device)
@@ -244,17 +241,16 @@ class Flown(nn.Module, ModelHubMixin):
         solution = flow.integrate(velocity, x0, solver=solver, steps=steps, trajectory=trajectory)
         batch = self.decode(solution.x, task)
         seconds = time.perf_counter() - start
-        nfe = solution.nfe * (1 if guidance == 1.0 else 2)
         batch.provenance |= {
             "generator": f"flown {__version__}", "seed": seed, "solver": solver, "steps": steps,
-            "nfe": nfe, "guidance": guidance, "task": task,
+            "nfe": solution.nfe, "guidance": guidance, "task": task,
         }  # fmt: skip
-        return Samples(batch, solution.x, x0, solution.path, solution.times, nfe, seconds)
+        return Samples(batch, solution.x, x0, solution.path, solution.times, solution.nfe, seconds)
 
     def _velocity(self, context: Tensor | None, guidance: float) -> Callable[..., Tensor]:
-        if guidance != 1.0 and context is not None:
-            return flow.guided(self.velocity, context, guidance)
-        return self.velocity.bind(context)  # type: ignore[operator,no-any-return]
+        if context is None:
+            return self.velocity.bind()
+        return flow.guided(self.velocity, context, guidance)
 
     def generate(self, images: Tensor | None = None, labels: Tensor | None = None, n: int = 50,
                  seed: int = 0, solver: str = "euler", steps: int = 100, guidance: float = 1.0,
@@ -263,27 +259,25 @@ class Flown(nn.Module, ModelHubMixin):
         return self.sample(images, labels, n, seed, solver, steps, guidance, task).batch
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Writes the model's folder; `config.json` last, so that its presence means a whole model."""
-        encoder = {f"encoder.{k}": v for k, v in self.encoder.state_dict().items()}
-        encoder |= {f"standardizer.{k}": v for k, v in self.standardizer.state_dict().items()}
-        flowing = {f"velocity.{k}": v for k, v in self.velocity.state_dict().items()}
-        flowing |= {f"prior.{k}": v for k, v in self.prior.items()}
         context: dict[str, Tensor] = {}
         if self.support is not None and self.head is not None and self.prototypes is not None:
-            context |= {f"support.{k}": v for k, v in self.support.state_dict().items()}
-            context |= {f"head.{k}": v for k, v in self.head.state_dict().items()}
+            context = modelfiles.prefixed({"support": self.support, "head": self.head})
             context["prototypes"] = self.prototypes
-        for name, tensors in zip(_PARTS, (encoder, flowing, context), strict=True):
-            check_finite(tensors, name)
-            save_tensors(save_directory / name, tensors)
-        write_text(save_directory / "README.md", modelcard.render(self))
+        prior = {f"prior.{k}": v for k, v in self.prior.items()}
+        parts = {
+            "encoder": modelfiles.prefixed(
+                {"encoder": self.encoder, "standardizer": self.standardizer}
+            ),
+            "flow": modelfiles.prefixed({"velocity": self.velocity}) | prior,
+            "context": context,
+        }
         values = {
-            "format": FORMAT, "flown": __version__, "config": self.config.model_dump(mode="json"),
+            "flown": __version__, "config": self.config.model_dump(mode="json"),
             "layouts": [layout.model_dump(mode="json") for layout in self.joint.layouts],
-            "support": None if self.support is None else self.support.config.model_dump(mode="json"),
+            "support": self.support and self.support.config.model_dump(mode="json"),
             "card": self.card,
         }  # fmt: skip
-        write_json(save_directory / "config.json", values)
+        modelfiles.write(save_directory, parts, values, modelcard.render(self))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Flown:  # type: ignore[override]
@@ -294,7 +288,7 @@ class Flown(nn.Module, ModelHubMixin):
         """
         name = str(pretrained_model_name_or_path)
         if name in BUILTIN:
-            return cls._load(Path(str(resources.files("flown") / "pretrained" / name)))
+            return cls._load(_shipped(name))
         if Path(name).exists():
             return cls._load(Path(name))
         if name.count("/") != 1 or name.startswith((".", "/")):
@@ -304,45 +298,46 @@ class Flown(nn.Module, ModelHubMixin):
         try:
             return cls._load(Path(snapshot_download(name, **kwargs)))
         except OSError as error:
-            raise FlownError(f"{name}: no folder, and not to be had from the hub ({error})") from None
+            raise FlownError(
+                f"{name}: no folder, and not to be had from the hub ({error})"
+            ) from None
 
     @classmethod
     def _load(cls, path: Path) -> Flown:
-        for part in ("config.json", *_PARTS):
-            if not (path / part).is_file():
-                raise FlownError(f"{path}: not a whole model, {part} is missing")
-        values = read_json(path / "config.json")
-        if values.get("format") != FORMAT:
-            raise FlownError(f"{path}/config.json: format {values.get('format')!r}, not {FORMAT!r}")
+        values, parts = modelfiles.read(path)
         config = FlownConfig.parse(values["config"], f"{path}/config.json")
         layouts = [WeightLayout.parse(v, f"{path}/config.json") for v in values["layouts"]]
-        encoder, flowing, context = (load_tensors(path / part)[0] for part in _PARTS)
-        model = cls(config, JointLayout.of(layouts), _under("prior", flowing))
-        _fill(model.encoder, _under("encoder", encoder), path / _PARTS[0])
-        _fill(model.standardizer, _under("standardizer", encoder), path / _PARTS[0])
-        _fill(model.velocity, _under("velocity", flowing), path / _PARTS[1])
-        if context:
+        model = cls(config, JointLayout.of(layouts), modelfiles.under("prior", parts["flow"]))
+
+        def fill(module: nn.Module, name: str, part: str) -> None:
+            modelfiles.fill(module, name, parts[part], path / f"{part}.safetensors")
+
+        fill(model.encoder, "encoder", "encoder")
+        fill(model.standardizer, "standardizer", "encoder")
+        fill(model.velocity, "velocity", "flow")
+        if config.context.mode != "none":
             model.support = SupportEncoder.from_values(values["support"])
-            _fill(model.support, _under("support", context), path / _PARTS[2])
+            fill(model.support, "support", "context")
             model.head = ContextHead(model.classes, model.support.width, mode=config.context.mode)
-            _fill(model.head, _under("head", context), path / _PARTS[2])
-            model.prototypes = context["prototypes"]
+            fill(model.head, "head", "context")
+            model.prototypes = parts["context"]["prototypes"]
         model.card = values.get("card", {})
         return model.eval().requires_grad_(False)
 
 
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    start = prefix + "."
-    return {k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)}
+def _shipped(name: str) -> Path:
+    return Path(str(resources.files("flown") / "pretrained" / name))
 
 
-def _fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    check_finite(tensors, path)
-    try:
-        module.load_state_dict(tensors, strict=True)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise FlownError(f"{path}: does not fit config.json ({reason})") from None
+def shipped_zoo(name: str) -> Path:
+    """The zoo that a shipped model was fitted on; it ships too.
+
+    Raises:
+        FlownError: no such shipped model.
+    """
+    if name not in BUILTIN:
+        raise unknown("shipped model", name, BUILTIN)
+    return _shipped(f"{name}-zoo")
 
 
 def _prior(config: FlownConfig) -> dict[str, Tensor]:
@@ -350,8 +345,7 @@ def _prior(config: FlownConfig) -> dict[str, Tensor]:
     if config.flow.source != "checkpoint":
         return {}
     if config.flow.prior is None:
-        raise FlownError("flow.source checkpoint needs flow.prior: a file of generated or saved weights")
+        raise FlownError(
+            "flow.source checkpoint needs flow.prior: a file of generated or saved weights"
+        )
     return WeightBatch.load(config.flow.prior).state_dict(0)
-
-
-

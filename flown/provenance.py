@@ -18,29 +18,36 @@ import torch
 
 from flown.config import Config
 from flown.files import write_json
+from flown.version import __version__
 
 Row = dict[str, Any]
 
 
-def provenance(config: Config, data: Mapping[str, Any], seconds: float, device: str) -> dict[str, Any]:
+def digest(config: Config) -> str:
+    """A fingerprint of a config: the same for the same values, whatever their order."""
+    text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def provenance(config: Config, data: Mapping[str, Any], seconds: float, device: str,
+               command: str | None = None) -> dict[str, Any]:  # fmt: skip
     """The record that accompanies results.
 
     Args:
-        data: counts of images and networks used, by name.
+        data: counts of images and networks used, by name; identities of zoos.
         seconds: wall time of the whole experiment.
+        command: what was run; this process's own command line otherwise.
     """
-    values = config.model_dump(mode="json")
-    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
     return {
         "commit": _commit(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "config": values,
-        "config_hash": digest,
+        "command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "config": config.model_dump(mode="json"),
+        "config_hash": digest(config),
         "data": dict(data),
         "device": device,
         "hardware": {"cpu": _cpu(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-                     "gpu": torch.cuda.get_device_name() if device == "cuda" else None},
-        "versions": {"python": platform.python_version(),
+                     "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None},
+        "versions": {"flown": __version__, "python": platform.python_version(),
                      **{p: metadata.version(p) for p in ("torch", "numpy", "safetensors")}},
         "seconds": round(seconds, 1),
     }  # fmt: skip
@@ -48,19 +55,34 @@ def provenance(config: Config, data: Mapping[str, Any], seconds: float, device: 
 
 def write_results(path: Path | str, experiment: str, scale: str, about: Mapping[str, Any],
                   rows: Sequence[Row]) -> None:  # fmt: skip
-    """Writes `results.json`."""
-    content = {"experiment": experiment, "scale": scale, "provenance": dict(about), "rows": list(rows)}
-    write_json(path, content)
+    """Writes `results.json` whole.
+
+    Args:
+        scale: `smoke`, `cpu` or `paper`.
+        about: what `provenance` returned.
+        rows: one record a figure; accuracies in percent.
+
+    Raises:
+        FlownError: the file cannot be written.
+    """
+    head = {"experiment": experiment, "scale": scale, "provenance": dict(about)}
+    write_json(path, {**head, "rows": list(rows)})
 
 
 def _commit() -> str | None:
-    here = Path(__file__).parent
+    """The commit of this library's sources, `-dirty` when changed; None outside of git."""
+    here = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=here.parent, capture_output=True, text=True,
+                              check=True, timeout=10).stdout.strip()  # fmt: skip
+
     try:
-        found = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=here,
-                               capture_output=True, text=True, check=True, timeout=10)  # fmt: skip
+        # An installed copy may lie in somebody else's repository, whose commit says nothing.
+        git("ls-files", "--error-unmatch", here.name)
+        return git("describe", "--always", "--dirty", "--abbrev=12") or None
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip() or None
 
 
 def _cpu() -> str:

@@ -113,6 +113,7 @@ def train(
             elif done % 20 == 0:
                 update(done, f"loss {_finite(loss_sum / count, name, done):.4g}")
             if (last or done % config.checkpoint_every == 0) and accelerator.is_main_process:
+                _finite(loss.detach(), name, done)
                 _save(path, done, objective, trained, average, optimizer, history)
     _load_average(trained, average)
     objective.eval()

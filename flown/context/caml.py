@@ -1,15 +1,21 @@
 """CAML: in-context image classification by a transformer (Fifty et al. 2310.10971).
 
-Token = image feature ++ label embedding. A sequence is one query and the whole support set; the
-query carries a learned "unknown" label, the support the ELMES of its labels. There is no positional
-encoding, so the support's order means nothing. The output at the query is read after the last
-LayerNorm. The number of ways is a constructor argument; fewer ways use the first of the frame.
+    token = image feature (F,) ++ label embedding (L,),   width = F + L
+    sequence = [query ++ u, support_1 ++ s e(y_1), ..., support_S ++ s e(y_S)]
+
+The query carries a learned "unknown" label u, the support the ELMES vectors e of its labels times
+a learned scale s. There is no positional encoding, so the support's order means nothing. Layers
+are pre-norm (x + attention(LN x), then x + MLP(LN x)); the output is the query's token after a
+last LayerNorm. Each query is in a sequence of its own, since the support attends to it.
+The number of ways is a constructor argument; fewer ways use as many vectors of the frame.
+
+A fresh CAML already compares and copies: attention starts as a similarity (query = key weights,
+output = transposed value weights, as in Trockman & Kolter 2305.09828), label vectors have the
+scale of standardised features, and the classifier reads the label part. From the usual init the
+loss stays at chance for hundreds of steps.
 """
 
 from __future__ import annotations
-
-import re
-from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +24,8 @@ from torch import Tensor, nn
 from flown.config import Config
 from flown.context.elmes import elmes
 from flown.errors import FlownError
+
+_EPS = 1e-6  # of the published LayerNorms
 
 
 class CAMLConfig(Config):
@@ -32,114 +40,116 @@ class CAMLConfig(Config):
 
     @property
     def width(self) -> int:
+        """Of a token: feature and label embedding."""
         return self.feature_dim + self.label_dim
 
     @classmethod
     def published(cls) -> CAMLConfig:
+        """The sizes of the official checkpoint."""
         return cls(ways=5, feature_dim=768, label_dim=256, layers=24, heads=16, mlp=4096)
 
 
 class CAML(nn.Module):
-    """Query outputs (B, Q, width) from support features, labels and query features."""
+    """Query outputs (B, Q, width) from support features, labels and query features.
+
+    Raises:
+        FlownError: the heads do not divide the width, or no such frame of label vectors.
+    """
 
     label_elmes: Tensor
 
     def __init__(self, config: CAMLConfig) -> None:
         super().__init__()
+        if config.width % config.heads:
+            raise FlownError(f"caml: width {config.width} is no multiple of {config.heads} heads")
         self.config = config
         width = config.width
         self.register_buffer("label_elmes", elmes(config.ways, config.label_dim))
-        self.elmes_scale = nn.Parameter(torch.ones(1))
+        self.elmes_scale = nn.Parameter(torch.full((1,), config.label_dim**0.5))
         self.unk_emb = nn.Parameter(torch.zeros(1, 1, config.label_dim))
         self.transformer_encoder = _Encoder(width, config.layers, config.heads, config.mlp)
-        self.output_proj = nn.Linear(width, config.ways)
-        with torch.no_grad():  # reads the label part at first: copying a label is the task's core
+        self.output_proj = nn.Linear(width, config.ways, bias=False)
+        with torch.no_grad():
             self.output_proj.weight[:, config.feature_dim :] = self.label_elmes
 
     def forward(self, support: Tensor, labels: Tensor, query: Tensor) -> Tensor:
-        """Outputs at the queries.
+        """Outputs at the queries, (B, Q, width).
 
         Args:
             support: features (B, S, F); `labels` (B, S) in 0..ways-1.
             query: features (B, Q, F); each in a sequence of its own with the support.
-        """
-        if int(labels.max()) >= self.config.ways:
-            raise FlownError(f"caml: label {int(labels.max())}, built for {self.config.ways} ways")
-        embedded = self.elmes_scale * self.label_elmes[labels]  # (B, S, label)
-        known = torch.cat([support, embedded], dim=2)
-        unknown = self.unk_emb.expand(*query.shape[:2], -1)
-        asked = torch.cat([query, unknown], dim=2)  # (B, Q, width)
-        batch, queries = query.shape[:2]
-        repeated = known[:, None].expand(-1, queries, -1, -1)
-        sequence = torch.cat([asked[:, :, None], repeated], dim=2).flatten(0, 1)  # (BQ, 1+S, width)
-        output: Tensor = self.transformer_encoder(sequence)
-        return output.unflatten(0, (batch, queries))
 
-    def logits(self, support: Tensor, labels: Tensor, query: Tensor) -> Tensor:
-        """Class scores (B, Q, ways)."""
-        return self.output_proj(self(support, labels, query))  # type: ignore[no-any-return]
+        Raises:
+            FlownError: features of another length, or a label out of range.
+        """
+        self._check(support, labels, query)
+        batch, queries = query.shape[:2]
+        known = torch.cat([support, self.elmes_scale * self.label_elmes[labels]], dim=2)
+        asked = torch.cat([query, self.unk_emb.expand(batch, queries, -1)], dim=2)
+        repeated = known[:, None].expand(-1, queries, -1, -1)  # (B, Q, S, width)
+        sequence = torch.cat([asked[:, :, None], repeated], dim=2)  # (B, Q, 1 + S, width)
+        output: Tensor = self.transformer_encoder(sequence.flatten(0, 1))  # (B Q, width)
+        return output.reshape(batch, queries, -1)
+
+    def logits(self, support: Tensor, labels: Tensor, query: Tensor,
+               ways: int | None = None) -> Tensor:  # fmt: skip
+        """Class scores (B, Q, ways) of the first `ways` labels, by default of all."""
+        scores: Tensor = self.output_proj(self(support, labels, query))
+        return scores[..., :ways]
+
+    def _check(self, support: Tensor, labels: Tensor, query: Tensor) -> None:
+        for name, features in (("support", support), ("query", query)):
+            if features.ndim != 3 or features.shape[2] != self.config.feature_dim:
+                raise FlownError(
+                    f"caml: expected {name} features (B, *, {self.config.feature_dim}), "
+                    f"got {tuple(features.shape)}; was it trained on another backbone?"
+                )
+        if labels.shape != support.shape[:2]:
+            want, got = tuple(support.shape[:2]), tuple(labels.shape)
+            raise FlownError(f"caml: expected labels {want}, got {got}")
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= self.config.ways:
+            raise FlownError(
+                f"caml: labels go from {low} to {high}, it was built for {self.config.ways} ways; "
+                "train one with more ways (CAMLConfig.ways)"
+            )
 
 
 class _Encoder(nn.Module):
-    """Pre-norm transformer layers and a last LayerNorm; returns the first token's output."""
+    """Transformer layers and a last LayerNorm; (N, T, width) to the first token's (N, width)."""
 
     def __init__(self, width: int, layers: int, heads: int, mlp: int) -> None:
         super().__init__()
         self.layers = nn.ModuleDict(
             {f"encoder_layer_{i}": _Layer(width, heads, mlp) for i in range(layers)}
         )
-        self.ln = nn.LayerNorm(width)
+        self.ln = nn.LayerNorm(width, eps=_EPS)
 
     def forward(self, sequence: Tensor) -> Tensor:
-        for layer in self.layers.values():
+        *layers, last = self.layers.values()
+        for layer in layers:
             sequence = layer(sequence)
-        return self.ln(sequence[:, 0])  # type: ignore[no-any-return]
+        # Nobody reads what the last layer makes of the support.
+        return self.ln(last(sequence, tokens=1)[:, 0])  # type: ignore[no-any-return]
 
 
 class _Layer(nn.Module):
     def __init__(self, width: int, heads: int, mlp: int) -> None:
         super().__init__()
-        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.ln_1, self.ln_2 = nn.LayerNorm(width, eps=_EPS), nn.LayerNorm(width, eps=_EPS)
         self.self_attention = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.mlp = nn.ModuleDict({"linear_1": nn.Linear(width, mlp), "linear_2": nn.Linear(mlp, width)})
+        self.mlp = nn.ModuleDict(
+            {"linear_1": nn.Linear(width, mlp), "linear_2": nn.Linear(mlp, width)}
+        )
+        with torch.no_grad():
+            query, key, value = self.self_attention.in_proj_weight.chunk(3)
+            key.copy_(query)
+            self.self_attention.out_proj.weight.copy_(value.T)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, tokens: int | None = None) -> Tensor:
+        """(N, T, width) to the first `tokens` outputs, by default all."""
         normed = self.ln_1(x)
-        x = x + self.self_attention(normed, normed, normed, need_weights=False)[0]
-        return x + self.mlp["linear_2"](F.gelu(self.mlp["linear_1"](self.ln_2(x))))  # type: ignore[no-any-return]
-
-
-def load_published(state: Mapping[str, Tensor], config: CAMLConfig | None = None) -> CAML:
-    """A CAML from the published checkpoint's state dict.
-
-    Its names are `transformer_encoder.*`, `label_elmes`, `unk_emb` and, where stored, `elmes_scale`
-    and `output_proj.*`; layers follow torchvision's vision transformer in either of its spellings
-    (`mlp.linear_1` or `mlp.0`), with or without `encoder.` in front. The image backbone is not
-    part of it.
-
-    Raises:
-        FlownError: a tensor is missing, superfluous or of another shape; the message names it.
-    """
-    model = CAML(config or CAMLConfig.published())
-    own = model.state_dict()
-    found = {}
-    for name, tensor in state.items():
-        if name.startswith("feature_extractor."):
-            continue
-        short = name.removeprefix("module.")
-        short = short.replace("transformer_encoder.encoder.", "transformer_encoder.")
-        short = re.sub(r"mlp\.0\.", "mlp.linear_1.", short)
-        short = re.sub(r"mlp\.3\.", "mlp.linear_2.", short)
-        if short not in own:
-            raise FlownError(f"caml checkpoint: unexpected tensor '{name}'")
-        if short == "elmes_scale":
-            tensor = tensor.reshape(1)
-        if tensor.shape != own[short].shape:
-            got, want = tuple(tensor.shape), tuple(own[short].shape)
-            raise FlownError(f"caml checkpoint: '{name}' is {got}, expected {want}")
-        found[short] = tensor
-    optional = {"elmes_scale", "output_proj.weight", "output_proj.bias"}
-    if missing := sorted(set(own) - set(found) - optional):
-        raise FlownError(f"caml checkpoint: tensor '{missing[0]}' is missing")
-    model.load_state_dict({**own, **found})
-    return model.eval()
+        attended = self.self_attention(normed[:, :tokens], normed, normed, need_weights=False)[0]
+        x = x[:, :tokens] + attended
+        inner: Tensor = F.gelu(self.mlp["linear_1"](self.ln_2(x)))
+        return x + self.mlp["linear_2"](inner)  # type: ignore[no-any-return]

@@ -27,4 +27,5 @@ def elmes(classes: int, dim: int, seed: int = 50) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     gaussian = torch.randn(dim, classes, generator=generator, dtype=torch.float64)
     rotation, _ = torch.linalg.qr(gaussian)  # (dim, classes), orthonormal columns
-    return (frame @ rotation.T).float()
+    rotated: Tensor = frame @ rotation.T
+    return rotated.float()

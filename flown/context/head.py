@@ -1,7 +1,10 @@
 """From CAML's class outputs to the context vector c (FLoWN A.4.2).
 
-`ordered` concatenates the classes' outputs, as the paper does, and passes two linear layers: the
-context knows which class is which. `mean` pools over classes first and does not.
+    ordered: c = W_2 silu(W_1 [LN o_1; ...; LN o_C])
+    mean:    c = W_2 silu(W_1 mean_k LN o_k)
+
+`ordered` knows which class is which, as in the paper; `mean` is the same for any order of classes.
+A class whose output is all zeros is absent: that is how tasks with fewer classes are padded.
 """
 
 from __future__ import annotations
@@ -11,20 +14,43 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flown.errors import FlownError, unknown
+
 CONTEXT_DIM = 128
 
 
 class ContextHead(nn.Module):
-    """Class outputs (B, C, width) to contexts (B, 128)."""
+    """Class outputs (B, C, width) to contexts (B, 128).
 
-    def __init__(self, classes: int, width: int, mode: Literal["ordered", "mean"] = "ordered") -> None:
+    Raises:
+        FlownError: an unknown mode.
+    """
+
+    def __init__(self, classes: int, width: int,
+                 mode: Literal["ordered", "mean"] = "ordered") -> None:  # fmt: skip
         super().__init__()
-        self.mode = mode
+        if mode not in ("ordered", "mean"):
+            raise unknown("context mode", mode, ("ordered", "mean"))
+        self.classes, self.width, self.mode = classes, width, mode
         self.norm = nn.LayerNorm(width)
         self.first = nn.Linear(width * (classes if mode == "ordered" else 1), 2 * CONTEXT_DIM)
         self.second = nn.Linear(2 * CONTEXT_DIM, CONTEXT_DIM)
 
     def forward(self, outputs: Tensor) -> Tensor:
-        x = self.norm(outputs)
-        x = x.flatten(1) if self.mode == "ordered" else x.mean(dim=1)
+        """(B, C, width) to (B, 128).
+
+        Raises:
+            FlownError: another width, or in `ordered` more classes than the head was built for.
+        """
+        if outputs.ndim != 3 or outputs.shape[2] != self.width:
+            got = tuple(outputs.shape)
+            raise FlownError(f"context: expected class outputs (B, C, {self.width}), got {got}")
+        present = (outputs != 0).any(dim=2, keepdim=True)  # (B, C, 1)
+        x = self.norm(outputs) * present
+        if self.mode == "mean":
+            x = x.sum(dim=1) / present.sum(dim=1).clamp_min(1)
+        elif (missing := self.classes - outputs.shape[1]) < 0:
+            raise FlownError(f"context: {outputs.shape[1]} classes, built for {self.classes}")
+        else:
+            x = F.pad(x, (0, 0, 0, missing)).flatten(1)  # (B, classes * width)
         return self.second(F.silu(self.first(x)))  # type: ignore[no-any-return]

@@ -1,10 +1,15 @@
 """Images as tensors: by name or from a folder, in three parts; support sets and episodes."""
 
 from flown.data.folder import image_files, load_folder, read_image, stack
-from flown.data.named import ManyClass, Source, available, describe, load, load_many
-from flown.data.splits import ImageData, Split, three_way
+from flown.data.named import Source, available, describe, load, load_many
+from flown.data.splits import ImageData, ManyClass, Split, three_way
 from flown.data.support import (
-    Episode, Support, check_support, draw_episode, draw_support, load_support,
+    Episode,
+    Support,
+    check_support,
+    draw_episode,
+    draw_support,
+    load_support,
 )  # fmt: skip
 
 __all__ = [

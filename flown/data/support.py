@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from flown.data.folder import load_folder
 from flown.data.named import load
 from flown.data.splits import Split
-from flown.errors import FlownError
+from flown.errors import FlownError, unknown
 
 
 class Support(NamedTuple):
@@ -29,26 +30,42 @@ class Episode(NamedTuple):
     classes: Tensor
 
 
-def draw_support(split: Split, classes: int, shots: int, generator: torch.Generator) -> Support:
+def draw_support(split: Split, classes: int, shots: int, generator: torch.Generator,
+                 classes_subset: Sequence[int] | None = None) -> Support:  # fmt: skip
     """`shots` random images of each class.
 
+    Args:
+        classes: how many classes the split has.
+        classes_subset: draw from these classes alone; labels are then places in this list.
+
     Raises:
-        FlownError: a class has fewer images than that.
+        FlownError: a class has fewer images than that, or there is no such class.
     """
-    if shots < 1:
-        raise FlownError(f"a support set needs at least one image per class, got shots={shots}")
-    rows = [_draw(split.labels, label, shots, generator) for label in range(classes)]
-    chosen = torch.cat(rows)
-    return Support(split.images[chosen], split.labels[chosen])
+    wanted = range(classes) if classes_subset is None else classes_subset
+    if shots < 1 or not wanted:
+        raise FlownError(f"a support set needs an image of some class: shots={shots}, "
+                         f"{len(wanted)} classes")  # fmt: skip
+    if bad := [label for label in wanted if not 0 <= label < classes]:
+        raise FlownError(f"class {bad[0]} is out of range 0..{classes - 1}")
+    chosen = torch.cat([_draw(split.labels, label, shots, generator) for label in wanted])
+    labels = torch.arange(len(wanted), device=split.labels.device).repeat_interleave(shots)
+    return Support(split.images[chosen], labels)
 
 
 def draw_episode(images: Tensor, labels: Tensor, classes: Tensor, ways: int, shots: int,
                  queries: int, generator: torch.Generator) -> Episode:  # fmt: skip
     """A task over `ways` random classes out of `classes`; support and query share no image.
 
+    Args:
+        images: (N, ...): pixels, or features of them; labels (N,).
+        classes: the class numbers to choose from, as in `ManyClass.class_split`.
+        shots: support images a class; `queries`: query images a class.
+
     Raises:
         FlownError: fewer classes than ways, or a class with too few images.
     """
+    if min(ways, shots, queries) < 1:
+        raise FlownError(f"an episode needs {ways=}, {shots=} and {queries=} of 1 or more")
     if ways > len(classes):
         raise FlownError(f"{ways} ways asked for, there are {len(classes)} classes")
     chosen = classes[torch.randperm(len(classes), generator=generator)[:ways]]
@@ -69,19 +86,35 @@ def _draw(labels: Tensor, label: int, count: int, generator: torch.Generator) ->
     return rows[torch.randperm(len(rows), generator=generator)[:count]]
 
 
-def load_support(source: str | Path, shots: int = 5, seed: int = 0) -> tuple[Support, tuple[str, ...]]:
+def load_support(
+    source: str | Path, shots: int = 5, seed: int = 0, classes: Sequence[str] | None = None
+) -> tuple[Support, tuple[str, ...]]:
     """A support set and its class names: all images of a folder, or `shots` a class of a data
     set's training part.
 
+    Args:
+        classes: names of the classes to take, in the order of their labels; without it, all.
+
     Raises:
-        FlownError: as `load` and `draw_support`.
+        FlownError: as `load` and `draw_support`, or no class of that name.
     """
-    if Path(source).is_dir():
-        whole, classes = load_folder(Path(source))
-        return Support(whole.images, whole.labels), classes
-    images = load(source)
-    generator = torch.Generator().manual_seed(seed)
-    return draw_support(images.train, len(images.classes), shots, generator), images.classes
+    if folder := Path(source).is_dir():
+        split, known = load_folder(Path(source))
+    else:
+        images = load(source)
+        split, known = images.train, images.classes
+    names = known if classes is None else tuple(classes)
+    if bad := [name for name in names if name not in known]:
+        raise unknown(f"class of {source}:", bad[0], known)
+    if not names:
+        raise FlownError(f"{source}: a support set of no class was asked for")
+    wanted = [known.index(name) for name in names]
+    if not folder:
+        generator = torch.Generator().manual_seed(seed)
+        return draw_support(split, len(known), shots, generator, wanted), names
+    rows = [(split.labels == label).nonzero().flatten() for label in wanted]
+    labels = [torch.full((len(found),), i) for i, found in enumerate(rows)]
+    return Support(split.images[torch.cat(rows)], torch.cat(labels)), names
 
 
 def check_support(images: Tensor, labels: Tensor, classes: int) -> Support:
@@ -94,13 +127,16 @@ def check_support(images: Tensor, labels: Tensor, classes: int) -> Support:
     Raises:
         FlownError: anything else; the message names shape, value or class.
     """
+    for key, value in (("images", images), ("labels", labels)):
+        if not isinstance(value, Tensor):
+            raise FlownError(f"support {key}: expected a tensor, got {type(value).__name__}")
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise FlownError(f"support images: expected (K, 1 or 3, H, W), got {tuple(images.shape)}")
     if min(images.shape[2:]) < 4:
         raise FlownError(f"support images: {tuple(images.shape[2:])} pixels are too few")
     if labels.ndim != 1 or len(labels) != len(images):
         raise FlownError(f"support labels: expected {len(images)}, got {tuple(labels.shape)}")
-    if labels.is_floating_point() or labels.dtype == torch.bool:
+    if labels.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
         raise FlownError(f"support labels: expected integers, got {labels.dtype}")
     bad = labels[(labels < 0) | (labels >= classes)]
     if len(bad):
@@ -110,8 +146,10 @@ def check_support(images: Tensor, labels: Tensor, classes: int) -> Support:
         missing = int((counts == 0).nonzero()[0])
         raise FlownError(f"support set: class {missing} of {classes} has no image")
     if images.dtype != torch.uint8:
-        if not images.is_floating_point() or not torch.isfinite(images).all():
-            raise FlownError("support images: NaN or Inf pixels, or neither uint8 nor float")
+        if not images.is_floating_point():
+            raise FlownError(f"support images: expected uint8 or floats, got {images.dtype}")
+        if not torch.isfinite(images).all():
+            raise FlownError("support images: NaN or Inf pixels")
         if images.min() < 0 or images.max() > 1:
             low, high = float(images.min()), float(images.max())
             raise FlownError(f"support images: floats must lie in [0, 1], got [{low:g}, {high:g}]")

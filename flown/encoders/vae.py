@@ -29,7 +29,7 @@ class VAEConfig(Config):
 
     kind: Literal["vae"] = "vae"
     side: int = 16
-    width: int = 32
+    width: int = 16
     multipliers: tuple[int, ...] = (1, 2, 2)
     blocks: int = 1
     latent_channels: int = 4

@@ -36,8 +36,8 @@ def config(seed: int = 0) -> RetrievalConfig:
     """Sized for two cores and a few minutes."""
     fit = FlownConfig(
         encoder=VAEConfig(),
-        encoder_training=TrainConfig(steps=2000, batch_size=64),
-        velocity=VelocityConfig(width=32),
+        encoder_training=TrainConfig(steps=1500, batch_size=32),
+        velocity=VelocityConfig(channels=32, blocks=1),
         flow_training=TrainConfig(steps=2500, batch_size=96),
         seed=seed,
     )

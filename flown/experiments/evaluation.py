@@ -13,7 +13,9 @@ from flown.weights import WeightBatch
 from flown.zoo import Zoo
 
 
-def evaluate_file(file: Path | str, name: str, zoo_path: Path | None, top: int = 5) -> Iterator[str]:
+def evaluate_file(
+    file: Path | str, name: str, zoo_path: Path | None, top: int = 5
+) -> Iterator[str]:
     """Lines of a report: chosen on validation images, measured on test images.
 
     Raises:
@@ -23,7 +25,9 @@ def evaluate_file(file: Path | str, name: str, zoo_path: Path | None, top: int =
     images = data.load(name)
     classes = len(batch.layout.task.classes)
     if classes != len(images.classes):
-        raise FlownError(f"{file}: networks of {classes} classes, '{name}' has {len(images.classes)}")
+        raise FlownError(
+            f"{file}: networks of {classes} classes, '{name}' has {len(images.classes)}"
+        )
     zoo = Zoo.open(zoo_path) if zoo_path else None
     wrong = predictions(batch, images.test.images) != images.test.labels
     val = (predictions(batch, images.val.images) == images.val.labels).float().mean(dim=1)

@@ -70,8 +70,6 @@ def run(config: RetrievalConfig, out: Path, *, resume: bool, device: str) -> Ret
     return Retrieval(whole, model, card, about)
 
 
-
-
 def paper_rows(rows: list[Row], figures: dict[tuple[str, str], float]) -> list[Row]:
     """The rows with the paper's figure beside those it has one for, by (dataset, method)."""
     return [

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 Coupling = Callable[[Tensor, Tensor, "Tensor | None", "torch.Generator | None"], Tensor]
@@ -35,6 +34,8 @@ def ot(
     Args:
         groups: integer labels (B,); rows are exchanged only with rows of the same label.
     """
+    from scipy.optimize import linear_sum_assignment  # half a second that only `ot` needs
+
     order = torch.arange(len(x0), device=x0.device)
     labels = torch.zeros_like(order) if groups is None else groups
     for label in torch.unique(labels):

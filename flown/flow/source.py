@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -137,7 +137,7 @@ class Checkpoint:
         return tensors
 
 
-SOURCES: dict[str, Any] = {
+SOURCES: dict[str, Callable[..., Source]] = {
     "gaussian": Gaussian,
     "kaiming-normal": KaimingNormal,
     "kaiming-uniform": KaimingUniform,

@@ -135,7 +135,8 @@ class UNet(nn.Module):
     def conditioned(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """`forward` with what `condition` returned."""
         if tuple(x.shape[1:]) != self.latent_shape:
-            raise FlownError(f"latent: expected (B, *{self.latent_shape}), got {tuple(x.shape)}")
+            expected = ", ".join(map(str, ("B", *self.latent_shape)))
+            raise FlownError(f"latent: expected ({expected}), got {tuple(x.shape)}")
         angles = t.reshape(-1, 1) * self.frequencies  # (B or 1, embed_dim / 2)
         e = self.time(torch.cat([angles.sin(), angles.cos()], dim=1))
         if self.config.conditioning == "concat":

@@ -1,165 +1,221 @@
-"""The figures of a report card."""
+"""The figures of a report card. Each is None where the card has nothing to draw it from."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flown.card import Card
-from flown.report.style import COLOURS, LABELS, figure, grid
+from flown.card import Card, TaskCard
+from flown.report.style import LOOKS, SOURCE, TASK_COLOURS, figure, legend, look, panels
 from flown.training import History
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_ORDER = ("zoo", "zoo-held-out", "reconstruction-train", "reconstruction-held-out", "flown",
-          "nearest", "noise-0.06", "noise-0.12", "average-16", "gaussian", "random-init")  # fmt: skip
+_X_TICKS = (0, 0.25, 0.5, 0.75, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+
+
+def ordered(task: TaskCard) -> list[str]:
+    """A task's methods in the order of `LOOKS`, unknown ones last."""
+    return [m for m in LOOKS if m in task.methods] + [m for m in task.methods if m not in LOOKS]
 
 
 def accuracies(card: Card) -> Figure:
-    """A strip of every network's test accuracy per method, with the mean."""
-    rows, columns = grid(len(card.tasks))
-    page, axes = figure(rows, columns, 5.6 * columns, 3.7 * rows)
+    """A strip of every network's test accuracy per method, its mean as a bar and a number."""
+    most = max(len(task.methods) for task in card.tasks.values())
+    page, axes = panels(len(card.tasks), 5.6, 0.27 * most + 1.0)
     jitter = np.random.default_rng(0)
-    for axis, (name, task) in zip(axes, card.tasks.items(), strict=False):
-        shown = [m for m in _ORDER if m in task.methods]
-        for place, method in enumerate(reversed(shown)):
+    for axis, (name, task) in zip(axes, card.tasks.items(), strict=True):
+        shown = ordered(task)[::-1]
+        for place, method in enumerate(shown):
             values = task.methods[method].test.numpy()
-            spread = place + jitter.uniform(-0.28, 0.28, len(values))
-            axis.scatter(values, spread, s=9, alpha=0.45, color=COLOURS[method], linewidths=0)
-            axis.plot([values.mean()] * 2, [place - 0.38, place + 0.38], color="black", lw=1.6)
-        axis.set_yticks(range(len(shown)), [LABELS[m] for m in reversed(shown)])
+            spread = place + jitter.uniform(-0.26, 0.26, len(values))
+            axis.scatter(values, spread, s=10, alpha=0.5, color=look(method).colour, linewidths=0)
+            mean = values.mean()
+            axis.plot([mean, mean], [place - 0.38, place + 0.38], color="black", lw=1.6)
+            weight = "bold" if method == "flown" else "normal"
+            axis.text(1.02, place, f"{mean:.1f}", transform=axis.get_yaxis_transform(),
+                      va="center", fontsize=9, fontweight=weight)  # fmt: skip
+        axis.set_yticks(range(len(shown)), [look(m).label for m in shown])
+        for label, method in zip(axis.get_yticklabels(), shown, strict=True):
+            label.set_fontweight("bold" if method == "flown" else "normal")
+        _zoo_line(axis.axvline, task)
+        axis.set_xlim(-2, 102)
         axis.set_xlabel("test accuracy, %")
+        axis.text(1.02, len(shown) - 0.35, "mean", transform=axis.get_yaxis_transform(),
+                  fontsize=8, color="#555555")  # fmt: skip
         axis.set_title(name, fontsize=11, loc="left")
-        axis.axvline(float(task.methods["zoo"].test.mean()), color=COLOURS["zoo"], lw=0.8, ls=":")
         axis.grid(axis="x", alpha=0.25)
-    _hide(axes[len(card.tasks) :])
     return page
 
 
-def confusion(card: Card) -> Figure:
+def confusion(card: Card) -> Figure | None:
     """Networks generated for the row's task, tested on the column's."""
+    if not card.compares_tasks:
+        return None
     names = list(card.tasks)
     values = np.array([[np.nan if v is None else v for v in row] for row in card.confusion])
-    side = 1.35 * len(names) + 2.4
-    page, axes = figure(1, 1, side, side * 0.82)
+    page, axes = figure(1, 1, 1.15 * len(names) + 2.6, 0.8 * len(names) + 1.4)
     axis = axes[0]
-    axis.imshow(values, cmap="Blues", vmin=0, vmax=100)
+    axis.imshow(np.ma.masked_invalid(values), cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    axis.set_facecolor("#f0f0f0")
     for i, j in np.ndindex(values.shape):
         text = "–" if np.isnan(values[i, j]) else f"{values[i, j]:.1f}"
         axis.text(j, i, text, ha="center", va="center", fontsize=11,
                   color="white" if values[i, j] > 55 else "black")  # fmt: skip
-    axis.set_xticks(range(len(names)), names, rotation=20, ha="right")
+    axis.set_xticks(range(len(names)), names, rotation=20, ha="right", rotation_mode="anchor")
     axis.set_yticks(range(len(names)), names)
     axis.set_xlabel("tested on")
     axis.set_ylabel("generated for")
     axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
     return page
 
 
-def novelty(card: Card) -> Figure:
+def novelty(card: Card) -> Figure | None:
     """Distance to the nearest training network against accuracy."""
-    rows, columns = grid(len(card.tasks))
-    page, axes = figure(rows, columns, 5.6 * columns, 3.7 * rows)
-    for axis, (name, task) in zip(axes, card.tasks.items(), strict=False):
-        for method in _ORDER:
-            measured = task.methods.get(method)
-            if measured is None or measured.ratio is None or method.startswith("reconstruction-t"):
+    if all(m.ratio is None for task in card.tasks.values() for m in task.methods.values()):
+        return None
+    page, axes = panels(len(card.tasks), 5.6, 3.7, room=0.7)
+    for axis, (name, task) in zip(axes, card.tasks.items(), strict=True):
+        farthest = 1.0
+        for method in ordered(task):
+            measured, own = task.methods[method], method == "flown"
+            if measured.ratio is None:
                 continue
-            big = method == "flown"
-            axis.scatter(measured.ratio, measured.test, s=22 if big else 12, alpha=0.6,
-                         color=COLOURS[method], linewidths=0, zorder=3 if big else 2,
-                         label=LABELS[method])  # fmt: skip
+            farthest = max(farthest, float(measured.ratio.max()))
+            style = look(method)
+            axis.scatter(measured.ratio, measured.test, s=26 if own else 16, marker=style.mark,
+                         alpha=0.65, color=style.colour, linewidths=0, zorder=3 if own else 2,
+                         label=style.label)  # fmt: skip
+        # Linear up to a held-out network's distance, logarithmic beyond: untrained ones are far.
+        axis.set_xscale("symlog", linthresh=1, linscale=1.5)
+        axis.set_xlim(-0.05, 1.25 * farthest)
+        ticks = [t for t in _X_TICKS if t <= 1.25 * farthest]
+        axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        axis.set_xticks([], minor=True)
         axis.axvline(1, color="black", lw=0.8, ls=":")
-        axis.axhline(float(task.methods["zoo"].test.mean()), color=COLOURS["zoo"], lw=0.8, ls=":")
-        axis.set_xlim(left=-0.05)
-        axis.set_xlabel("L2 to nearest training network / held-out's own")
+        _zoo_line(axis.axhline, task)
+        axis.set_ylim(-2, 102)
+        axis.set_xlabel("L2 to the nearest training network / held-out networks' own")
         axis.set_ylabel("test accuracy, %")
         axis.set_title(name, fontsize=11, loc="left")
-    handles, labels = axes[0].get_legend_handles_labels()
-    page.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=9, frameon=False)
-    _hide(axes[len(card.tasks) :])
+    legend(page, axes, 4 if len(axes) > 1 else 3)
     return page
 
 
-def trajectory(card: Card) -> Figure:
+def trajectory(card: Card) -> Figure | None:
     """Accuracy of what is decoded on the way from source to weights."""
-    page, axes = figure(1, 1, 7.2, 3.8)
-    palette = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-    for colour, (name, task) in zip(palette, card.tasks.items(), strict=False):
-        axes[0].plot(task.times, task.along, "o-", color=colour, ms=4, label=name)
-        axes[0].axhline(float(task.methods["zoo"].val.mean()), color=colour, lw=0.9, ls=":")
-    axes[0].set_xlabel("t (0: source, 1: weights)")
-    axes[0].set_ylabel("validation accuracy, %")
-    axes[0].legend(frameon=False, fontsize=9)
-    axes[0].grid(alpha=0.25)
+    shown = {n: t for n, t in card.tasks.items() if t.times is not None and t.along is not None}
+    if not shown:
+        return None
+    page, axes = figure(1, 1, 8.2, 3.8)
+    axis = axes[0]
+    looks = zip(cycle(TASK_COLOURS), cycle("os^Dv"))
+    for (colour, mark), (name, task) in zip(looks, shown.items(), strict=False):
+        assert task.times is not None and task.along is not None
+        mean, spread = task.along.mean(dim=1), task.along.std(dim=1, correction=0)
+        axis.plot(task.times, mean, marker=mark, color=colour, ms=4.5, label=name)
+        axis.fill_between(task.times, mean - spread, mean + spread, color=colour, alpha=0.15, lw=0)
+        axis.axhline(float(task.methods["zoo"].test.mean()), color=colour, lw=1, ls=":")
+    axis.set_xlabel("t (0: source, 1: weights)")
+    axis.set_ylabel("test accuracy, %")
+    axis.set_ylim(0, 102)
+    axis.grid(alpha=0.25)
+    legend(page, axes, 4)
     return page
 
 
-def losses(histories: dict[str, History]) -> Figure | None:
-    """Training loss of encoder and flow; the encoder's reconstruction accuracy."""
+def losses(histories: Mapping[str, History]) -> Figure | None:
+    """Training loss of encoder and flow; the accuracy of what the encoder reconstructs."""
     shown = {name: history for name, history in histories.items() if history}
     if not shown:
         return None
-    page, axes = figure(1, len(shown) + ("encoder" in shown), 4.2 * (len(shown) + 1), 3.4)
+    rebuilt = [h for h in shown.get("encoder", []) if "train reconstructed" in h]
+    count = len(shown) + bool(rebuilt)
+    page, axes = figure(1, count, 4.2 * count, 3.4)
     for axis, (name, history) in zip(axes, shown.items(), strict=False):
-        axis.plot([h["step"] for h in history], [h["loss"] for h in history], color="#0072B2")
-        axis.set_yscale("log")
+        axis.plot([h["step"] for h in history], [h["loss"] for h in history], "o-", ms=3,
+                  color="#0072B2")  # fmt: skip
+        if all(h["loss"] > 0 for h in history):
+            _log_scale(axis)
         axis.set_title(f"{name}: loss", fontsize=11, loc="left")
         axis.set_xlabel("step")
-    if "encoder" in shown:
-        axis = axes[-1]
-        for split, colour in (("train", "#009E73"), ("held-out", "#7FCFB8")):
-            points = [h for h in shown["encoder"] if f"{split} reconstructed" in h]
-            if not points:
-                continue
-            steps = [h["step"] for h in points]
-            axis.plot(steps, [h[f"{split} reconstructed"] for h in points], color=colour,
-                      label=f"{split}, reconstructed")  # fmt: skip
-            axis.plot(steps, [h[split] for h in points], color=colour, ls=":", label=f"{split}, as is")
-        axis.set_title("encoder: accuracy of networks", fontsize=11, loc="left")
-        axis.set_xlabel("step")
-        axis.set_ylabel("validation accuracy, %")
-        axis.set_ylim(bottom=0)
-        axis.legend(frameon=False, fontsize=8)
+        axis.grid(alpha=0.25)
+    if rebuilt:
+        _rebuilt(axes[-1], rebuilt)
     return page
 
 
-def latents(card: Card) -> Figure:
+def _log_scale(axis: Any) -> None:
+    """Logarithmic, with ticks such as 0.2, 0.5, 1 written out."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter("{x:g}")
+
+
+def _rebuilt(axis: Any, history: History) -> None:
+    steps = [h["step"] for h in history]
+    for split, method in (("train", "reconstruction-train"),
+                          ("held-out", "reconstruction-held-out")):  # fmt: skip
+        if f"{split} reconstructed" not in history[0]:
+            continue
+        style = look(method)
+        axis.plot(steps, [h[f"{split} reconstructed"] for h in history], color=style.colour,
+                  marker=style.mark, ms=4, label=f"{split}, rebuilt")  # fmt: skip
+        zoo = look("zoo" if split == "train" else "zoo-held-out").colour
+        axis.plot(steps, [h[split] for h in history], color=zoo, ls=":", label=f"{split}, as is")
+    axis.set_title("encoder: accuracy of networks", fontsize=11, loc="left")
+    axis.set_xlabel("step")
+    axis.set_ylabel("validation accuracy, %")
+    axis.set_ylim(0, 102)
+    axis.grid(alpha=0.25)
+    axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+
+
+def latents(card: Card) -> Figure | None:
     """Zoo, held-out networks, source, samples and their paths in the zoo's two main directions."""
-    rows, columns = grid(len(card.tasks))
-    page, axes = figure(rows, columns, 5.6 * columns, 4.4 * rows)
+    if not all("zoo" in task.latents for task in card.tasks.values()):
+        return None
     every = torch.cat([task.latents["zoo"] for task in card.tasks.values()])
     centre = every.mean(dim=0)
-    directions = torch.pca_lowrank(every - centre, q=2, niter=6)[2]
+    directions = torch.linalg.svd(every - centre, full_matrices=False)[2][:2].T  # (L, 2)
+    if directions.shape[1] < 2:
+        return None
 
-    def project(x: Tensor) -> np.ndarray:
-        return ((x - centre) @ directions).numpy()  # type: ignore[no-any-return]
+    def project(x: Tensor) -> Any:
+        return ((x - centre) @ directions).numpy()
 
-    for axis, (name, task) in zip(axes, card.tasks.items(), strict=False):
-        background = project(every)
-        axis.scatter(*background.T, s=6, color="#DDDDDD", linewidths=0, label="other tasks' zoos")
-        for part, key, size in (("source", "source", 8), ("zoo", "zoo", 12),
-                                ("held-out", "zoo-held-out", 12), ("samples", "flown", 14)):  # fmt: skip
-            points = project(task.latents[part])
-            axis.scatter(*points.T, s=size, alpha=0.75, color=COLOURS[key], linewidths=0,
-                         label=LABELS[key])  # fmt: skip
+    page, axes = panels(len(card.tasks), 5.4, 4.2, room=0.5)
+    background = project(every)
+    for axis, (name, task) in zip(axes, card.tasks.items(), strict=True):
+        if len(card.tasks) > 1:
+            axis.scatter(*background.T, s=7, color="#DDDDDD", lw=0, label="zoos of all tasks")
+        for part, style, size in (("source", SOURCE, 26), ("zoo", look("zoo"), 13),
+                                  ("held-out", look("zoo-held-out"), 15),
+                                  ("samples", look("flown"), 18)):  # fmt: skip
+            if part in task.latents:
+                points = project(task.latents[part])
+                axis.scatter(*points.T, s=size, marker=style.mark, alpha=0.8, zorder=3,
+                             color=style.colour, linewidths=0, label=style.label)  # fmt: skip
         if task.path is not None:
             for i in range(task.path.shape[1]):
-                axis.plot(*project(task.path[:, i]).T, color=COLOURS["flown"], lw=0.6, alpha=0.6)
+                axis.plot(*project(task.path[:, i]).T, color=look("flown").colour, lw=0.7,
+                          alpha=0.55, zorder=2)  # fmt: skip
         axis.set_title(name, fontsize=11, loc="left")
         axis.set_xlabel("first principal direction")
-        axis.set_ylabel("second")
-    handles, labels = axes[0].get_legend_handles_labels()
-    page.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=9, frameon=False,
-                markerscale=1.5)  # fmt: skip
-    _hide(axes[len(card.tasks) :])
+        axis.set_ylabel("second principal direction")
+    legend(page, axes, 5 if len(axes) > 1 else 3)
     return page
 
 
-def _hide(axes: np.ndarray) -> None:
-    for axis in axes:
-        axis.set_visible(False)
+def _zoo_line(draw: Any, task: TaskCard) -> None:
+    draw(float(task.methods["zoo"].test.mean()), color=look("zoo").colour, lw=1, ls=":", zorder=1)

@@ -1,42 +1,49 @@
-"""One look for every figure: a colour per method (Okabe & Ito, safe for colour-blind readers)."""
+"""One look for every figure: a colour and a mark per method.
+
+The colours are those of Okabe & Ito, safe for colour-blind readers, and their shades; marks differ
+too, so that no figure rests on colour alone.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLOURS = {
-    "flown": "#D55E00",
-    "zoo": "#0072B2",
-    "zoo-held-out": "#56B4E9",
-    "reconstruction-train": "#009E73",
-    "reconstruction-held-out": "#7FCFB8",
-    "random-init": "#999999",
-    "nearest": "#CC79A7",
-    "noise-0.06": "#E69F00",
-    "noise-0.12": "#B8860B",
-    "average-16": "#4B3F72",
-    "gaussian": "#333333",
-    "source": "#BBBBBB",
+
+class Look(NamedTuple):
+    """How a method is named and drawn."""
+
+    label: str
+    colour: str
+    mark: str
+
+
+# In the order of tables and strips: the zoo, what the model makes, what is cheap to make.
+LOOKS = {
+    "zoo": Look("zoo, train", "#0072B2", "s"),
+    "zoo-held-out": Look("zoo, held-out", "#56B4E9", "D"),
+    "reconstruction-train": Look("rebuilt, train", "#00664B", "<"),
+    "reconstruction-held-out": Look("rebuilt, held-out", "#009E73", ">"),
+    "flown": Look("generated", "#D55E00", "o"),
+    "nearest": Look("lookup", "#CC79A7", "p"),
+    "noise-0.06": Look("noise 0.06", "#E69F00", "^"),
+    "noise-0.12": Look("noise 0.12", "#A6761D", "v"),
+    "average-16": Look("average of 16", "#4B3F72", "P"),
+    "gaussian": Look("Gaussian", "#333333", "X"),
+    "random-init": Look("random init", "#8C8C8C", "*"),
+    "recipe-init": Look("recipe's init", "#BFBFBF", "d"),
 }
-LABELS = {
-    "flown": "generated",
-    "zoo": "zoo, train",
-    "zoo-held-out": "zoo, held-out",
-    "reconstruction-train": "reconstructed, train",
-    "reconstruction-held-out": "reconstructed, held-out",
-    "random-init": "random init",
-    "nearest": "lookup",
-    "noise-0.06": "noise 0.06",
-    "noise-0.12": "noise 0.12",
-    "average-16": "average of 16",
-    "gaussian": "per-weight Gaussian",
-    "source": "source",
-}
+SOURCE = Look("source", "#A9A9A9", ".")
+TASK_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
+
+
+def look(method: str) -> Look:
+    """The look of a method; one that is not in the list is drawn in black under its own name."""
+    return LOOKS.get(method, Look(method, "#000000", "h"))
 
 
 def figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, Any]:
@@ -44,6 +51,9 @@ def figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure
     from matplotlib.figure import Figure
 
     page = Figure(figsize=(width, height), layout="constrained")
+    engine = page.get_layout_engine()
+    if engine is not None and rows > 1:
+        engine.set(h_pad=0.14)  # type: ignore[call-arg]
     axes = page.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
@@ -51,10 +61,27 @@ def figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure
     return page, axes
 
 
-def grid(count: int) -> tuple[int, int]:
-    """Rows and columns for `count` panels, at most two beside each other."""
+def panels(count: int, width: float, height: float, room: float = 0.0) -> tuple[Figure, Any]:
+    """`count` panels of a size, at most two beside each other, and inches of room for a legend."""
     columns = min(2, count)
-    return -(-count // columns), columns
+    rows = -(-count // columns)
+    page, axes = figure(rows, columns, width * columns, height * rows + room)
+    for axis in axes[count:]:
+        axis.set_visible(False)
+    return page, axes[:count]
+
+
+def legend(page: Figure, axes: Any, columns: int) -> None:
+    """One legend below all panels, of everything that is in any of them."""
+    found: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    marks = page.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns,
+                        fontsize=9, frameon=False, markerscale=1.6)  # fmt: skip
+    for handle in marks.legend_handles:
+        if handle is not None:
+            handle.set_alpha(1)
 
 
 def encode(page: Figure) -> str:

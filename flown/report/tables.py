@@ -1,58 +1,78 @@
-"""The report card's tables as plain rows, for the terminal and for HTML alike."""
+"""The report card's tables as plain rows, for the terminal and for HTML alike.
+
+Accuracies have one decimal, ratios and IoU two. A figure that could not be measured is a dash.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from flown.card import Card, Measured
-from flown.report.style import LABELS
+from flown.report.plots import ordered
+from flown.report.style import look
 
 Table = tuple[list[str], list[list[str]]]
+NONE = "–"
 
 
-def methods(card: Card) -> Table:
-    """Per task and method: accuracy over all networks, the chosen few, novelty, diversity."""
-    head = ["task", "networks", "n", "mean ± std", "median", "min – max",
-            f"top {card.top} (by validation)", "L2 ratio", "max IoU", "IoU among"]  # fmt: skip
+def summary(card: Card) -> Table:
+    """Mean and deviation of all networks: a row per method, a column per task."""
+    methods = list(dict.fromkeys(m for task in card.tasks.values() for m in ordered(task)))
+    body = [
+        [look(m).label, *(_mean(t.methods[m].test) if m in t.methods else NONE
+                          for t in card.tasks.values())]
+        for m in methods
+    ]  # fmt: skip
+    return ["networks", *card.tasks], body
+
+
+def methods(card: Card, task: str) -> Table:
+    """One task's methods: accuracy over all networks, the chosen few, novelty, diversity."""
+    head = ["networks", "n", "mean ± std", "median", "min – max", f"top {card.top}", "L2 ratio",
+            "max IoU", "IoU among"]  # fmt: skip
     body = []
-    for name, task in card.tasks.items():
-        for method, m in task.methods.items():
-            body.append([name, LABELS[method], str(len(m.test)), _mean(m.test),
-                         f"{float(m.test.median()):.1f}",
-                         f"{float(m.test.min()):.1f} – {float(m.test.max()):.1f}",
-                         _top(m, card.top, method), _figure(m.ratio), _figure(m.iou),
-                         "" if m.diversity is None else f"{m.diversity:.2f}"])  # fmt: skip
+    for method in ordered(card.tasks[task]):
+        m = card.tasks[task].methods[method]
+        body.append([
+            look(method).label, str(len(m.test)), _mean(m.test),
+            f"{float(m.test.quantile(0.5)):.1f}",
+            f"{float(m.test.min()):.1f} – {float(m.test.max()):.1f}", _top(m, card.top, method),
+            _figure(m.ratio), _figure(m.iou),
+            NONE if m.diversity is None else f"{m.diversity:.2f}",
+        ])  # fmt: skip
     return head, body
 
 
 def confusion(card: Card) -> Table:
     """Mean accuracy of networks generated for the row's task on the column's images."""
-    body = [
-        [name, *("–" if v is None else f"{v:.1f}" for v in row),
-         "" if card.tasks[name].shuffled is None else f"{card.tasks[name].shuffled:.1f}"]
-        for name, row in zip(card.tasks, card.confusion, strict=True)
-    ]  # fmt: skip
-    return ["generated for", *(f"on {name}" for name in card.tasks), "other task's context"], body
+    body = []
+    for (name, task), row in zip(card.tasks.items(), card.confusion, strict=True):
+        cells = [NONE if v is None else f"{v:.1f}" for v in row]
+        shuffled = NONE if task.shuffled is None else _mean(task.shuffled)
+        body.append([name, *cells, shuffled])
+    return ["generated for", *(f"on {name}" for name in card.tasks), "others' context"], body
 
 
 def sampling(card: Card) -> Table:
-    """What a sample costs."""
+    """What samples cost, and how often the support set's task was told right."""
     body = [
-        [name, str(card.n), card.solver, str(card.steps), str(task.nfe), f"{task.seconds:.2f}"]
+        [name, str(card.n), card.solver, str(card.steps), str(task.nfe), f"{task.seconds:.1f}",
+         NONE if task.recognised is None else f"{task.recognised:.0f} %"]
         for name, task in card.tasks.items()
-    ]
-    return ["task", "networks", "solver", "steps", "NFE", "seconds, all networks"], body
+    ]  # fmt: skip
+    return ["task", "networks", "solver", "steps", "NFE", "seconds", "recognised"], body
 
 
 def _mean(values: Tensor) -> str:
-    return f"{float(values.mean()):.1f} ± {float(values.std()) if len(values) > 1 else 0:.1f}"
+    spread = f" ± {float(values.std()):.1f}" if len(values) > 1 else ""
+    return f"{float(values.mean()):.1f}{spread}"
 
 
 def _top(m: Measured, k: int, method: str) -> str:
     if len(m.test) <= k or method.startswith("reconstruction"):
-        return ""
+        return NONE
     return f"{float(m.top(k).mean()):.1f}"
 
 
 def _figure(values: Tensor | None) -> str:
-    return "" if values is None else f"{float(values.mean()):.2f}"
+    return NONE if values is None else f"{float(values.mean()):.2f}"

@@ -23,7 +23,14 @@ import torch
 from torch import Tensor
 
 from flown.errors import FlownError, unknown
-from flown.files import load_tensors, prepare_output, read_json, save_tensors, write_json, write_text
+from flown.files import (
+    load_tensors,
+    prepare_output,
+    read_json,
+    save_tensors,
+    write_json,
+    write_text,
+)
 from flown.layout import JointLayout, WeightLayout
 from flown.weights import WeightBatch
 
@@ -65,17 +72,23 @@ class Zoo:
         """
         path = Path(path)
         if not (path / "zoo.json").is_file():
-            begun = " (its training was not finished: add --resume)" * (path / "progress.json").exists()
+            begun = (
+                " (its training was not finished: add --resume)" * (path / "progress.json").exists()
+            )
             raise FlownError(f"{path}: no zoo here, zoo.json is missing{begun}")
         about = read_json(path / "zoo.json")
         if about.get("format") != FORMAT:
-            raise FlownError(f"{path}/zoo.json: format {about.get('format')!r}, expected {FORMAT!r}")
+            raise FlownError(
+                f"{path}/zoo.json: format {about.get('format')!r}, expected {FORMAT!r}"
+            )
         layouts = [WeightLayout.parse(value, f"{path}/zoo.json") for value in about["layouts"]]
         rows = read_rows(path / "index.jsonl")
         known = {layout.task.name for layout in layouts}
         for number, row in enumerate(rows, 1):
             if row.task not in known:
-                raise FlownError(f"{path}/index.jsonl, line {number}: {unknown('task', row.task, known)}")
+                raise FlownError(
+                    f"{path}/index.jsonl, line {number}: {unknown('task', row.task, known)}"
+                )
         return cls(path, layouts, rows, about)
 
     @classmethod
@@ -83,7 +96,11 @@ class Zoo:
               about: dict[str, Any]) -> Zoo:  # fmt: skip
         """Writes index and manifest beside shards that are there already; the manifest last."""
         write_rows(path / "index.jsonl", rows)
-        content = {"format": FORMAT, **about, "layouts": [x.model_dump(mode="json") for x in layouts]}
+        content = {
+            "format": FORMAT,
+            **about,
+            "layouts": [x.model_dump(mode="json") for x in layouts],
+        }
         write_json(path / "zoo.json", content)
         return cls.open(path)
 
@@ -107,7 +124,9 @@ class Zoo:
                 batch, some = zoo.batch(name), [row for row in zoo.rows if row.task == name]
                 shard = f"weights-{len(rows):06d}.safetensors"
                 save_tensors(out / shard, zoo.layouts[task].unpack(batch.vectors))
-                rows += [Row(**{**vars(r), "shard": shard, "offset": i}) for i, r in enumerate(some)]
+                rows += [
+                    Row(**{**vars(r), "shard": shard, "offset": i}) for i, r in enumerate(some)
+                ]
         layouts = [layout for zoo in zoos for layout in zoo.layouts]
         recipes = {k: v for zoo in zoos for k, v in zoo.about.get("recipes", {}).items()}
         return cls.write(out, layouts, rows, {"recipes": recipes})
@@ -121,7 +140,9 @@ class Zoo:
     @cached_property
     def identity(self) -> str:
         """A fingerprint of what the zoo holds: its layouts and index rows, not its place."""
-        text = json.dumps([[x.model_dump(mode="json") for x in self.layouts], *map(vars, self.rows)])
+        text = json.dumps(
+            [[x.model_dump(mode="json") for x in self.layouts], *map(vars, self.rows)]
+        )
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
@@ -155,7 +176,9 @@ class Zoo:
 
         rows = [row for row in self.rows if wanted(row)]
         if not rows:
-            raise FlownError(f"{self.path}: no checkpoint with task={task} split={split} epochs={epochs}")
+            raise FlownError(
+                f"{self.path}: no checkpoint with task={task} split={split} epochs={epochs}"
+            )
         layouts = [x for x in self.layouts if any(row.task == x.task.name for row in rows)]
         return Zoo(self.path, layouts, rows, self.about)
 
@@ -177,7 +200,9 @@ class Zoo:
             places = [i for i, row in enumerate(rows) if row.shard == shard]
             offsets = torch.tensor([rows[i].offset for i in places])
             if int(offsets.max()) >= len(whole):
-                raise FlownError(f"{self.path / shard}: has {len(whole)} rows, the index asks for more")
+                raise FlownError(
+                    f"{self.path / shard}: has {len(whole)} rows, the index asks for more"
+                )
             vectors[places] = whole[offsets]
         broken = (~torch.isfinite(vectors).all(dim=1)).nonzero().flatten().tolist()
         if broken:

@@ -15,12 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flown import __version__, data, nets
+from flown import data, nets
 from flown.errors import FlownError, TrainingError
 from flown.files import load_tensors, prepare_output, read_json, save_tensors, write_json
 from flown.layout import Task, WeightLayout
 from flown.nets import stacked
 from flown.progress import bar
+from flown.version import __version__
 from flown.zoo.recipes import Recipe
 from flown.zoo.recipes import recipe as recipe_by_name
 from flown.zoo.store import Row, Zoo, read_rows, write_rows
@@ -40,12 +41,14 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     device: str = "cpu",
+    images: data.ImageData | None = None,
 ) -> Zoo:
     """Trains `models` networks by a recipe and writes the zoo.
 
     Args:
         recipe: a recipe or its name; `scale` is for names.
         held_out: the share of networks (by seed) kept from everything that learns from the zoo.
+        images: the data, where `recipe.dataset` is not a name that `flown.data` knows.
         resume: continue a training that was interrupted; it ends with the same weights.
 
     Raises:
@@ -53,7 +56,9 @@ def train(
         TrainingError: a network diverged (named by its seed).
     """
     if models < 2:
-        raise FlownError(f"a zoo needs at least 2 models (one to train on, one held out), got {models}")
+        raise FlownError(
+            f"a zoo needs at least 2 models (one to train on, one held out), got {models}"
+        )
     recipe = recipe_by_name(recipe, scale) if isinstance(recipe, str) else recipe
     out = prepare_output(out, overwrite, resume)
     plan = {
@@ -64,7 +69,7 @@ def train(
         raise FlownError(f"{out}: holds a zoo begun with another recipe, seed or number of models")
     if resume and (out / "zoo.json").exists():
         return Zoo.open(out)
-    images = data.load(recipe.dataset)
+    images = images or data.load(recipe.dataset)
     layout = layout_for(recipe, images)
     write_json(out / "progress.json", plan)
     _keep_freed_memory()
@@ -175,8 +180,9 @@ class _Shard:
         for epoch in range(self._restore(kept) + 1, self.recipe.epochs + 1):
             self._epoch(epoch)
             if epoch in self.recipe.kept:
-                accuracies = self._accuracy(self.x[:_MEASURE], self.y[:_MEASURE]), self._accuracy(
-                    self.val_x, self.val_y
+                accuracies = (
+                    self._accuracy(self.x[:_MEASURE], self.y[:_MEASURE]),
+                    self._accuracy(self.val_x, self.val_y),
                 )
                 kept[epoch] = (self._vectors(), *accuracies)
                 self.accuracy = float(accuracies[1].mean())

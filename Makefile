@@ -1,0 +1,39 @@
+# Everything from nothing but Python 3.10 or newer and make: `make demo`, `make test`.
+
+VENV ?= $(or $(FLOWN_VENV),.venv)
+BIN := $(VENV)/bin
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python3.10,\
+  $(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $(p))))
+
+.PHONY: help demo test lint slow clean
+
+help:
+	@echo "make demo   generate classifiers from noise, measured and drawn, in a few minutes"
+	@echo "make test   lint, types and tests"
+	@echo "make slow   the tests that take minutes"
+	@echo "make clean  remove the virtual environment and the demo's output"
+
+$(VENV)/.ready: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "flown needs Python 3.10 or newer; none was found" >&2; exit 2; }
+	@echo "setting up $(VENV) (torch is large: a few minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --quiet --editable '.[demo,diffusion,dev]'
+	@$(BIN)/python -m pip install --quiet --no-deps torchcfm
+	@touch $@
+
+demo: $(VENV)/.ready
+	$(BIN)/flown demo --out demo-out --overwrite
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check flown tests
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+slow: $(VENV)/.ready
+	$(BIN)/python -m pytest -m slow --timeout 3000
+
+clean:
+	rm -rf .venv demo-out

@@ -1,0 +1,74 @@
+"""A model's folder: three tensor files, a model card, and `config.json`, which is written last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from flown.errors import FlownError
+from flown.files import check_finite, load_tensors, read_json, save_tensors, write_json, write_text
+
+FORMAT = "flown-model-1"
+PARTS = ("encoder", "flow", "context")
+
+Tensors = Mapping[str, Tensor]
+
+
+def write(
+    folder: Path, parts: Mapping[str, Tensors], values: Mapping[str, Any], readme: str
+) -> None:
+    """Writes all files; `config.json` last, so that its presence means a whole model.
+
+    Raises:
+        FlownError: a tensor holds NaN or Inf, or the folder cannot be written.
+    """
+    for part in PARTS:
+        check_finite(parts[part], folder / f"{part}.safetensors")
+    for part in PARTS:
+        save_tensors(folder / f"{part}.safetensors", parts[part])
+    write_text(folder / "README.md", readme)
+    write_json(folder / "config.json", {"format": FORMAT, **values})
+
+
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """The values of `config.json` and the tensors of each part.
+
+    Raises:
+        FlownError: a file is missing or broken.
+    """
+    for name in ("config.json", *(f"{part}.safetensors" for part in PARTS)):
+        if not (folder / name).is_file():
+            raise FlownError(f"{folder}: not a whole model, {name} is missing")
+    values = read_json(folder / "config.json")
+    if values.get("format") != FORMAT:
+        raise FlownError(f"{folder}/config.json: format {values.get('format')!r}, not {FORMAT!r}")
+    return values, {part: load_tensors(folder / f"{part}.safetensors")[0] for part in PARTS}
+
+
+def prefixed(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """The state of several modules, each under its name."""
+    return {f"{name}.{k}": v for name, m in modules.items() for k, v in m.state_dict().items()}
+
+
+def under(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
+    """The tensors whose names start with `prefix.`, without it."""
+    start = prefix + "."
+    return {k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)}
+
+
+def fill(module: nn.Module, name: str, tensors: Tensors, file: Path) -> None:
+    """Loads what `prefixed` stored under `name`.
+
+    Raises:
+        FlownError: the tensors are not this module's, or hold NaN or Inf.
+    """
+    own = under(name, tensors)
+    check_finite(own, file)
+    try:
+        module.load_state_dict(own, strict=True)  # half precision on disk becomes the module's own
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise FlownError(f"{file}: does not fit config.json ({reason})") from None

@@ -1,0 +1,116 @@
+"""A zoo of untrained networks on scikit-learn's digits and a generator with a model's interface.
+
+The generator's latents are a projection of the weights; it samples near training networks. Enough
+to hold everything that measures and reports, in seconds.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from flown import nets
+from flown.data import ImageData, Split
+from flown.files import save_tensors
+from flown.fitting import FlownConfig
+from flown.layout import JointLayout, Standardizer, Task, WeightLayout
+from flown.model import Samples
+from flown.weights import WeightBatch
+from flown.zoo import Zoo
+from flown.zoo.store import Row
+from flown.zoo.train import initial
+
+TASKS = {"digits": 10, "turned": 10, "parity": 2}
+
+
+@cache
+def images(task: str) -> ImageData:
+    """Digits as they are, turned by 90 degrees, or even against odd; 60 test images."""
+    source = load_digits()
+    pixels = torch.tensor(source.images * 15).to(torch.uint8)[:, None]
+    labels = torch.tensor(source.target, dtype=torch.int64)
+    if task == "turned":
+        pixels = pixels.rot90(1, (2, 3))
+    if task == "parity":
+        labels = labels % 2
+    parts = [Split(pixels[a:b], labels[a:b]) for a, b in ((0, 150), (150, 190), (190, 250))]
+    return ImageData(task, tuple(map(str, range(TASKS[task]))), *parts)
+
+
+def layout(task: str = "digits", net: str = "cnn-small", channels: int = 1) -> WeightLayout:
+    size, names = nets.INPUT_SIZES[net], tuple(map(str, range(TASKS[task])))
+    about = Task(name=task, channels=channels, size=size, mean=0.5, std=0.5, classes=names,
+                 activation="tanh")  # fmt: skip
+    return WeightLayout.of(nets.build(net, channels, len(names), "tanh"), net, about)
+
+
+def networks(n: int, seed: int = 0, **about: object) -> WeightBatch:
+    """n untrained networks."""
+    where = layout(**about)  # type: ignore[arg-type]
+    fresh = [initial(where, "default", seed * 1000 + i) for i in range(n)]
+    stacked = {name: torch.stack([f[name] for f in fresh]) for name in where.names}
+    return WeightBatch(where, where.pack(stacked))
+
+
+def make_zoo(path: Path, tasks: tuple[str, ...] = tuple(TASKS), models: int = 12,
+             held_out: int = 3) -> Zoo:  # fmt: skip
+    """`models` networks a task with checkpoints of two epochs, near-duplicates of each other."""
+    rows, layouts = [], []
+    path.mkdir(parents=True, exist_ok=True)
+    for number, task in enumerate(tasks):
+        batch = networks(models, seed=number, task=task)
+        both = torch.cat([batch.vectors, 1.01 * batch.vectors])
+        shard = f"weights-{number}.safetensors"
+        save_tensors(path / shard, batch.layout.unpack(both))
+        layouts.append(batch.layout)
+        for i in range(2 * models):
+            split = "held-out" if i % models < held_out else "train"
+            rows.append(Row(task, i % models, i % models, 1 + i // models, 0, split, 10.0, 10.0,
+                            shard, i))  # fmt: skip
+    recipes = {task: {"init": "uniform"} for task in tasks}
+    return Zoo.write(path, layouts, rows, {"recipes": recipes})
+
+
+class FakeModel:
+    """A generator that copies training networks, 64 numbers of them exactly."""
+
+    latent_shape = (4, 4, 4)
+
+    def __init__(self, zoo: Zoo) -> None:
+        self.zoo, self.joint, self.tasks = zoo, JointLayout.of(zoo.layouts), zoo.tasks
+        self.config, self.standardizer = FlownConfig(), Standardizer(self.joint.size)
+        draw = torch.randn(self.joint.size, 64, generator=torch.Generator().manual_seed(0))
+        self.frame = torch.linalg.qr(draw)[0]  # (D, 64), orthonormal
+        self.mean = {t: zoo.batch(t).vectors.mean(dim=0) for t in self.tasks}
+
+    def encode(self, batch: WeightBatch) -> Tensor:
+        task = self.tasks.index(batch.layout.task.name)
+        centred = batch.vectors - self.mean[batch.layout.task.name]
+        flat = self.joint.embed(centred, task) @ self.frame
+        return flat.reshape(-1, *self.latent_shape)
+
+    def decode(self, latents: Tensor, task: str) -> WeightBatch:
+        index = self.tasks.index(task)
+        joint = latents.flatten(1) @ self.frame.T
+        vectors = self.joint.extract(joint, index) + self.mean[task]
+        return WeightBatch(self.joint.layouts[index], vectors)
+
+    def reconstruct(self, batch: WeightBatch) -> WeightBatch:
+        return self.decode(self.encode(batch), batch.layout.task.name)
+
+    def sample(self, images: Tensor, labels: Tensor, n: int = 50, seed: int = 0,
+               solver: str = "euler", steps: int = 100, guidance: float = 1.0,
+               task: str | None = None, trajectory: bool = False) -> Samples:  # fmt: skip
+        task = task or self.tasks[0]
+        generator = torch.Generator().manual_seed(seed)
+        source = torch.randn(n, *self.latent_shape, generator=generator)
+        known = self.encode(self.zoo.select(task, "train", [-1]).batch(task))
+        latents = known[torch.randint(len(known), (n,), generator=generator)] + 0.01 * source
+        times = torch.linspace(0, 1, steps + 1)
+        path = torch.stack([(1 - t) * source + t * latents for t in times])
+        batch = self.decode(latents, task)
+        return Samples(batch, latents, source, path if trajectory else None, times, steps, 0.01)

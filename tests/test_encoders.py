@@ -1,0 +1,78 @@
+"""Every encoder keeps the protocol; the VAE has the published shapes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flown import encoders
+from flown.encoders import VAEConfig
+from flown.errors import FlownError
+
+SIZE = 300
+
+
+@pytest.fixture(params=list(encoders.ENCODERS))
+def encoder(request: pytest.FixtureRequest) -> torch.nn.Module:
+    config = encoders.from_values({"kind": request.param})
+    return encoders.build(config, SIZE)
+
+
+def test_contract(encoder: torch.nn.Module, generator: torch.Generator) -> None:
+    vectors = torch.randn(6, SIZE)
+    latents = encoder.encode(vectors)
+    assert latents.shape == (6, *encoder.latent_shape)
+    assert encoder.decode(latents).shape == vectors.shape
+    assert torch.equal(encoder.encode(vectors), latents), "encoding draws nothing"
+    again = encoders.build(encoder.config, SIZE)
+    again.load_state_dict(encoder.state_dict())
+    assert torch.equal(again.encode(vectors), latents)
+    encoder.settle(vectors)
+    if list(encoder.parameters()):
+        mask = torch.ones_like(vectors, dtype=torch.bool)
+        encoder.loss(vectors, mask, generator).backward()
+        for name, parameter in encoder.named_parameters():
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+def test_identity_is_exact() -> None:
+    encoder = encoders.build(encoders.IdentityConfig(), SIZE)
+    vectors = torch.randn(2, SIZE)
+    assert torch.equal(encoder.decode(encoder.encode(vectors)), vectors)
+
+
+@pytest.mark.parametrize(("few_shot", "shape"), [(False, (4, 4, 4)), (True, (4, 8, 8))])
+def test_published_latents(few_shot: bool, shape: tuple[int, int, int]) -> None:
+    config = VAEConfig.published(few_shot)
+    small = config.model_copy(update={"width": 8})  # the shapes do not depend on the width
+    encoder = encoders.build(small, 2864)
+    assert encoder.latent_shape == shape and encoder.expand.out_features == 4096
+    assert encoder.encode(torch.randn(1, 2864)).shape == (1, *shape)
+    assert config.beta == (1e-6 if few_shot else 1e-2) and config.width == 128
+
+
+def test_padding_does_not_count(generator: torch.Generator) -> None:
+    """What lies under the mask changes nothing: the loss sees real weights only."""
+    encoder = encoders.build(VAEConfig(sigma_in=0.0), SIZE)
+    vectors = torch.randn(4, SIZE)
+    mask = torch.rand(4, SIZE, generator=generator) < 0.7
+    seeds = [torch.Generator().manual_seed(1) for _ in range(2)]
+    decode = encoder.decode
+    first = encoder.loss(vectors * mask, mask, seeds[0])
+    encoder.decode = lambda z: torch.where(mask, decode(z), 1e6)
+    assert torch.equal(first, encoder.loss(vectors * mask, mask, seeds[1]))
+
+
+def test_latents_settle_to_unit_scale() -> None:
+    encoder = encoders.build(VAEConfig(), SIZE)
+    vectors = torch.randn(200, SIZE)
+    encoder.settle(vectors)
+    latents = encoder.encode(vectors).flatten(1)
+    assert latents.mean(0).abs().max() < 1e-4 and (latents.std(0, correction=0) - 1).abs().max() < 1e-3
+
+
+def test_bad_sizes_are_refused() -> None:
+    with pytest.raises(FlownError, match="side 18"):
+        encoders.build(VAEConfig(side=18), SIZE)
+    with pytest.raises(FlownError, match="unknown encoder 'vea'. Did you mean 'vae'"):
+        encoders.from_values({"kind": "vea"})

@@ -1,0 +1,69 @@
+"""Files appear whole or not at all; configs refuse what they do not know."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from flown.errors import FlownError
+from flown.files import load_tensors, prepare_output, replacing, save_tensors, write_json
+from flown.fitting import FlownConfig
+
+
+def test_failure_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+    with pytest.raises(RuntimeError), replacing(path) as scratch:
+        scratch.write_text("half")
+        raise RuntimeError
+    assert "old" in path.read_text()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_full_disk_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FlownError, match=r"b.safetensors: cannot be written \(No space left"):
+        save_tensors(tmp_path / "b.safetensors", {"x": torch.zeros(3)})
+    assert not list(tmp_path.iterdir())
+
+
+
+
+def test_tensor_round_trip(tmp_path: Path) -> None:
+    tensors = {"x": torch.randn(3, 4), "y": torch.arange(5)}
+    save_tensors(tmp_path / "t.safetensors", tensors, {"note": "n"})
+    again, about = load_tensors(tmp_path / "t.safetensors")
+    assert about == {"note": "n"}
+    assert all(torch.equal(again[k], v) for k, v in tensors.items())
+
+
+def test_output_is_not_overwritten_unasked(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("x")
+    with pytest.raises(FlownError, match="--overwrite"):
+        prepare_output(tmp_path / "f", overwrite=False)
+    precious = tmp_path / "photos"
+    precious.mkdir()
+    (precious / "cat.png").write_text("x")
+    with pytest.raises(FlownError, match="did not write"):
+        prepare_output(precious, overwrite=True)
+    assert (precious / "cat.png").exists()
+
+
+def test_config_names_the_nearest_key(tmp_path: Path) -> None:
+    with pytest.raises(FlownError, match=r"unknown key 'encodr'. Did you mean 'encoder'"):
+        FlownConfig.parse({"encodr": {}})
+    with pytest.raises(FlownError, match=r"Did you mean 'steps'"):
+        FlownConfig.parse({"flow_training": {"step": 3}})
+    with pytest.raises(FlownError, match=r"Did you mean 'multipliers'"):
+        FlownConfig.parse({"encoder": {"multiplier": [1]}})
+    with pytest.raises(FlownError, match=r"flow_training.steps"):
+        FlownConfig().override(["flow_training.steps=many"])
+    (tmp_path / "c.yaml").write_text("seed: 3\nflow: {source: kaiming-normal}\n")
+    loaded = FlownConfig.load(tmp_path / "c.yaml").override(["flow.sigma=0.1"])
+    assert (loaded.seed, loaded.flow.source, loaded.flow.sigma) == (3, "kaiming-normal", 0.1)

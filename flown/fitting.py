@@ -20,11 +20,12 @@ from flown.config import Config
 from flown.context import ContextHead, SupportEncoder
 from flown.data import ImageData, draw_support
 from flown.encoders import IdentityConfig, VAEConfig
-from flown.errors import FlownError
+from flown.errors import FlownError, unknown
 from flown.evaluate import evaluate
 from flown.flow import VelocityConfig
 from flown.layout import JointLayout, Standardizer
 from flown.training import History, TrainConfig, train
+from flown.weights import WeightBatch
 from flown.zoo import Zoo
 
 _PROBE = 24  # networks a task whose reconstruction accuracy is followed during training
@@ -143,8 +144,6 @@ def fit_encoder(people: Population, config: FlownConfig, images: Mapping[str, Im
 def reconstruction_accuracy(encoder: nn.Module, people: Population, images: Mapping[str, ImageData],
                             device: str) -> dict[str, float]:  # fmt: skip
     """Mean validation accuracy (percent) of decode(encode(w)), and of w, over a probe of networks."""
-    from flown.weights import WeightBatch
-
     figures: dict[str, float] = {}
     splits = {"train": (people.train, people.train_tasks),
               "held-out": (people.held_out, people.held_out_tasks)}  # fmt: skip
@@ -222,8 +221,6 @@ def fit_flow(people: Population, encoder: nn.Module, source: flow.Source, bank: 
              device: str) -> tuple[flow.UNet, ContextHead | None, History]:  # fmt: skip
     """Trains velocity and context head on the standardised latents of the training split."""
     if config.flow.coupling not in flow.COUPLINGS:
-        from flown.errors import unknown
-
         raise unknown("coupling", config.flow.coupling, flow.COUPLINGS)
     with torch.no_grad():
         latents = torch.cat([encoder.encode(x.to(device)) for x in people.train.split(256)])  # type: ignore[operator]
@@ -244,3 +241,14 @@ def fit_flow(people: Population, encoder: nn.Module, source: flow.Source, bank: 
     if head is not None:
         head.requires_grad_(False)
     return velocity, head, history
+
+
+def load_prior(config: FlownConfig) -> dict[str, Tensor]:
+    """The trained network that the `checkpoint` source starts from, read from `flow.prior`."""
+    if config.flow.source != "checkpoint":
+        return {}
+    if config.flow.prior is None:
+        raise FlownError(
+            "flow.source checkpoint needs flow.prior: a file of generated or saved weights"
+        )
+    return WeightBatch.load(config.flow.prior).state_dict(0)

@@ -24,7 +24,14 @@ from flown.context import ContextHead, SupportEncoder
 from flown.data import ImageData
 from flown.errors import FlownError, unknown
 from flown.files import prepare_output, read_json, write_json
-from flown.fitting import FlownConfig, Population, context_bank, fit_encoder, fit_flow
+from flown.fitting import (
+    FlownConfig,
+    Population,
+    context_bank,
+    fit_encoder,
+    fit_flow,
+    load_prior,
+)
 from flown.layout import JointLayout, Standardizer, WeightLayout
 from flown.training import History
 from flown.version import __version__
@@ -101,7 +108,7 @@ class Flown(nn.Module, ModelHubMixin):
             return model.to(device)
         images = images or {task: data.load(task) for task in zoo.tasks}
         people = Population.of(zoo, config.epochs)
-        prior = _prior(config)
+        prior = load_prior(config)
         write_json(out / "run.json", run)
         model = cls(config, people.joint, prior)
         model.standardizer = people.standardizer
@@ -338,14 +345,3 @@ def shipped_zoo(name: str) -> Path:
     if name not in BUILTIN:
         raise unknown("shipped model", name, BUILTIN)
     return _shipped(f"{name}-zoo")
-
-
-def _prior(config: FlownConfig) -> dict[str, Tensor]:
-    """The trained network that the `checkpoint` source starts from, read from `flow.prior`."""
-    if config.flow.source != "checkpoint":
-        return {}
-    if config.flow.prior is None:
-        raise FlownError(
-            "flow.source checkpoint needs flow.prior: a file of generated or saved weights"
-        )
-    return WeightBatch.load(config.flow.prior).state_dict(0)

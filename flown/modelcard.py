@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from flown.model import Flown
+from flown.layout import JointLayout
+
+
+class Described(Protocol):
+    """What the card tells of: a model's layouts and, where one was made, its report card."""
+
+    joint: JointLayout
+    card: dict[str, Any]
+
 
 _HEAD = """---
 library_name: flown
@@ -44,7 +51,7 @@ _LIMITS = """
 """
 
 
-def render(model: Flown) -> str:
+def render(model: Described) -> str:
     """The model card as Markdown; the report card's table is in it when there is one."""
     tasks = "\n".join(
         f"| {x.task.name} | {x.task.channels} | {x.task.size} | {x.task.activation} "

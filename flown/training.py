@@ -7,9 +7,10 @@ draws what the uninterrupted one would have drawn. Runs under Hugging Face `acce
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from flown.files import load_tensors, save_tensors
 from flown.progress import bar
 
 History = list[dict[str, float]]
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class TrainConfig(Config):
@@ -74,50 +76,31 @@ def train(
 
     if config.steps < 1 or config.batch_size < 1:
         raise FlownError(f"{name}: steps and batch_size must be at least 1")
-    accelerator = Accelerator(cpu=device == "cpu")
-    objective.to(accelerator.device)
-    trained = {k: p for k, p in objective.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(
-        trained.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
-    average = {k: p.detach().clone() for k, p in trained.items()}
-    history: History = []
+    run = _Run(objective, config, Accelerator(cpu=device == "cpu"), seed)
     path = out / f"{name}.checkpoint.safetensors"
-    first = _restore(path, objective, trained, average, optimizer, history) if resume else 0
-    prepared, fast = accelerator.prepare(objective, optimizer)
-    loss_sum, count = 0.0, 0
-    prepared.train()
+    first = run.restore(path) if resume else 0
+    losses: list[Tensor] = []
     with bar(f"training {name}", config.steps, first) as update:
         for step in range(first, config.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * _rate(config, step)
-            rank_seed = seed + 7919 * accelerator.process_index
-            loss = prepared(step_generator(rank_seed, step, accelerator.device))
-            fast.zero_grad()
-            accelerator.backward(loss)
-            if config.clip:
-                accelerator.clip_grad_norm_(trained.values(), config.clip)
-            fast.step()
-            _average(average, trained, config.ema, step)
-            loss_sum, count = loss_sum + loss.detach(), count + 1
+            losses.append(run.advance(step))
             done = step + 1
             last = done == config.steps
             if last or done % config.validate_every == 0:
-                record = {"step": float(done), "loss": _finite(loss_sum / count, name, done)}
+                record = {"step": float(done), "loss": _mean(losses, name, done)}
                 if validate is not None:
-                    with _swapped(trained, average, objective):
+                    with run.averaged():
                         record |= validate()
-                history.append(record)
-                loss_sum, count = 0.0, 0
+                run.history.append(record)
                 update(done, "  ".join(f"{k} {v:.4g}" for k, v in record.items() if k != "step"))
             elif done % 20 == 0:
-                update(done, f"loss {_finite(loss_sum / count, name, done):.4g}")
-            if (last or done % config.checkpoint_every == 0) and accelerator.is_main_process:
-                _finite(loss.detach(), name, done)
-                _save(path, done, objective, trained, average, optimizer, history)
-    _load_average(trained, average)
-    objective.eval()
-    return history
+                update(done, f"loss {_mean(losses, name, done):.4g}")
+            if last or done % config.checkpoint_every == 0:
+                _mean(losses[-1:], name, done)
+                run.save(path, done)
+            if done % config.validate_every == 0:
+                losses.clear()
+    run.keep_average()
+    return run.history
 
 
 def _rate(config: TrainConfig, step: int) -> float:
@@ -127,77 +110,99 @@ def _rate(config: TrainConfig, step: int) -> float:
     return warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
 
 
-def _finite(loss: Any, name: str, step: int) -> float:
-    value = float(loss)
+def _mean(losses: list[Tensor], name: str, step: int) -> float:
+    value = float(torch.stack(losses).mean())
     if not math.isfinite(value):
         raise TrainingError(f"{name}: the loss is {value} at step {step}; lower the learning rate")
     return value
 
 
-@torch.no_grad()
-def _average(average: dict[str, Tensor], trained: dict[str, nn.Parameter], ema: float,
-             step: int) -> None:  # fmt: skip
-    decay = min(ema, (1 + step) / (10 + step))  # the first steps are not worth remembering
-    targets = [p.data for p in trained.values()]
-    torch._foreach_lerp_(list(average.values()), targets, 1 - decay)
+class _Run:
+    """All that a run is, but its random numbers: parameters, average, optimiser, history."""
 
+    def __init__(self, objective: nn.Module, config: TrainConfig, accelerator: Any,
+                 seed: int) -> None:  # fmt: skip
+        self.objective, self.config, self.seed = objective.to(accelerator.device), config, seed
+        self.trained = {k: p for k, p in objective.named_parameters() if p.requires_grad}
+        self.optimizer = torch.optim.AdamW(
+            self.trained.values(), config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        self.average = {k: p.detach().clone() for k, p in self.trained.items()}
+        self.history: History = []
+        self.accelerator = accelerator
+        self.prepared, self.stepper = accelerator.prepare(objective, self.optimizer)
+        self.prepared.train()
 
-class _swapped:
-    """Inside, the model has its averaged weights and is in eval mode."""
+    def advance(self, step: int) -> Tensor:
+        """One step of the optimiser; returns the loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * _rate(self.config, step)
+        rank_seed = self.seed + 7919 * self.accelerator.process_index
+        loss: Tensor = self.prepared(step_generator(rank_seed, step, self.accelerator.device))
+        self.stepper.zero_grad()
+        self.accelerator.backward(loss)
+        if self.config.clip:
+            self.accelerator.clip_grad_norm_(self.trained.values(), self.config.clip)
+        self.stepper.step()
+        self.follow(self.config.ema, step)
+        return loss.detach()
 
-    def __init__(self, trained: dict[str, nn.Parameter], average: dict[str, Tensor],
-                 module: nn.Module) -> None:  # fmt: skip
-        self.trained, self.average, self.module = trained, average, module
+    @torch.no_grad()
+    def follow(self, ema: float, step: int) -> None:
+        """Moves the average towards the parameters."""
+        decay = min(ema, (1 + step) / (10 + step))  # the first steps are not worth remembering
+        targets = [p.data for p in self.trained.values()]
+        torch._foreach_lerp_(list(self.average.values()), targets, 1 - decay)
 
-    def __enter__(self) -> None:
-        self.backup = {k: p.detach().clone() for k, p in self.trained.items()}
-        _load_average(self.trained, self.average)
-        self.module.eval()
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the model has its averaged weights and is in eval mode."""
+        backup = {k: p.detach().clone() for k, p in self.trained.items()}
+        self.keep_average()
+        yield
+        self._fill(backup)
+        self.objective.train()
 
-    def __exit__(self, *error: object) -> None:
-        _load_average(self.trained, self.backup)
-        self.module.train()
+    def keep_average(self) -> None:
+        """The averaged weights become the model's own."""
+        self._fill(self.average)
+        self.objective.eval()
 
+    def _fill(self, values: dict[str, Tensor]) -> None:
+        for key, parameter in self.trained.items():
+            parameter.data.copy_(values[key])
 
-def _load_average(trained: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
-    for key, parameter in trained.items():
-        parameter.data.copy_(values[key])
+    def save(self, path: Path, step: int) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        state: dict[str, Tensor] = {f"weights.{k}": p for k, p in self.trained.items()}
+        state |= {f"buffers.{k}": b for k, b in self.objective.named_buffers()}
+        state |= {f"average.{k}": v for k, v in self.average.items()}
+        for key, parameter in self.trained.items():
+            state |= {f"{s}.{key}": v for s, v in self.optimizer.state[parameter].items()}
+        apart = {k: v.clone() for k, v in state.items()}  # safetensors refuses aliases
+        save_tensors(path, apart, {"step": str(step), "history": json.dumps(self.history)})
 
-
-def _save(path: Path, step: int, objective: nn.Module, trained: dict[str, nn.Parameter],
-          average: dict[str, Tensor], optimizer: torch.optim.Optimizer,
-          history: History) -> None:  # fmt: skip
-    state = {f"weights.{k}": p for k, p in trained.items()}
-    state |= {f"buffers.{k}": b for k, b in objective.named_buffers()}
-    state |= {f"average.{k}": v for k, v in average.items()}
-    for key, parameter in trained.items():
-        state |= {f"{s}.{key}": v for s, v in optimizer.state[parameter].items()}
-    shared = {k: v.clone() for k, v in state.items()}  # safetensors refuses aliases
-    save_tensors(path, shared, {"step": str(step), "history": json.dumps(history)})
-
-
-def _restore(path: Path, objective: nn.Module, trained: dict[str, nn.Parameter],
-             average: dict[str, Tensor], optimizer: torch.optim.Optimizer,
-             history: History) -> int:  # fmt: skip
-    if not path.exists():
-        return 0
-    state, about = load_tensors(path)
-    buffers = dict(objective.named_buffers())
-    expected = {f"weights.{k}" for k in trained} | {f"buffers.{k}" for k in buffers}
-    if missing := sorted(expected - set(state)):
-        raise FlownError(f"{path}: belongs to another model, '{missing[0]}' is missing")
-    for key, parameter in trained.items():
-        if state[f"weights.{key}"].shape != parameter.shape:
+    def restore(self, path: Path) -> int:
+        """Takes everything from a checkpoint, if there is one; returns the steps it has seen."""
+        if not path.exists():
+            return 0
+        state, about = load_tensors(path)
+        buffers = dict(self.objective.named_buffers())
+        expected = {f"weights.{k}" for k in self.trained} | {f"buffers.{k}" for k in buffers}
+        if missing := sorted(expected - set(state)):
+            raise FlownError(f"{path}: belongs to another model, '{missing[0]}' is missing")
+        for key, parameter in self.trained.items():
             got, want = tuple(state[f"weights.{key}"].shape), tuple(parameter.shape)
-            raise FlownError(f"{path}: belongs to another model, '{key}' is {got}, expected {want}")
-        parameter.data.copy_(state[f"weights.{key}"])
-        average[key].copy_(state[f"average.{key}"])
-        optimizer.state[parameter] = {
-            "step": state[f"step.{key}"],
-            "exp_avg": state[f"exp_avg.{key}"].to(parameter.device),
-            "exp_avg_sq": state[f"exp_avg_sq.{key}"].to(parameter.device),
-        }
-    for key, buffer in buffers.items():
-        buffer.copy_(state[f"buffers.{key}"])
-    history.extend(json.loads(about["history"]))
-    return int(about["step"])
+            if got != want:
+                raise FlownError(
+                    f"{path}: belongs to another model, '{key}' is {got}, expected {want}"
+                )
+            parameter.data.copy_(state[f"weights.{key}"])
+            self.average[key].copy_(state[f"average.{key}"])
+            moments = {k: state[f"{k}.{key}"].to(parameter.device) for k in _MOMENTS}
+            self.optimizer.state[parameter] = {"step": state[f"step.{key}"], **moments}
+        for key, buffer in buffers.items():
+            buffer.copy_(state[f"buffers.{key}"])
+        self.history = json.loads(about["history"])
+        return int(about["step"])

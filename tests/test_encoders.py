@@ -74,5 +74,5 @@ def test_latents_settle_to_unit_scale() -> None:
 def test_bad_sizes_are_refused() -> None:
     with pytest.raises(FlownError, match="side 18"):
         encoders.build(VAEConfig(side=18), SIZE)
-    with pytest.raises(FlownError, match="unknown encoder 'vea'. Did you mean 'vae'"):
+    with pytest.raises(FlownError, match=r"unknown encoder 'vea'. Did you mean 'vae'"):
         encoders.from_values({"kind": "vea"})

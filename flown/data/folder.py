@@ -102,7 +102,7 @@ def _read_array(path: Path) -> Tensor:
     try:
         with path.open("rb") as file:
             array = np.lib.format.read_array(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged header is parsed as Python, with its errors
         raise FlownError(f"{path}: not a readable array ({error})") from None
     if array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,)) or not array.size:
         raise FlownError(f"{path}: shape {array.shape}, expected (H, W) or (H, W, 1 or 3)")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -229,8 +230,9 @@ def _debian_fashion() -> Parts:
 def _idx(path: Path, header: int, shape: tuple[int, ...]) -> Pixels:
     try:
         raw = gzip.decompress(path.read_bytes())
-        return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
-    except npz.BROKEN as error:
+        # a copy: what lies on bytes is read-only, which torch does not know
+        return np.frombuffer(raw, np.uint8, offset=header).reshape(shape).copy()
+    except (OSError, ValueError, EOFError, zlib.error) as error:
         raise FlownError(f"{path}: cannot be read ({error})") from None
 
 

@@ -79,16 +79,15 @@ def train(
         for index, members in enumerate(shard_of):
             trainer = _Shard(recipe, layout, images, out, index, members.tolist(), seed, device)
             for epoch in trainer.epochs():
-                note = f"validation accuracy {trainer.accuracy:.1f} %" if trainer.accuracy else ""
-                update(index * recipe.epochs + epoch, note)
+                update(index * recipe.epochs + epoch, trainer.note)
     split = _split(models, held_out, seed)
-    rows = []
-    for index in range(len(shard_of)):
-        for row in read_rows(out / f"index-{index:05d}.jsonl"):
-            rows.append(Row(**{**vars(row), "split": split[row.model]}))
+    parts = sorted(out.glob("index-*.jsonl"))
+    rows = [
+        Row(**{**vars(row), "split": split[row.model]}) for part in parts for row in read_rows(part)
+    ]
     about = {"recipes": {layout.task.name: plan["recipe"]}, "seed": seed, "flown": __version__}
     zoo = Zoo.write(out, [layout], rows, about)
-    for scratch in [out / "progress.json", *out.glob("index-*.jsonl")]:
+    for scratch in [out / "progress.json", *parts]:
         scratch.unlink()
     return zoo
 
@@ -151,7 +150,7 @@ class _Shard:
         self.stem = f"{index:05d}"
         self.seeds = [seed * 1_000_003 + model for model in members]
         self.device = torch.device(device)
-        self.accuracy = 0.0
+        self.note = ""
         self.images, self.index = images, index
         task = layout.task
         self.net = nets.build(layout.net, task.channels, len(task.classes), task.activation)
@@ -185,7 +184,7 @@ class _Shard:
                     self._accuracy(self.val_x, self.val_y),
                 )
                 kept[epoch] = (self._vectors(), *accuracies)
-                self.accuracy = float(accuracies[1].mean())
+                self.note = f"validation accuracy {float(accuracies[1].mean()):.1f} %"
             self._checkpoint(epoch, kept)
             yield epoch
         self._finish(kept)

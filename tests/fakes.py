@@ -90,7 +90,7 @@ class FakeModel:
     def encode(self, batch: WeightBatch) -> Tensor:
         task = self.tasks.index(batch.layout.task.name)
         centred = batch.vectors - self.mean[batch.layout.task.name]
-        flat = self.joint.embed(centred, task) @ self.frame
+        flat: Tensor = self.joint.embed(centred, task) @ self.frame
         return flat.reshape(-1, *self.latent_shape)
 
     def decode(self, latents: Tensor, task: str) -> WeightBatch:

@@ -26,7 +26,9 @@ def test_generated_networks_classify(model: flown.Flown, zoo: flown.Zoo) -> None
     val = load("digits").val
     batch = model.generate(*support(), n=12, seed=1, steps=20)
     accuracies = flown.evaluate(batch, val.images, val.labels)
-    zoo_mean = flown.evaluate(zoo.select(epochs=[-1]).batch("digits"), val.images, val.labels).mean()
+    zoo_mean = flown.evaluate(
+        zoo.select(epochs=[-1]).batch("digits"), val.images, val.labels
+    ).mean()
     assert accuracies.shape == (12,)
     assert accuracies.mean() > zoo_mean - 15, (accuracies, zoo_mean)
     assert len({tuple(v.tolist()) for v in batch.vectors}) == 12, "samples differ"

@@ -1,0 +1,87 @@
+"""The gradient-free path gives what every network gives alone, whatever the layers' settings."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flown import nets
+from flown.nets import inference, stacked
+
+_CASES = {
+    "cnn-small": (lambda: nets.build("cnn-small", 1, 10, "tanh"), (1, 28)),
+    "cnn-small colour gelu": (lambda: nets.build("cnn-small", 3, 7, "gelu"), (3, 28)),
+    "cnn-medium": (lambda: nets.build("cnn-medium", 3, 10, "silu"), (3, 32)),
+    "stride, padding, dilation": (lambda: nn.Sequential(
+        nn.Conv2d(1, 3, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Conv2d(3, 2, 3, padding=2, dilation=2), nn.Flatten(), nn.Linear(128, 4)), (1, 15)),
+    "oblong kernels": (lambda: nn.Sequential(
+        nn.Conv2d(2, 3, (3, 2)), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(3 * 5 * 6, 4)), (2, 13)),
+    "other pooling": (lambda: nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.MaxPool2d(3, 1), nn.MaxPool2d(2, ceil_mode=True), nn.Tanh(),
+        nn.MaxPool2d(2, padding=1), nn.Flatten(), nn.Linear(3 * 3 * 3, 4)), (1, 13)),
+    "no bias": (lambda: nn.Sequential(
+        nn.Conv2d(1, 3, 3, bias=False), nn.Conv2d(3, 2, 2, bias=False), nn.Flatten(),
+        nn.Linear(2 * 4 * 4, 3, bias=False), nn.Tanh(), nn.Linear(3, 2)), (1, 7)),
+    "one position": (lambda: nn.Sequential(nn.Conv2d(1, 4, 6), nn.Flatten()), (1, 6)),
+    "same padding": (lambda: nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding="same"), nn.Flatten(), nn.Linear(2 * 36, 3)), (1, 6)),
+}  # fmt: skip
+
+
+def one_by_one(net: nn.Module, tensors: dict[str, Tensor], images: Tensor) -> Tensor:
+    n = len(next(iter(tensors.values())))
+    parts = [{name: tensor[i] for name, tensor in tensors.items()} for i in range(n)]
+    with torch.no_grad():
+        return torch.stack([torch.func.functional_call(net, p, (images,)) for p in parts])
+
+
+def draw(case: str, n: int, count: int,
+         scale: float = 0.3) -> tuple[nn.Module, dict[str, Tensor], Tensor]:  # fmt: skip
+    make, (channels, side) = _CASES[case]
+    net, generator = make(), torch.Generator().manual_seed(0)
+    tensors = {name: scale * torch.randn(n, *p.shape, generator=generator)
+               for name, p in net.named_parameters()}  # fmt: skip
+    return net, tensors, torch.randn(count, channels, side, side, generator=generator)
+
+
+@pytest.mark.parametrize("n", [1, 8, 11])
+@pytest.mark.parametrize("case", _CASES)
+def test_equals_one_by_one(case: str, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, tensors, images = draw(case, n, 13)
+    expected = one_by_one(net, tensors, images)
+    monkeypatch.setattr(inference, "_LARGEST", 1)  # chunks of four images, the last of one
+    with torch.no_grad():
+        found = stacked.forward(net, tensors, images)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    with_gradients = stacked.forward(net, tensors, images)
+    torch.testing.assert_close(found, with_gradients, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.3, 3.0, 10.0])
+def test_as_exact_as_one_by_one(scale: float) -> None:
+    """Large weights magnify rounding errors, small ones show tanh near zero."""
+    net, tensors, images = draw("cnn-small", 8, 20, scale)
+    with torch.no_grad():
+        found = stacked.forward(net, tensors, images)
+    usual = one_by_one(net, tensors, images)
+    double = {name: tensor.double() for name, tensor in tensors.items()}
+    truth = one_by_one(net.double(), double, images.double())
+    assert (found - truth).abs().max() < 3 * (usual - truth).abs().max() + 1e-7
+
+
+def test_inputs_are_left_as_they_are() -> None:
+    net, tensors, images = draw("no bias", 3, 5)
+    before = {name: tensor.clone() for name, tensor in tensors.items()} | {"": images.clone()}
+    with torch.no_grad():
+        stacked.forward(net, tensors, images)
+    assert all(torch.equal(before[k], v) for k, v in {**tensors, "": images}.items())
+
+
+def test_gradients_take_the_other_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, tensors, images = draw("cnn-small", 2, 3)
+    monkeypatch.setattr(inference, "forward", lambda *_: pytest.fail("no gradients there"))
+    some = {name: tensor.requires_grad_() for name, tensor in tensors.items()}
+    stacked.forward(net, some, images).sum().backward()
+    assert all(tensor.grad is not None for tensor in some.values())

@@ -260,7 +260,8 @@ def main() -> None:
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
-        app(arguments, standalone_mode=False)
+        if app(arguments, standalone_mode=False) == 130:  # typer's way of saying Ctrl-C
+            raise KeyboardInterrupt
     except FlownError as error:
         _fail(str(error), error.exit_code, debug)
     except typer.Exit as stop:

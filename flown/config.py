@@ -56,7 +56,7 @@ class Config(BaseModel):
                 raise FlownError(f"override '{assignment}': write it as key.sub=value")
             target, *rest = values, *key.split(".")
             for part in rest[:-1]:
-                target = target.get(part) if isinstance(target, dict) else None
+                target = target.setdefault(part, {})  # an unknown part is refused by `parse`
                 if not isinstance(target, dict):
                     raise FlownError(f"override '{assignment}': '{part}' holds no keys")
             target[rest[-1]] = yaml.safe_load(text)

@@ -104,7 +104,7 @@ def test_help_teaches(command: list[str], monkeypatch: pytest.MonkeyPatch,
     assert call(monkeypatch, *command, "--help") == 0
     said = capsys.readouterr().out
     assert "Usage" in said
-    assert command in ([], ["data"], ["zoo"]) or "Example: flown" in said
+    assert command in ([], ["data"], ["zoo"]) or "Example: " in said
 
 
 def test_unknown_names(refused, tmp_path: Path, run: Path) -> None:

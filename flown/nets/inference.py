@@ -14,6 +14,7 @@ What a generic forward pass loses, and what is done here instead:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ _GROUP = 8  # networks a matrix product
 _LARGEST = 1 << 19  # numbers of the first activation, n * B * channels * h * w, per thread
 
 
-def suits(net: nn.Module) -> bool:
+def suits(net: nn.Module) -> TypeGuard[nn.Sequential]:
     """Whether `forward` here can run a plain sequence of layers: it begins with a convolution."""
     if not isinstance(net, nn.Sequential) or not len(net):
         return False
@@ -81,7 +82,7 @@ def _rest(layers: list[tuple[str, nn.Module]], tensors: Mapping[str, Tensor], x:
             if layer.bias is not None:
                 x += tensors[f"{name}.bias"][:, None]
         elif isinstance(layer, nn.Flatten):
-            x = x.unflatten(3, (n, -1)).permute(3, 0, 4, 1, 2).flatten(2)
+            x = torch.unflatten(x, 3, (n, -1)).permute(3, 0, 4, 1, 2).flatten(2)
         elif isinstance(layer, nn.Tanh):
             x = x.mul_(2).sigmoid_().mul_(2).sub_(1)
         else:

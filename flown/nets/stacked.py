@@ -70,7 +70,7 @@ def _forward(net: nn.Module, tensors: Mapping[str, Tensor], images: Tensor) -> T
             if shared:  # every network sees the same image
                 x, shared = x.flatten(1).expand(n, -1, -1), False
             else:
-                x = x.unflatten(1, (n, -1)).transpose(0, 1).flatten(2)  # (n, B, features)
+                x = torch.unflatten(x, 1, (n, -1)).transpose(0, 1).flatten(2)  # (n, B, features)
         else:
             x = layer(x)
     return x

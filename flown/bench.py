@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def sample(name: str, repeats: int, scratch: Path, networks: int = 100) -> list[
     many = context.expand(networks, -1)
 
     def euler(steps: int) -> torch.Tensor:
-        return flow.integrate(model.velocity.bind(context), x0, steps=steps).x  # type: ignore[operator]
+        return flow.integrate(model.velocity.bind(context), x0, steps=steps).x
 
     def ddpm() -> torch.Tensor:
         return sample_ddpm(rival, shape, context, generator=torch.Generator().manual_seed(0)).x
@@ -160,7 +161,7 @@ def evaluate(repeats: int, networks: int = 100, images: int = 10_000) -> list[Ro
 
     assert (predictions(batch, pixels[:500]) == loop(500)[:, :500]).float().mean() > 0.999
     candidates: dict[str, Callable[[], object]] = {"flown": lambda: predictions(batch, pixels)}
-    candidates |= {f"loop-{size}": (lambda s=size: loop(s)) for size in (100, 1000, 10_000)}
+    candidates |= {f"loop-{size}": partial(loop, size) for size in (100, 1000, 10_000)}
     return _rows(_medians(candidates, repeats), "flown", networks)
 
 

@@ -148,7 +148,8 @@ def reconstruction_accuracy(encoder: nn.Module, people: Population, images: Mapp
     splits = {"train": (people.train, people.train_tasks),
               "held-out": (people.held_out, people.held_out_tasks)}  # fmt: skip
     for split, (vectors, tasks) in splits.items():
-        before, after = [], []
+        before: list[float] = []
+        after: list[float] = []
         for task, layout in enumerate(people.joint.layouts):
             some = vectors[tasks == task][:_PROBE].to(device)
             if not len(some):

@@ -287,7 +287,7 @@ class Flown(nn.Module, ModelHubMixin):
         modelfiles.write(save_directory, parts, values, modelcard.render(self))
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Flown:  # type: ignore[override]
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Flown:
         """Loads a model: a folder, the name of a shipped model, or a hub id.
 
         Raises:

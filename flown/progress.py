@@ -24,7 +24,11 @@ def bar(label: str, total: int, start: int = 0) -> Iterator[Callable[[int, str],
     with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
                   console=console) as progress:  # fmt: skip
         task = progress.add_task(label, total=total, completed=start, note="")
-        yield lambda done, note="": progress.update(task, completed=done, note=note)
+
+        def update(done: int, note: str = "") -> None:
+            progress.update(task, completed=done, note=note)
+
+        yield update
 
 
 def _logger(label: str, total: int) -> Callable[[int, str], None]:

@@ -26,7 +26,7 @@ class Identity(nn.Module):
 
     def encode(self, vectors: Tensor) -> Tensor:
         padding = math.prod(self.latent_shape) - self.size
-        return nn.functional.pad(vectors, (0, padding)).unflatten(1, self.latent_shape)
+        return nn.functional.pad(vectors, (0, padding)).view(-1, *self.latent_shape)
 
     def decode(self, latents: Tensor) -> Tensor:
         return latents.flatten(1)[:, : self.size]

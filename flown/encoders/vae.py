@@ -78,7 +78,8 @@ class VAE(nn.Module):
     def encode(self, vectors: Tensor) -> Tensor:
         """Vectors (n, D) to posterior means (n, *latent_shape), standardised."""
         mean, _ = self.moments(vectors)
-        return ((mean - self.latent_mean) / self.latent_std).unflatten(1, self.latent_shape)
+        standard = (mean - self.latent_mean) / self.latent_std
+        return standard.view(-1, *self.latent_shape)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (n, *latent_shape) to vectors (n, D)."""

@@ -117,7 +117,7 @@ def _other_source(result: Retrieval, settings: RetrievalConfig, out: Path, metho
     images = {task: data.load(task) for task in result.zoo.tasks}
     model = Flown.fit(result.zoo, fit, out=folder, images=images, resume=True, device=device)
     return report_card(model, result.zoo, images, n=settings.samples, top=settings.top,
-                       seed=settings.seed, steps=settings.steps)  # fmt: skip
+                       seed=settings.seed, steps=settings.steps, full=False)  # fmt: skip
 
 
 def _prior(out: Path, scale: str, seed: int) -> Path:

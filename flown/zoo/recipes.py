@@ -48,7 +48,7 @@ class Recipe(Config):
         return tuple(sorted(set(self.keep)))
 
 
-_LAST_FIVE = {"epochs": 50, "keep": (21, 22, 23, 24, 25, 46, 47, 48, 49, 50)}
+_LAST_FIVE: dict[str, Any] = {"epochs": 50, "keep": (21, 22, 23, 24, 25, 46, 47, 48, 49, 50)}
 _MNIST: dict[str, Any] = {"dataset": "mnist", "init": "uniform", "mean": 0.1307, "std": 0.3081}
 _FASHION: dict[str, Any] = {"dataset": "fashion_mnist", "init": "uniform"}
 _KAIMING: dict[str, Any] = {"init": "kaiming-uniform", "learning_rate": 1e-4}

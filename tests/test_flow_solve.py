@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
-from problems import PROBLEMS, Problem, gaussian_to_gaussian
 from torch import Tensor, nn
 from torchdiffeq import odeint
 
 from flown.errors import FlownError
 from flown.flow import SOLVERS, integrate
+from tests.problems import PROBLEMS, Problem, gaussian_to_gaussian
 
 FIXED = [name for name, tableau in SOLVERS.items() if tableau is not None]
 ORDER = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}

@@ -112,7 +112,7 @@ def report_card(model: Flown, zoo: Zoo, images: Mapping[str, ImageData], *, n: i
         images: image data by task, the same as in fitting.
         n: networks generated a task, over `SUPPORTS` support sets; `top` of them are chosen.
         shots: images a class in a support set.
-        full: False leaves out what only explains: confusion, shuffled contexts, trajectories.
+        full: False measures the generated networks alone: no baselines, nothing that explains.
 
     Raises:
         FlownError: n or top < 1, a task without images or training networks, unknown solver.
@@ -136,14 +136,12 @@ def report_card(model: Flown, zoo: Zoo, images: Mapping[str, ImageData], *, n: i
 
 
 def _supports(images: ImageData, shots: int, seed: int) -> list[Support]:
-    generator = torch.Generator().manual_seed(seed + 10_007)
-    classes = len(images.classes)
-    return [draw_support(images.train, classes, shots, generator) for _ in range(SUPPORTS)]
+    draw, classes = torch.Generator().manual_seed(seed + 10_007), len(images.classes)
+    return [draw_support(images.train, classes, shots, draw) for _ in range(SUPPORTS)]
 
 
-def _counts(images: ImageData) -> dict[str, int]:
-    return {"train": len(images.train), "val": min(CHOICE, len(images.val)),
-            "test": len(images.test)}  # fmt: skip
+def _counts(data: ImageData) -> dict[str, int]:
+    return {"train": len(data.train), "val": min(CHOICE, len(data.val)), "test": len(data.test)}
 
 
 @dataclass
@@ -251,16 +249,10 @@ def _task_card(sampler: _Sampler, zoo: Zoo, images: Mapping[str, ImageData], tas
     generated = _joined(samples)
     reference = _Reference(zoo, task, model.config.epochs, images[task], generated.vectors.device)
     train, held_out = reference.train, reference.held_out
-    batches = {"flown": generated, "reconstruction-train": model.reconstruct(train[:n])}
-    if held_out is not None:
-        batches["reconstruction-held-out"] = model.reconstruct(held_out)
-    generator = torch.Generator().manual_seed(sampler.seed)
-    baselines = dict(BASELINES)
-    init = zoo.about.get("recipes", {}).get(task, {}).get("init", "default")
-    if init != "default":
-        baselines["recipe-init"] = partial(random_init, init=init)
-    batches |= {name: draw(train, n, generator) for name, draw in baselines.items()}
-    methods = reference.zoo() | {name: reference.measure(x) for name, x in batches.items()}
+    compared = _compared(sampler, zoo, task, train, held_out) if full else {}
+    batches = {"flown": generated} | compared
+    methods = reference.zoo() if full else {}
+    methods |= {name: reference.measure(x) for name, x in batches.items()}
     card = TaskCard(task, methods, sampler.recognised(task))
     card.seconds = sum(s.seconds for s in samples)
     card.nfe = max(s.nfe for s in samples)
@@ -272,6 +264,20 @@ def _task_card(sampler: _Sampler, zoo: Zoo, images: Mapping[str, ImageData], tas
         card.latents["samples"] = torch.cat([s.latents for s in samples]).flatten(1).cpu()
         card.latents["source"] = torch.cat([s.source for s in samples]).flatten(1).cpu()
     return card
+
+
+def _compared(sampler: _Sampler, zoo: Zoo, task: str, train: WeightBatch,
+              held_out: WeightBatch | None) -> dict[str, WeightBatch]:  # fmt: skip
+    """Reconstructions and baselines, by method."""
+    batches = {"reconstruction-train": sampler.model.reconstruct(train[: sampler.n])}
+    if held_out is not None:
+        batches["reconstruction-held-out"] = sampler.model.reconstruct(held_out)
+    generator = torch.Generator().manual_seed(sampler.seed)
+    baselines = dict(BASELINES)
+    init = zoo.about.get("recipes", {}).get(task, {}).get("init", "default")
+    if init != "default":
+        baselines["recipe-init"] = partial(random_init, init=init)
+    return batches | {name: draw(train, sampler.n, generator) for name, draw in baselines.items()}
 
 
 def _explain(card: TaskCard, sampler: _Sampler, images: Mapping[str, ImageData],

@@ -116,11 +116,14 @@ def zoo_inspect(path: Path, verify: bool = typer.Option(False, help="Read all we
 
 
 @zoo_app.command("join", epilog="Example: flown zoo join zoo-a zoo-b --out zoo")
-def zoo_join(paths: list[Path], out: Out, overwrite: Overwrite = False) -> None:
+def zoo_join(paths: list[Path], out: Out, overwrite: Overwrite = False,
+             epochs: Annotated[Optional[list[int]], typer.Option(
+                 "--epoch", help="Only these epochs; -1 is each task's last.")] = None) -> None:  # fmt: skip
     """Put zoos of several tasks into one folder, for one generator."""
     from flown.zoo import Zoo
 
-    console.print(_zoo_table(Zoo.join([Zoo.open(path) for path in paths], out, overwrite)))
+    zoos = [Zoo.open(path).select(epochs=epochs) for path in paths]
+    console.print(_zoo_table(Zoo.join(zoos, out, overwrite)))
     _wrote(out)
 
 
@@ -204,6 +207,16 @@ def evaluate(file: Path, data: Annotated[str, typer.Option(help="A data set's na
 
     for line in evaluate_file(file, data, zoo, top):
         console.print(line, highlight=False, soft_wrap=True)
+
+
+@app.command(epilog="Example: flown export run/model --out small")
+def export(model: Path, out: Out, overwrite: Overwrite = False) -> None:
+    """Copy a model in half precision, half the size, for shipping."""
+    from flown import modelfiles
+    from flown.files import prepare_output
+
+    modelfiles.export(model, prepare_output(out, overwrite))
+    _wrote(out)
 
 
 class Experiment(str, Enum):

@@ -92,9 +92,9 @@ class Population:
         ordered = [row for task in chosen.tasks for row in chosen.rows if row.task == task]
         train = torch.tensor([row.split == "train" for row in ordered])
         joint = chosen.joint
-        standardizer = Standardizer(joint.size)
-        standardizer.fit(joint, vectors[train], tasks[train])
-        standard = standardizer(vectors, joint.masks[tasks])
+        standardizer = Standardizer(joint)
+        standardizer.fit(vectors[train], tasks[train])
+        standard = standardizer(vectors, tasks)
         return cls(
             joint, standardizer, standard[train], tasks[train], standard[~train], tasks[~train]
         )
@@ -154,11 +154,11 @@ def reconstruction_accuracy(encoder: nn.Module, people: Population, images: Mapp
             some = vectors[tasks == task][:_PROBE].to(device)
             if not len(some):
                 continue
-            mask = people.joint.masks[[task]].to(device).expand(len(some), -1)
+            index = torch.full((len(some),), task, device=device)
             val = images[layout.task.name].val
             x, y = val.images[:_PROBE_IMAGES], val.labels[:_PROBE_IMAGES]
             for standard, into in ((some, before), (encoder.decode(encoder.encode(some)), after)):  # type: ignore[operator]
-                raw = people.standardizer.to(device).invert(standard, mask)
+                raw = people.standardizer.to(device).invert(standard, index)
                 batch = WeightBatch(layout, people.joint.extract(raw, task))
                 into.append(float(evaluate(batch, x, y).mean()))
         if before:

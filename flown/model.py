@@ -61,7 +61,7 @@ class Flown(nn.Module, ModelHubMixin):
         super().__init__()
         self.config, self.joint = config, joint
         self.classes = max(len(layout.task.classes) for layout in joint.layouts)
-        self.standardizer = Standardizer(joint.size)
+        self.standardizer = Standardizer(joint)
         self.encoder = encoders.build(config.encoder, joint.size)
         self.latent_shape: tuple[int, int, int] = self.encoder.latent_shape  # type: ignore[assignment]
         self.velocity = flow.UNet(config.velocity, self.latent_shape, 128)
@@ -147,8 +147,7 @@ class Flown(nn.Module, ModelHubMixin):
 
     @torch.no_grad()
     def _encode_raw(self, joint: Tensor, tasks: Tensor) -> Tensor:
-        mask = self.joint.masks.to(joint.device)[tasks]
-        return self.encoder.encode(self.standardizer(joint, mask))  # type: ignore[operator,no-any-return]
+        return self.encoder.encode(self.standardizer(joint, tasks))  # type: ignore[operator,no-any-return]
 
     def _task(self, name: str) -> int:
         if name not in self.tasks:
@@ -170,9 +169,9 @@ class Flown(nn.Module, ModelHubMixin):
             FlownError: unknown task, or the decoded weights hold NaN or Inf.
         """
         index = self._task(task)
-        mask = self.joint.masks[[index]].to(latents.device).expand(len(latents), -1)
         standard = self.encoder.decode(latents)  # type: ignore[operator]
-        vectors = self.joint.extract(self.standardizer.invert(standard, mask), index)
+        tasks = torch.full((len(latents),), index, device=latents.device)
+        vectors = self.joint.extract(self.standardizer.invert(standard, tasks), index)
         if not torch.isfinite(vectors).all():
             raise FlownError(f"decoding for task '{task}' gave NaN or Inf weights")
         return WeightBatch(self.joint.layouts[index], vectors)
@@ -314,7 +313,7 @@ class Flown(nn.Module, ModelHubMixin):
         values, parts = modelfiles.read(path)
         config = FlownConfig.parse(values["config"], f"{path}/config.json")
         layouts = [WeightLayout.parse(v, f"{path}/config.json") for v in values["layouts"]]
-        model = cls(config, JointLayout.of(layouts), modelfiles.under("prior", parts["flow"]))
+        model = cls(config, JointLayout.of(layouts), modelfiles.floats("prior", parts["flow"]))
 
         def fill(module: nn.Module, name: str, part: str) -> None:
             modelfiles.fill(module, name, parts[part], path / f"{part}.safetensors")
@@ -327,7 +326,7 @@ class Flown(nn.Module, ModelHubMixin):
             fill(model.support, "support", "context")
             model.head = ContextHead(model.classes, model.support.width, mode=config.context.mode)
             fill(model.head, "head", "context")
-            model.prototypes = parts["context"]["prototypes"]
+            model.prototypes = parts["context"]["prototypes"].float()
         model.card = values.get("card", {})
         return model.eval().requires_grad_(False)
 

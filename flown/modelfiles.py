@@ -59,6 +59,11 @@ def under(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
     return {k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)}
 
 
+def floats(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
+    """As `under`, in single precision."""
+    return {k: v.float() for k, v in under(prefix, tensors).items()}
+
+
 def fill(module: nn.Module, name: str, tensors: Tensors, file: Path) -> None:
     """Loads what `prefixed` stored under `name`.
 
@@ -72,3 +77,19 @@ def fill(module: nn.Module, name: str, tensors: Tensors, file: Path) -> None:
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise FlownError(f"{file}: does not fit config.json ({reason})") from None
+
+
+def export(source: Path, target: Path) -> None:
+    """Copies a model's folder in half precision, for shipping: half the size, loaded as any other.
+
+    Raises:
+        FlownError: `source` is no whole model.
+    """
+    values, parts = read(source)
+    small = {part: {k: _half(v) for k, v in tensors.items()} for part, tensors in parts.items()}
+    readme = (source / "README.md").read_text(encoding="utf-8")
+    write(target, small, {k: v for k, v in values.items() if k != "format"}, readme)
+
+
+def _half(tensor: Tensor) -> Tensor:
+    return tensor.half() if tensor.is_floating_point() else tensor

@@ -82,7 +82,7 @@ class FakeModel:
 
     def __init__(self, zoo: Zoo) -> None:
         self.zoo, self.joint, self.tasks = zoo, JointLayout.of(zoo.layouts), zoo.tasks
-        self.config, self.standardizer = FlownConfig(), Standardizer(self.joint.size)
+        self.config, self.standardizer = FlownConfig(), Standardizer(self.joint)
         draw = torch.randn(self.joint.size, 64, generator=torch.Generator().manual_seed(0))
         self.frame = torch.linalg.qr(draw)[0]  # (D, 64), orthonormal
         self.mean = {t: zoo.batch(t).vectors.mean(dim=0) for t in self.tasks}

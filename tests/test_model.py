@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import flown
+from flown import modelfiles
 from flown.data import draw_support, load
 from flown.errors import FlownError
 from flown.fitting import FlownConfig
@@ -156,3 +157,20 @@ def test_broken_model_folders_are_named(run: Path, tmp_path: Path) -> None:
         flown.Flown.from_pretrained(tmp_path / "cut")
     with pytest.raises(FlownError, match="Did you mean 'flown-small'"):
         flown.Flown.from_pretrained("flown-smal")
+
+
+def test_export_is_half_the_size_and_as_good(
+    model: flown.Flown, run: Path, tmp_path: Path
+) -> None:
+    modelfiles.export(run / "model", tmp_path / "small")
+    whole, small = (
+        sum(f.stat().st_size for f in p.glob("*.safetensors"))
+        for p in (run / "model", tmp_path / "small")
+    )
+    assert small < 0.6 * whole
+    val = load("digits").val
+    accuracies = [
+        flown.evaluate(m.generate(*support(), n=8, steps=10), val.images, val.labels).mean()
+        for m in (model, flown.Flown.from_pretrained(tmp_path / "small"))
+    ]
+    assert abs(accuracies[0] - accuracies[1]) < 2

@@ -59,10 +59,10 @@ def config(scale: str, seed: int = 0) -> RetrievalConfig:
     smoke = scale == "smoke"
     fit = FlownConfig(
         encoder_training=TrainConfig(
-            steps=60 if smoke else 4000, batch_size=32, validate_every=500
+            steps=60 if smoke else 2500, batch_size=32, validate_every=500
         ),
         velocity=VelocityConfig(channels=32, blocks=1),
-        flow_training=TrainConfig(steps=60 if smoke else 5000, batch_size=96),
+        flow_training=TrainConfig(steps=60 if smoke else 4000, batch_size=96),
         seed=seed,
     )
     samples, steps = (10, 10) if smoke else (50, 100)

@@ -106,7 +106,7 @@ class Zoo:
 
     @classmethod
     def join(cls, zoos: Sequence[Zoo], out: Path | str, overwrite: bool = False) -> Zoo:
-        """Copies several zoos of different tasks into one folder.
+        """Copies several zoos of different tasks, or what was selected of them, into one folder.
 
         Raises:
             FlownError: two share a task, or their networks cannot share a vector space.

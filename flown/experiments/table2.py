@@ -59,7 +59,7 @@ def config(scale: str, seed: int = 0) -> RetrievalConfig:
     smoke = scale == "smoke"
     fit = FlownConfig(
         encoder_training=TrainConfig(
-            steps=60 if smoke else 2500, batch_size=32, validate_every=500
+            steps=60 if smoke else 6000, batch_size=32, learning_rate=2e-3, validate_every=500
         ),
         velocity=VelocityConfig(channels=32, blocks=1),
         flow_training=TrainConfig(steps=60 if smoke else 4000, batch_size=96),

@@ -18,7 +18,14 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Flow matching on neural-network weights: zoos, weight encoders, generated classifiers.",
 )  # fmt: skip
-data_app = typer.Typer(no_args_is_help=True, help="Image data by name.")
+data_app = typer.Typer(
+    no_args_is_help=True,
+    help=(
+        "Image data by name, or folders with one sub-folder of images a class. The folder FLOWN_DATA "
+        "may hold NAME.npz files: uint8 train_images (N, H, W) or (N, H, W, 3), integer train_labels, "
+        "test_images, test_labels, and class_names."
+    ),
+)
 zoo_app = typer.Typer(no_args_is_help=True, help="Populations of trained networks.")
 app.add_typer(data_app, name="data")
 app.add_typer(zoo_app, name="zoo")

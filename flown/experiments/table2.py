@@ -110,7 +110,11 @@ def _other_source(result: Retrieval, settings: RetrievalConfig, out: Path, metho
     """The same encoder, another source: a flow trained anew, and its report card."""
     folder = out / f"run-{method}"
     prior = str(_prior(out, scale, settings.seed)) if source == "checkpoint" else None
-    fit = settings.fit.model_copy(update={"flow": FlowConfig(source=source, prior=prior)})
+    # Encoding fresh networks at every step is what costs: the paper's batch, and no more steps.
+    steps = min(3000, settings.fit.flow_training.steps)
+    training = settings.fit.flow_training.model_copy(update={"batch_size": 32, "steps": steps})
+    changes = {"flow": FlowConfig(source=source, prior=prior), "flow_training": training}
+    fit = settings.fit.model_copy(update=changes)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "encoder.checkpoint.safetensors").exists():
         shutil.copy(out / "run" / "encoder.checkpoint.safetensors", folder)

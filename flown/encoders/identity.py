@@ -32,7 +32,8 @@ class Identity(nn.Module):
         return latents.flatten(1)[:, : self.size]
 
     def loss(self, vectors: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
-        raise NotImplementedError("the identity has nothing to train")
+        """Zero: there is nothing to train."""
+        return vectors.new_zeros(())
 
     def settle(self, vectors: Tensor) -> None:
         """Standardised weights have unit scale already."""

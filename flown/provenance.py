@@ -40,7 +40,7 @@ def provenance(config: Config, data: Mapping[str, Any], seconds: float, device: 
     """
     return {
         "commit": _commit(),
-        "command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command or _command(),
         "config": config.model_dump(mode="json"),
         "config_hash": digest(config),
         "data": dict(data),
@@ -67,6 +67,11 @@ def write_results(path: Path | str, experiment: str, scale: str, about: Mapping[
     """
     head = {"experiment": experiment, "scale": scale, "provenance": dict(about)}
     write_json(path, {**head, "rows": list(rows)})
+
+
+def _command() -> str:
+    """This process's command line, without the folders of this machine."""
+    return shlex.join(Path(a).name if Path(a).is_absolute() else a for a in sys.argv)
 
 
 def _commit() -> str | None:

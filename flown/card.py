@@ -112,7 +112,7 @@ def report_card(model: Flown, zoo: Zoo, images: Mapping[str, ImageData], *, n: i
         images: image data by task, the same as in fitting.
         n: networks generated a task, over `SUPPORTS` support sets; `top` of them are chosen.
         shots: images a class in a support set.
-        full: False measures the generated networks alone: no baselines, nothing that explains.
+        full: False leaves out what only explains: confusion, shuffled contexts, trajectories.
 
     Raises:
         FlownError: n or top < 1, a task without images or training networks, unknown solver.
@@ -249,10 +249,8 @@ def _task_card(sampler: _Sampler, zoo: Zoo, images: Mapping[str, ImageData], tas
     generated = _joined(samples)
     reference = _Reference(zoo, task, model.config.epochs, images[task], generated.vectors.device)
     train, held_out = reference.train, reference.held_out
-    compared = _compared(sampler, zoo, task, train, held_out) if full else {}
-    batches = {"flown": generated} | compared
-    methods = reference.zoo() if full else {}
-    methods |= {name: reference.measure(x) for name, x in batches.items()}
+    batches = {"flown": generated} | _compared(sampler, zoo, task, train, held_out)
+    methods = reference.zoo() | {name: reference.measure(x) for name, x in batches.items()}
     card = TaskCard(task, methods, sampler.recognised(task))
     card.seconds = sum(s.seconds for s in samples)
     card.nfe = max(s.nfe for s in samples)

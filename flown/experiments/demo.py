@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flown import data
 from flown.encoders import VAEConfig
-from flown.experiments.retrieval import Retrieval, RetrievalConfig, run
+from flown.experiments.retrieval import Retrieval, RetrievalConfig, present, run
 from flown.files import prepare_output
 from flown.fitting import FlownConfig
 from flown.flow import VelocityConfig
@@ -27,8 +26,7 @@ LEAD = (
 
 def tasks() -> tuple[str, ...]:
     """Digits, MNIST, and Fashion-MNIST where it is at hand, else MNIST turned by 90 degrees."""
-    here = {source.name for source in data.available() if source.present}
-    third = "fashion_mnist" if "fashion_mnist" in here else "mnist5k-rot90"
+    third = "fashion_mnist" if "fashion_mnist" in present() else "mnist5k-rot90"
     return "digits", "mnist5k", third
 
 

@@ -43,6 +43,11 @@ class Retrieval:
     about: dict[str, Any]
 
 
+def present() -> set[str]:
+    """Names of the data sets that are here now."""
+    return {source.name for source in data.available() if source.present}
+
+
 def build_zoo(recipes: Sequence[Recipe], models: int, out: Path, seed: int, resume: bool) -> Zoo:
     """Trains one zoo a recipe under `out/zoos` and joins them in `out/zoo`."""
     if resume and (out / "zoo" / "zoo.json").exists():

@@ -6,6 +6,8 @@ What a generic forward pass loses, and what is done here instead:
   one matrix product serves a group of networks;
 - activations keep channels last, n * channels of them beside each other, so that grouped
   convolutions run vectorised; max-pooling is two element-wise maxima over strided views;
+- grouped convolutions round their output channels up to eight, the width of the fast kernels: six
+  become eight in two thirds of the time; the added ones are zero and dropped when flattening;
 - biases are added after pooling, where four times fewer numbers are left (the same result: adding
   is monotonous), and tanh(x) = 2 sigmoid(2x) - 1, several times faster and as exact to 1e-7;
 - images come in chunks that keep the largest activation within the cache.
@@ -21,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _GROUP = 8  # networks a matrix product
+_LANES = 8  # output channels of a grouped convolution come in multiples of this
 _LARGEST = 1 << 19  # numbers of the first activation, n * B * channels * h * w, per thread
 
 
@@ -68,13 +71,15 @@ def _rest(layers: list[tuple[str, nn.Module]], tensors: Mapping[str, Tensor], x:
     From `nn.Flatten` on activations are (n, B, features).
     """
     n = len(next(iter(tensors.values())))
+    width = x.shape[3] // n  # channels of a network, without those added
     for name, layer in layers:
         if bias is not None and not isinstance(layer, nn.MaxPool2d):
             x, bias = x.add_(bias.flatten()), None
         if isinstance(layer, nn.MaxPool2d):
             x = _pool(layer, x)
         elif isinstance(layer, nn.Conv2d):
-            weight, bias = tensors[f"{name}.weight"].flatten(0, 1), tensors.get(f"{name}.bias")
+            weight, bias = _widen(tensors[f"{name}.weight"], tensors.get(f"{name}.bias"), x)
+            width = layer.out_channels
             x = F.conv2d(x.permute(0, 3, 1, 2), weight, None, layer.stride, layer.padding,
                          layer.dilation, n).permute(0, 2, 3, 1).contiguous()  # fmt: skip
         elif isinstance(layer, nn.Linear):
@@ -82,12 +87,20 @@ def _rest(layers: list[tuple[str, nn.Module]], tensors: Mapping[str, Tensor], x:
             if layer.bias is not None:
                 x += tensors[f"{name}.bias"][:, None]
         elif isinstance(layer, nn.Flatten):
-            x = torch.unflatten(x, 3, (n, -1)).permute(3, 0, 4, 1, 2).flatten(2)
+            x = torch.unflatten(x, 3, (n, -1))[..., :width].permute(3, 0, 4, 1, 2).flatten(2)
         elif isinstance(layer, nn.Tanh):
             x = x.mul_(2).sigmoid_().mul_(2).sub_(1)
         else:
             x = layer(x)
     return x if bias is None else x.add_(bias.flatten())
+
+
+def _widen(weight: Tensor, bias: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Kernels (n * o', i', k, k) and bias (n, o') for `x` (B, h, w, n * i'), o' = o rounded up."""
+    n, out, inputs = weight.shape[:3]
+    added = -out % _LANES
+    kernels = F.pad(weight, (0, 0, 0, 0, 0, x.shape[3] // n - inputs, 0, added)).flatten(0, 1)
+    return kernels, None if bias is None else F.pad(bias, (0, added))
 
 
 def _pool(layer: nn.MaxPool2d, x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flown.errors import FlownError
 from flown.weights import WeightBatch
-from flown.zoo.train import initial
+from flown.zoo.shard import initial
 
 Baseline = Callable[[WeightBatch, int, torch.Generator], WeightBatch]
 

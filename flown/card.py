@@ -42,7 +42,7 @@ class Measured:
     ratio: Tensor | None = None
     iou: Tensor | None = None
     diversity: float | None = None
-    epoch: int | None = None
+    epoch: float | None = None
 
     def top(self, k: int) -> Tensor:
         """Test accuracies of the k networks that are best on validation images."""
@@ -308,7 +308,7 @@ def _follow(card: TaskCard, model: Flown, samples: Samples, data: ImageData) -> 
 
 
 def _row(dataset: str, method: str, metric: str, values: Tensor, selection: str = "all",
-         epoch: int | None = None) -> Row:  # fmt: skip
+         epoch: float | None = None) -> Row:  # fmt: skip
     spread = {}
     if metric == "accuracy":
         spread = {"median": float(values.quantile(0.5)), "min": float(values.min()),

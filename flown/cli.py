@@ -144,11 +144,15 @@ def _zoo_table(zoo: object) -> Table:
             rows = [r for r in zoo.rows if r.task == layout.task.name and r.split == split]
             for epoch in sorted({r.epoch for r in rows}):
                 some = [r for r in rows if r.epoch == epoch]
-                means = [sum(getattr(r, f"{k}_accuracy") for r in some) / len(some)
-                         for k in ("train", "val")]  # fmt: skip
+                means = (_mean([getattr(r, f"{k}_accuracy") for r in some]) for k in ("train", "val"))
                 table.add_row(layout.task.name, layout.net, str(layout.size), split, str(epoch),
-                              str(len(some)), *(f"{m:.1f}" for m in means))  # fmt: skip
+                              str(len(some)), *means)  # fmt: skip
     return table
+
+
+def _mean(values: list[Optional[float]]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{sum(known) / len(known):.1f}" if known else "unknown"
 
 
 @app.command(epilog="Example: flown fit --zoo zoo --out run --set encoder_training.steps=500")

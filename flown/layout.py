@@ -76,12 +76,8 @@ class WeightLayout(Config):
         """D, the number of weights."""
         return sum(self.numels)
 
-    def pack(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Stacked state dicts, name -> (n, *shape), to vectors (n, D).
-
-        Raises:
-            FlownError: a tensor is missing, superfluous or of another shape.
-        """
+    def check(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raises FlownError when a stacked tensor is missing, superfluous or of another shape."""
         if extra := sorted(set(tensors) - set(self.names)):
             raise FlownError(f"{self.net}: unexpected tensor '{extra[0]}'")
         for name, shape in zip(self.names, self.shapes, strict=True):
@@ -90,6 +86,14 @@ class WeightLayout(Config):
             if tuple(tensors[name].shape[1:]) != shape:
                 got = tuple(tensors[name].shape[1:])
                 raise FlownError(f"{self.net}: tensor '{name}' is {got}, expected {shape}")
+
+    def pack(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Stacked state dicts, name -> (n, *shape), to vectors (n, D).
+
+        Raises:
+            FlownError: as `check`.
+        """
+        self.check(tensors)
         return torch.cat([tensors[name].flatten(1) for name in self.names], dim=1)
 
     def unpack(self, vectors: Tensor) -> dict[str, Tensor]:

@@ -48,8 +48,7 @@ class WeightBatch:
     @cached_property
     def architecture(self) -> nn.Module:
         """The network these weights are for, with weights of its own that mean nothing."""
-        task = self.layout.task
-        return nets.build(self.layout.net, task.channels, len(task.classes), task.activation)
+        return nets.build_for(self.layout)
 
     def state_dict(self, i: int) -> dict[str, Tensor]:
         """The i-th network's state dict; a copy."""
@@ -58,8 +57,7 @@ class WeightBatch:
 
     def module(self, i: int) -> nn.Module:
         """The i-th network as an `nn.Module` in eval mode, for `layout.task.preprocess`ed images."""
-        task = self.layout.task
-        net = nets.build(self.layout.net, task.channels, len(task.classes), task.activation)
+        net = nets.build_for(self.layout)
         net.load_state_dict(self.state_dict(i))
         return net.eval().to(self.vectors.device)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 from pathlib import Path
@@ -17,7 +16,9 @@ from flown import nets
 from flown.data import load
 from flown.errors import FlownError, TrainingError
 from flown.zoo import RECIPES, Recipe, Zoo, recipe, train
-from flown.zoo.train import initial, layout_for
+from flown.zoo.shard import Shard, initial
+from flown.zoo.train import layout_for
+from flown.zoo.trainers import Trainer
 
 QUICK = Recipe(
     name="quick", dataset="digits", learning_rate=1e-3, batch_size=64, epochs=2, keep=(1, 2)
@@ -71,23 +72,21 @@ def test_batched_training_is_the_loop(tmp_path: Path) -> None:
             F.cross_entropy(net(x[rows]), y[rows]).backward()
             optimizer.step()
     alone = layout.pack({k: v.detach()[None] for k, v in net.named_parameters()})[0]
-    assert torch.allclose(zoo.batch("digits").vectors[zoo.rows.index(row)], alone, atol=2e-3)
+    assert torch.allclose(zoo.batch("digits").vectors[zoo.rows.index(row)], alone, atol=1e-4)
 
 
 def test_same_seed_same_bits_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train(QUICK, 2, tmp_path / "a").batch("digits").vectors
-    module = importlib.import_module("flown.zoo.train")
-
     calls = []
-    original = module._Shard._checkpoint
+    original = Shard._checkpoint
 
-    def stop(self: object, epoch: int, kept: dict) -> None:  # type: ignore[type-arg]
-        original(self, epoch, kept)  # type: ignore[arg-type]
+    def stop(self: Shard, engine: Trainer, epoch: int, kept: dict) -> None:  # type: ignore[type-arg]
+        original(self, engine, epoch, kept)
         calls.append(epoch)
         if len(calls) == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(module._Shard, "_checkpoint", stop)
+    monkeypatch.setattr(Shard, "_checkpoint", stop)
     with pytest.raises(KeyboardInterrupt):
         train(QUICK, 2, tmp_path / "b")
     with pytest.raises(FlownError, match="add --resume"):
@@ -108,8 +107,7 @@ def test_a_nan_model_is_named(zoo: flown.Zoo, tmp_path: Path) -> None:
     tensors = load_file(shard)
     tensors["3.bias"][5, 0] = float("nan")
     save_file(tensors, shard)
-    broken = next(row for row in zoo.rows if row.offset == 5)
-    with pytest.raises(FlownError, match=rf"model {broken.model} \(seed {broken.seed}, epoch 8"):
+    with pytest.raises(FlownError, match="is not what was written"):
         Zoo.open(tmp_path / "zoo").vectors()
 
 

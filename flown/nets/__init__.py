@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from collections.abc import Callable
 
 from torch import nn
 
 from flown.errors import FlownError, unknown
+from flown.layout import WeightLayout
 from flown.nets.cnn import ACTIVATIONS, cnn_medium, cnn_small
 
-__all__ = ["ACTIVATIONS", "INPUT_SIZES", "NETS", "build"]
+__all__ = ["ACTIVATIONS", "INPUT_SIZES", "NETS", "build", "build_for", "input_size"]
 
 NETS: dict[str, Callable[[int, int, str], nn.Module]] = {
     "cnn-small": cnn_small,
@@ -21,11 +24,51 @@ INPUT_SIZES = {"cnn-small": 28, "cnn-medium": 32}
 def build(name: str, channels: int, classes: int, activation: str) -> nn.Module:
     """A freshly made network with PyTorch's default initialisation.
 
+    `name` is one of `NETS`, or `package.module:function`: anything that can be imported and
+    called. It gets those of `channels`, `classes` and `activation` that it takes by name.
+
     Raises:
-        FlownError: unknown name or activation, fewer than two classes, no channel.
+        FlownError: unknown name or activation, fewer than two classes, no channel, or a function
+            that cannot be imported or does not return a network.
     """
-    if name not in NETS:
-        raise unknown("network", name, NETS)
     if channels < 1 or classes < 2:
         raise FlownError(f"{name}: needs a channel and two classes, got {channels} and {classes}")
+    if ":" in name:
+        return _build_imported(name, channels, classes, activation)
+    if name not in NETS:
+        raise unknown("network", name, NETS)
     return NETS[name](channels, classes, activation)
+
+
+def build_for(layout: WeightLayout) -> nn.Module:
+    """The network that a layout is of."""
+    task = layout.task
+    return build(layout.net, task.channels, len(task.classes), task.activation)
+
+
+def input_size(name: str) -> int:
+    """The side of the images that a named network is for.
+
+    Raises:
+        FlownError: not known for a network of one's own.
+    """
+    if name not in INPUT_SIZES:
+        raise FlownError(f"{name}: the side of its input is not known; give the recipe a `size`")
+    return INPUT_SIZES[name]
+
+
+def _build_imported(name: str, channels: int, classes: int, activation: str) -> nn.Module:
+    module, _, attribute = name.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise FlownError(f"network '{name}': cannot be imported ({error})") from None
+    given = {"channels": channels, "classes": classes, "activation": activation}
+    try:
+        takes = inspect.signature(make).parameters
+        net = make(**{key: value for key, value in given.items() if key in takes})
+    except (TypeError, ValueError) as error:
+        raise FlownError(f"network '{name}': {error}") from None
+    if not isinstance(net, nn.Module):
+        raise FlownError(f"network '{name}': returned {type(net).__name__}, expected nn.Module")
+    return net

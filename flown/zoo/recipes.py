@@ -8,7 +8,10 @@ larger batches at a higher learning rate. `smoke` only shows that everything run
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import itertools
+from typing import Any, Literal, Optional
+
+from pydantic import Field
 
 from flown.config import Config
 from flown.errors import FlownError, unknown
@@ -20,9 +23,15 @@ SCALES: tuple[Scale, ...] = ("smoke", "cpu", "paper")
 class Recipe(Config):
     """Everything that decides a zoo, but the number of models and the seed.
 
-    `init`: `uniform` draws weights from U(0, 1) as Model Zoos' MNIST family does, `kaiming-uniform`
-    is He et al.'s, both with biases 0.01; `default` is PyTorch's. `keep` lists the epochs whose
-    checkpoints are stored. `grey` turns colour images to luminance; `crop` takes the centre first.
+    `net` is a name, or `package.module:function` for a network of your own, made for images of side
+    `size`. `init`: `uniform` draws weights from U(0, 1) as Model Zoos' MNIST family does,
+    `kaiming-uniform` is He et al.'s, both with biases 0.01; `default` is PyTorch's. `keep` lists the
+    epochs whose checkpoints are stored, `keep_steps` optimiser steps. `grey` turns colour images to
+    luminance. `shared_order` shows all networks the images in the same order.
+
+    `grid` gives several values to `init`, `learning_rate` or `weight_decay`; networks take its cells
+    in turn. With `seeds: random` each has a seed of its own, with `fixed` all cells share them, so
+    that networks differ in nothing but the cell (Model Zoos' hyp-rand and hyp-fix).
     """
 
     name: str
@@ -38,14 +47,60 @@ class Recipe(Config):
     mean: float = 0.5
     std: float = 0.5
     grey: bool = False
-    max_train_images: int | None = None
+    max_train_images: Optional[int] = None
+    size: Optional[int] = None
+    keep_steps: tuple[int, ...] = ()
+    shared_order: bool = False
+    grid: dict[Literal["init", "learning_rate", "weight_decay"], tuple[Any, ...]] = Field(default={})
+    seeds: Literal["random", "fixed"] = "random"
 
     @property
     def kept(self) -> tuple[int, ...]:
         """The epochs that are kept, checked."""
-        if not self.keep or min(self.keep) < 1 or max(self.keep) > self.epochs:
+        if not (self.keep or self.keep_steps):
+            raise FlownError(f"{self.name}: keep names no epoch, keep_steps no step")
+        if self.keep and (min(self.keep) < 1 or max(self.keep) > self.epochs):
             raise FlownError(f"{self.name}: keep {self.keep} is not within epochs 1..{self.epochs}")
         return tuple(sorted(set(self.keep)))
+
+    def kept_steps(self, steps: int) -> tuple[int, ...]:
+        """The steps whose weights are kept, for epochs of so many steps.
+
+        Raises:
+            FlownError: a step beyond the end, or data for less than a batch.
+        """
+        if steps < 1:
+            raise FlownError(f"{self.name}: fewer training images than a batch of {self.batch_size}")
+        last = self.epochs * steps
+        if self.keep_steps and not 0 < min(self.keep_steps) <= max(self.keep_steps) <= last:
+            raise FlownError(f"{self.name}: keep_steps {self.keep_steps}: not within 1..{last}")
+        return tuple(sorted({*self.keep_steps, *(epoch * steps for epoch in self.kept)}))
+
+    @property
+    def cells(self) -> list[dict[str, Any]]:
+        """The grid's combinations; one empty combination without a grid."""
+        values = itertools.product(*self.grid.values())
+        return [dict(zip(self.grid, cell, strict=True)) for cell in values]
+
+    def cell(self, model: int) -> dict[str, Any] | None:
+        """What the grid gives a model; None without a grid."""
+        return self.cells[model % len(self.cells)] if self.grid else None
+
+    def variant(self, model: int) -> Recipe:
+        """The recipe of one model."""
+        return type(self).parse(self.model_dump() | (self.cell(model) or {}), f"{self.name}: grid")
+
+    def repetition(self, model: int) -> int:
+        """What distinguishes a model's seed from other models'."""
+        return model // len(self.cells) if self.seeds == "fixed" else model
+
+    def check(self) -> None:
+        """Raises FlownError for epochs to keep that are not there, or a grid with a wrong value."""
+        if empty := [key for key, values in self.grid.items() if not values]:
+            raise FlownError(f"{self.name}: grid: {empty[0]} has no value")
+        for model in range(len(self.cells)):
+            self.variant(model)
+        _ = self.kept
 
 
 _LAST_FIVE: dict[str, Any] = {"epochs": 50, "keep": (21, 22, 23, 24, 25, 46, 47, 48, 49, 50)}

@@ -1,0 +1,34 @@
+"""One shard of a zoo, mapped into memory: a row is read from the disk when it is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flown.errors import FlownError
+from flown.files import load_tensors
+from flown.layout import WeightLayout
+
+
+class Mapped:
+    """The tensors of a shard, `(rows, *shape)` each, as they lie on the disk."""
+
+    def __init__(self, path: Path, layout: WeightLayout) -> None:
+        tensors, _ = load_tensors(path)  # safetensors maps the file, nothing is read yet
+        try:
+            layout.check(tensors)
+        except FlownError as error:
+            raise FlownError(f"{path}: {error}") from None
+        self.path = path
+        self.tensors = [tensors[name] for name in layout.names]
+        self.rows = len(self.tensors[0])
+        if any(len(tensor) != self.rows for tensor in self.tensors):
+            raise FlownError(f"{path}: its tensors have different numbers of rows")
+
+    def read(self, offsets: Tensor) -> Tensor:
+        """Weight vectors (n, D) in float32 of the rows at `offsets` (n,)."""
+        if int(offsets.max()) >= self.rows or int(offsets.min()) < 0:
+            raise FlownError(f"{self.path}: has {self.rows} rows, the index asks for more")
+        return torch.cat([t[offsets].flatten(1).float() for t in self.tensors], dim=1)

@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python3.10,\
   $(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $(p))))
 
-.PHONY: help demo test lint slow clean
+.PHONY: help demo test lint slow ray clean
 
 help:
 	@echo "make demo   generate classifiers from noise, measured and drawn, in a few minutes"
 	@echo "make test   lint, types and tests"
 	@echo "make slow   the tests that take minutes"
+	@echo "make ray    the tests on a local Ray cluster; installs Ray"
 	@echo "make clean  remove the virtual environment and the demo's output"
 
 $(VENV)/.ready: pyproject.toml
@@ -34,6 +35,10 @@ test: lint
 
 slow: $(VENV)/.ready
 	$(BIN)/python -m pytest -m slow --timeout 3000
+
+ray: $(VENV)/.ready
+	@$(BIN)/python -m pip install --quiet --editable '.[ray]'
+	$(BIN)/python -m pytest -m ray
 
 clean:
 	rm -rf .venv demo-out

@@ -46,10 +46,15 @@ def replacing(path: Path | str) -> Iterator[Path]:
             scratch.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path | str, content: bytes) -> None:
+    """Writes a file whole."""
+    with replacing(path) as scratch:
+        scratch.write_bytes(content)
+
+
 def write_text(path: Path | str, text: str) -> None:
     """Writes a text file whole."""
-    with replacing(path) as scratch:
-        scratch.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path | str, value: Any) -> None:

@@ -9,6 +9,8 @@ Axes, here and everywhere: n networks, D weights, N images, C classes.
 
 from __future__ import annotations
 
+import difflib
+import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -52,7 +54,7 @@ class Task(Config):
 
 
 class WeightLayout(Config):
-    """The tensors of one network, in order, as slices of a vector of `size` numbers."""
+    """The tensors of one network, or a subset of them, as slices of a vector of `size` numbers."""
 
     net: str
     task: Task
@@ -60,12 +62,29 @@ class WeightLayout(Config):
     shapes: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of(cls, module: nn.Module, net: str, task: Task) -> WeightLayout:
-        """The layout of a module's parameters, in the order of `named_parameters()`."""
-        items = [(name, tuple(p.shape)) for name, p in module.named_parameters()]
-        return cls(
-            net=net, task=task, names=tuple(n for n, _ in items), shapes=tuple(s for _, s in items)
-        )
+    def of(cls, module: nn.Module, net: str, task: Task,
+           subset: Sequence[str] | None = None) -> WeightLayout:  # fmt: skip
+        """The layout of a module's parameters, in the order of `named_parameters()`.
+
+        Args:
+            subset: glob patterns of the names to take (`layer4.*`); by default all.
+
+        Raises:
+            FlownError: a pattern that no parameter's name matches.
+        """
+        shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
+        for pattern in () if subset is None else subset:
+            if not fnmatch.filter(shapes, pattern):
+                near = difflib.get_close_matches(pattern, shapes, n=3, cutoff=0.3)
+                raise FlownError(
+                    f"subset of '{net}': no tensor matches '{pattern}'; "
+                    f"the nearest names: {', '.join(near or list(shapes)[-3:])}"
+                )
+        names = [
+            name for name in shapes
+            if subset is None or any(fnmatch.fnmatchcase(name, pattern) for pattern in subset)
+        ]  # fmt: skip
+        return cls(net=net, task=task, names=tuple(names), shapes=tuple(shapes[n] for n in names))
 
     @cached_property
     def numels(self) -> tuple[int, ...]:

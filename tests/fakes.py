@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from sklearn.datasets import load_digits
-from torch import Tensor
+from torch import Tensor, nn
 
 from flown import nets
 from flown.data import ImageData, Split
@@ -39,6 +39,27 @@ def images(task: str) -> ImageData:
         labels = labels % 2
     parts = [Split(pixels[a:b], labels[a:b]) for a, b in ((0, 150), (150, 190), (190, 250))]
     return ImageData(task, tuple(map(str, range(TASKS[task]))), *parts)
+
+
+class ConvNorm(nn.Module):
+    """Three convolutions, each with a BatchNorm, for images of any size."""
+
+    def __init__(self, channels: int = 1, classes: int = 10, width: int = 8) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(channels, width, 3, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.norm2 = nn.Conv2d(width, width, 3, bias=False), nn.BatchNorm2d(width)
+        self.conv3, self.norm3 = nn.Conv2d(width, width, 3, bias=False), nn.BatchNorm2d(width)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(self.conv1(x)).relu()
+        x = self.norm2(self.conv2(x)).relu()
+        logits: Tensor = self.head(self.norm3(self.conv3(x)).relu().mean((2, 3)))
+        return logits
+
+
+def wide_conv_norm(channels: int, classes: int) -> nn.Module:
+    return ConvNorm(channels, classes, width=64)
 
 
 def layout(task: str = "digits", net: str = "cnn-small", channels: int = 1) -> WeightLayout:

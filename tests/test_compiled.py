@@ -22,6 +22,7 @@ def lenet() -> nn.Sequential:
     )
 
 
+torch.manual_seed(0)
 NETS = {
     **{f"cnn-small-{a}": (nets.build("cnn-small", 1, 10, a), (1, 28, 28)) for a in nets.ACTIVATIONS},
     "cnn-medium": (nets.build("cnn-medium", 3, 10, "tanh"), (3, 32, 32)),

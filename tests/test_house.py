@@ -20,7 +20,9 @@ ROOMS = """
     model card finetune adapt fewshot report experiments bench cli __init__ __main__
 """.split()
 APART = {"encoders", "context", "flow"}  # they meet in `model` and know nothing of each other
-HEAVY = {"accelerate", "diffusers", "matplotlib", "mlxtend", "numba", "sklearn", "torchvision"}
+HEAVY = {
+    "accelerate", "diffusers", "matplotlib", "mlxtend", "numba", "sklearn", "timm", "torchvision",
+}  # fmt: skip
 
 
 def room(path: Path) -> str:

@@ -29,7 +29,7 @@ def test_published_parameter_counts(net: str, channels: int, classes: int, size:
     assert layout(net, channels, classes).size == size
 
 
-@pytest.mark.parametrize("net", nets.NETS)
+@pytest.mark.parametrize("net", ["cnn-small", "cnn-medium"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_round_trip_is_exact(net: str, channels: int) -> None:
     key = layout(net, channels)

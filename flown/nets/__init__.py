@@ -11,21 +11,29 @@ from torch import nn
 from flown.errors import FlownError, unknown
 from flown.layout import WeightLayout
 from flown.nets.cnn import ACTIVATIONS, cnn_medium, cnn_small
+from flown.nets.large import convnext_tiny, resnet18, vit_base
 
 __all__ = ["ACTIVATIONS", "INPUT_SIZES", "NETS", "build", "build_for", "input_size"]
 
-NETS: dict[str, Callable[[int, int, str], nn.Module]] = {
+NETS: dict[str, Callable[..., nn.Module]] = {
     "cnn-small": cnn_small,
     "cnn-medium": cnn_medium,
+    "resnet18": resnet18,
+    "vit_base": vit_base,
+    "convnext_tiny": convnext_tiny,
 }
-INPUT_SIZES = {"cnn-small": 28, "cnn-medium": 32}
+INPUT_SIZES = {
+    "cnn-small": 28, "cnn-medium": 32, "resnet18": 32, "vit_base": 224, "convnext_tiny": 224,
+}  # fmt: skip
 
 
-def build(name: str, channels: int, classes: int, activation: str) -> nn.Module:
-    """A freshly made network with PyTorch's default initialisation.
+def build(name: str, channels: int, classes: int, activation: str,
+          size: int | None = None) -> nn.Module:  # fmt: skip
+    """A freshly made network with its own default initialisation.
 
     `name` is one of `NETS`, or `package.module:function`: anything that can be imported and
-    called. It gets those of `channels`, `classes` and `activation` that it takes by name.
+    called. It gets those of `channels`, `classes`, `activation` and `size` (the side of its images,
+    by default the usual one) that it takes by name.
 
     Raises:
         FlownError: unknown name or activation, fewer than two classes, no channel, or a function
@@ -33,17 +41,25 @@ def build(name: str, channels: int, classes: int, activation: str) -> nn.Module:
     """
     if channels < 1 or classes < 2:
         raise FlownError(f"{name}: needs a channel and two classes, got {channels} and {classes}")
-    if ":" in name:
-        return _build_imported(name, channels, classes, activation)
-    if name not in NETS:
+    make = _imported(name) if ":" in name else NETS.get(name)
+    if make is None:
         raise unknown("network", name, NETS)
-    return NETS[name](channels, classes, activation)
+    given = {"channels": channels, "classes": classes, "activation": activation,
+             "size": size or INPUT_SIZES.get(name)}  # fmt: skip
+    try:
+        takes = inspect.signature(make).parameters
+        net = make(**{key: value for key, value in given.items() if key in takes})
+    except (TypeError, ValueError) as error:
+        raise FlownError(f"network '{name}': {error}") from None
+    if not isinstance(net, nn.Module):
+        raise FlownError(f"network '{name}': returned {type(net).__name__}, expected nn.Module")
+    return net
 
 
 def build_for(layout: WeightLayout) -> nn.Module:
     """The network that a layout is of."""
     task = layout.task
-    return build(layout.net, task.channels, len(task.classes), task.activation)
+    return build(layout.net, task.channels, len(task.classes), task.activation, task.size)
 
 
 def input_size(name: str) -> int:
@@ -57,18 +73,10 @@ def input_size(name: str) -> int:
     return INPUT_SIZES[name]
 
 
-def _build_imported(name: str, channels: int, classes: int, activation: str) -> nn.Module:
+def _imported(name: str) -> Callable[..., nn.Module]:
     module, _, attribute = name.partition(":")
     try:
-        make = getattr(importlib.import_module(module), attribute)
+        make: Callable[..., nn.Module] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise FlownError(f"network '{name}': cannot be imported ({error})") from None
-    given = {"channels": channels, "classes": classes, "activation": activation}
-    try:
-        takes = inspect.signature(make).parameters
-        net = make(**{key: value for key, value in given.items() if key in takes})
-    except (TypeError, ValueError) as error:
-        raise FlownError(f"network '{name}': {error}") from None
-    if not isinstance(net, nn.Module):
-        raise FlownError(f"network '{name}': returned {type(net).__name__}, expected nn.Module")
-    return net
+    return make

@@ -181,9 +181,16 @@ def max_pool_gradient(grad, which, found, planes, columns, x_row, x_plane, y_pla
 
 
 @njit(**FAST)
+def _clip(x, bound):  # type: ignore[no-untyped-def]
+    """x within -bound..bound; NaN, which `min` and `max` would swallow, stays NaN."""
+    x = bound if x > bound else x
+    return -bound if x < -bound else x
+
+
+@njit(**FAST)
 def _tanh(x):  # type: ignore[no-untyped-def]
     """A rational minimax approximation in float32, within 3e-7 (the coefficients are Eigen's)."""
-    x = min(max(x, np.float32(-7.90531110763549805)), np.float32(7.90531110763549805))
+    x = _clip(x, np.float32(7.90531110763549805))
     s = x * x
     p = np.float32(-2.76076847742355e-16)
     p = p * s + np.float32(2.00018790482477e-13)
@@ -202,7 +209,7 @@ def _tanh(x):  # type: ignore[no-untyped-def]
 @njit(**FAST)
 def _erf(x):  # type: ignore[no-untyped-def]
     """A rational minimax approximation in float32, within 3e-7 (the coefficients are Eigen's)."""
-    x = min(max(x, np.float32(-4)), np.float32(4))
+    x = _clip(x, np.float32(4))
     s = x * x
     p = np.float32(-2.72614225801306e-10)
     p = p * s + np.float32(2.77068142495902e-08)
@@ -231,7 +238,7 @@ def activate(x, y, kind):  # type: ignore[no-untyped-def]
             y[j] = half * x[j] * (one + _erf(x[j] * np.float32(math.sqrt(0.5))))
     elif kind == RELU:
         for j in range(len(x)):
-            y[j] = x[j] if x[j] > zero else zero
+            y[j] = zero if x[j] < zero else x[j]  # NaN stays NaN
     elif kind == LEAKY_RELU:
         for j in range(len(x)):
             y[j] = x[j] if x[j] > zero else np.float32(0.01) * x[j]

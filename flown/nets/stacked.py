@@ -2,8 +2,9 @@
 
 Convolutions of n networks are one grouped convolution over n * channels in channels-last memory:
 on CPUs this is where the time goes, and small groups of networks stay in cache. Anything that is
-not a plain sequence of known layers goes through `torch.vmap`, correct and slower. Without
-gradients and on shared images, `flown.nets.inference` is faster still.
+not a plain sequence of known layers goes through `torch.vmap`, correct and slower; with a subset of
+tensors, what comes before the first of them is computed once for all networks. Without gradients and
+on shared images, plain networks run as compiled loops (`flown.nets.compiled`).
 """
 
 from __future__ import annotations
@@ -14,40 +15,60 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flown.nets import inference
-
 # Networks per grouped convolution: 8 to 16 is the flat optimum on CPUs, 64 leaves the cache.
 GROUP = 16
+# Through `vmap` without gradients, as many images at once as copies for all networks would fill so
+# many numbers with, and no more than so many; a GPU bears several times that.
+_NUMBERS, _IMAGES, _GPU = 1 << 24, 64, 8
 _ELEMENTWISE = (nn.Tanh, nn.GELU, nn.ReLU, nn.LeakyReLU, nn.SiLU)
 
 
-def forward(net: nn.Module, tensors: Mapping[str, Tensor], images: Tensor) -> Tensor:
+def forward(net: nn.Module, tensors: Mapping[str, Tensor], images: Tensor,
+            rest: Mapping[str, Tensor] | None = None) -> Tensor:  # fmt: skip
     """Logits of n networks.
 
     Args:
         net: the architecture; its own weights are not used.
         tensors: parameters by name, each (n, *shape).
         images: (B, c, H, W) shown to all, or (n, B, c, H, W), each network its own.
+        rest: tensors by name that all networks share, each (*shape).
 
     Returns:
         Logits (n, B, C).
     """
     n = len(next(iter(tensors.values())))
     own, cpu = images.ndim == 5, images.device.type == "cpu"
-    if cpu and not own and n and not torch.is_grad_enabled() and _is_plain(net):
-        if inference.suits(net):
-            return inference.forward(net, tensors, images)
-    size = GROUP if cpu else n
+    plain = not rest and _is_plain(net)
+    if plain and cpu and not own and n and not torch.is_grad_enabled():
+        found = _compiled(net, tensors, images)
+        if found is not None:
+            return found
+    size = (4 * GROUP if rest else GROUP) if cpu else n
     parts = []
     for start in range(0, n, size):
         some = {name: tensor[start : start + size] for name, tensor in tensors.items()}
-        parts.append(_forward(net, some, images[start : start + size] if own else images))
+        seen = images[start : start + size] if own else images
+        parts.append(_forward(net, some, seen) if plain else _vmapped(net, some, seen, rest or {}))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
+def _compiled(net: nn.Module, tensors: Mapping[str, Tensor], images: Tensor) -> Tensor | None:
+    """Logits by compiled loops; None when there are none for this network."""
+    from flown.nets import compiled  # numba takes a second to import
+    from flown.nets.program import Program
+
+    program = Program.of(net, (images.shape[1], images.shape[2], images.shape[3]))
+    names = [name for name, _ in net.named_parameters()]
+    if program is None or any(t.dtype != torch.float32 for t in (images, *tensors.values())):
+        return None
+    vectors = torch.cat([tensors[name].flatten(1) for name in names], dim=1).contiguous()
+    found = compiled.logits(
+        program, images.contiguous().numpy(), vectors.numpy(), torch.get_num_threads()
+    )
+    return torch.from_numpy(found)
+
+
 def _forward(net: nn.Module, tensors: Mapping[str, Tensor], images: Tensor) -> Tensor:
-    if not _is_plain(net):
-        return _vmapped(net, tensors, images)
     n = len(next(iter(tensors.values())))
     shared = images.ndim == 4
     x = images if shared else images.transpose(0, 1).flatten(1, 2)  # (B, n*c, H, W)
@@ -87,10 +108,18 @@ def _is_plain(net: nn.Module) -> bool:
     return plain and all(c.groups == 1 and c.padding_mode == "zeros" for c in convs)
 
 
-def _vmapped(net: nn.Module, tensors: Mapping[str, Tensor], images: Tensor) -> Tensor:
-    def one(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-        logits: Tensor = torch.func.functional_call(net, parameters, (x,))
+def _vmapped(net: nn.Module, tensors: Mapping[str, Tensor], images: Tensor,
+             rest: Mapping[str, Tensor]) -> Tensor:  # fmt: skip
+    def one(some: dict[str, Tensor], x: Tensor) -> Tensor:
+        logits: Tensor = torch.func.functional_call(net, {**rest, **some}, (x,))
         return logits
 
-    own = 0 if images.ndim == 5 else None
-    return torch.vmap(one, in_dims=(0, own), randomness="different")(dict(tensors), images)
+    own = images.ndim == 5
+    every = torch.vmap(one, in_dims=(0, 0 if own else None), randomness="different")
+    # Layers in training mode may mix the images of a batch: it stays whole.
+    if own or torch.is_grad_enabled() or any(module.training for module in net.modules()):
+        return every(dict(tensors), images)
+    n, more = len(next(iter(tensors.values()))), 1 if images.device.type == "cpu" else _GPU
+    fit = more * _NUMBERS // max(1, n * images[:1].numel())
+    chunks = images.split(max(1, min(fit, more * _IMAGES)))
+    return torch.cat([every(dict(tensors), chunk) for chunk in chunks], dim=1)

@@ -90,9 +90,18 @@ def permute(
 
 
 def groups_of(layout: WeightLayout) -> tuple[Group, ...]:
-    """The permutation groups of a layout's network."""
+    """The permutation groups of a layout's network.
+
+    Raises:
+        FlownError: a subset of its tensors, or as `symmetry.groups`.
+    """
     task = layout.task
     net = WeightBatch(layout, torch.empty(0, layout.size)).architecture
+    if len(layout.names) < len(list(net.parameters())):
+        raise FlownError(
+            f"{layout.net} for task '{task.name}': a subset of the network's tensors, whose units "
+            "the frozen rest holds in their places; there is nothing to align"
+        )
     return symmetry.groups(net, torch.zeros(1, task.channels, task.size, task.size))
 
 

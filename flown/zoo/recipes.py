@@ -9,7 +9,7 @@ larger batches at a higher learning rate. `smoke` only shows that everything run
 from __future__ import annotations
 
 import itertools
-from typing import Any, Literal, Optional
+from typing import Any, Literal, Optional, Union
 
 from pydantic import Field
 
@@ -32,6 +32,11 @@ class Recipe(Config):
     `grid` gives several values to `init`, `learning_rate` or `weight_decay`; networks take its cells
     in turn. With `seeds: random` each has a seed of its own, with `fixed` all cells share them, so
     that networks differ in nothing but the cell (Model Zoos' hyp-rand and hyp-fix).
+
+    `subset` names the tensors to generate: glob patterns, or `last-2-norms` (p-diff). One base
+    network, from its own default initialisation, is then trained whole for `base_epochs`, with Adam
+    and the recipe's rate, weight decay and batch size; all networks go on from it, training only the
+    subset, the rest frozen in eval mode, and the zoo holds the rest once.
     """
 
     name: str
@@ -53,6 +58,8 @@ class Recipe(Config):
     shared_order: bool = False
     grid: dict[Literal["init", "learning_rate", "weight_decay"], tuple[Any, ...]] = Field(default={})
     seeds: Literal["random", "fixed"] = "random"
+    subset: Union[str, tuple[str, ...], None] = None
+    base_epochs: int = 0
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -98,6 +105,13 @@ class Recipe(Config):
         """Raises FlownError for epochs to keep that are not there, or a grid with a wrong value."""
         if empty := [key for key, values in self.grid.items() if not values]:
             raise FlownError(f"{self.name}: grid: {empty[0]} has no value")
+        if (self.subset is None) != (self.base_epochs < 1) or self.base_epochs < 0:
+            raise FlownError(
+                f"{self.name}: base_epochs {self.base_epochs} with subset {self.subset}: the base of "
+                "a subset needs an epoch, whole networks have no base"
+            )
+        if self.subset is not None and (self.init != "default" or "init" in self.grid):
+            raise FlownError(f"{self.name}: networks of a subset start from their base; drop `init`")
         for model in range(len(self.cells)):
             self.variant(model)
         _ = self.kept
@@ -137,7 +151,18 @@ _DEMOS: dict[str, dict[str, Any]] = {
     "demo-fashion_mnist": _DEMO
     | {"dataset": "fashion_mnist", "epochs": 8, "keep": (8,), "max_train_images": 3600},
 }
-RECIPES = tuple(sorted([*_PAPER, *_DEMOS]))
+
+# p-diff's zoos of the last two norm layers. The paper keeps 200 checkpoints; every fifth step, since
+# successive ones hardly differ. From scratch, not from published weights: FLoWN does not say which.
+_NORMS: dict[str, dict[str, Any]] = {
+    "cifar10-resnet18-norms": {"dataset": "cifar10", "net": "resnet18"},
+    "cifar100-resnet18-norms": {"dataset": "cifar100", "net": "resnet18"},
+    "natural10-resnet18-norms": {"dataset": "natural10", "net": "resnet18"},
+    "stl10-resnet18-norms": {"dataset": "stl10", "net": "resnet18"},
+    "cifar10-vit_base-norms": {"dataset": "cifar10", "net": "vit_base"},
+    "cifar10-convnext_tiny-norms": {"dataset": "cifar10", "net": "convnext_tiny"},
+}
+RECIPES = tuple(sorted([*_PAPER, *_DEMOS, *_NORMS]))
 
 
 def recipe(name: str, scale: str = "cpu") -> Recipe:
@@ -150,6 +175,8 @@ def recipe(name: str, scale: str = "cpu") -> Recipe:
         raise unknown("recipe", name, RECIPES)
     if scale not in SCALES:
         raise unknown("scale", scale, SCALES)
+    if name in _NORMS:
+        return _norms(name, scale)
     if name in _DEMOS:
         base = Recipe(name=name, **_DEMOS[name])
     else:
@@ -169,3 +196,21 @@ def _for_cpu(base: Recipe) -> dict[str, Any]:
     if base.dataset in ("stl10", "natural10"):
         return {"epochs": 20, "keep": (10, 19, 20), "batch_size": 32, "learning_rate": 2 * rate}
     return {"epochs": 10, "keep": (5, 9, 10), "batch_size": 32, "learning_rate": rate}
+
+
+def _norms(name: str, scale: str) -> Recipe:
+    """At smaller scales fewer images and steps, and 32x32 for networks made for 224x224."""
+    of = _NORMS[name]
+    resnet = of["net"] == "resnet18"
+    shared = {"name": name, "subset": "last-2-norms", "keep": (), "size": None if resnet else 32,
+              "activation": "relu" if resnet else "gelu",
+              "learning_rate": 1e-3 if resnet else 1e-4}  # fmt: skip
+    sizes: dict[str, dict[str, Any]] = {
+        "smoke": {"base_epochs": 1, "epochs": 1, "keep_steps": (4, 8), "batch_size": 32,
+                  "max_train_images": 256},
+        "cpu": {"base_epochs": 6, "epochs": 4, "keep_steps": tuple(range(10, 201, 10)),
+                "batch_size": 64, "max_train_images": 4000},
+        "paper": {"base_epochs": 100, "epochs": 30, "keep_steps": tuple(range(5, 1001, 5)),
+                  "batch_size": 128, "size": None},
+    }  # fmt: skip
+    return Recipe(**(of | shared | sizes[scale]))

@@ -1,7 +1,8 @@
 """A shard: networks trained together and stored in one file, resumable at every epoch.
 
 Each network has its own initialisation and its own data order, both drawn from its seed, and no
-network meets another: a shard's bits depend on nothing but the recipe and the seeds in it.
+network meets another: a shard's bits depend on nothing but the recipe and the seeds in it. Networks
+of a subset begin at their base, and have their data orders to differ by.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +20,17 @@ from flown.data import ImageData
 from flown.errors import TrainingError
 from flown.files import load_tensors, save_tensors
 from flown.layout import WeightLayout
-from flown.nets import stacked
+from flown.nets import batchnorm
+from flown.weights import WeightBatch
+from flown.zoo.base import load_base
 from flown.zoo.recipes import Recipe
 from flown.zoo.store import Row, checksum, write_rows
-from flown.zoo.trainers import Trainer, trainer
+from flown.zoo.trainers import Trainer, prepared, trainer
 
 SIZE = 16  # networks a shard: what an interruption may cost an epoch of
 _MEASURE = 2000  # training images on which the training accuracy is measured
+_NAMES = "kept", "train", "val"  # of what is kept of a step, in files and in this order
+Kept: TypeAlias = dict[int, tuple[Tensor, ...]]  # step -> vectors (n, D), accuracies (n,) and (n,)
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,11 @@ class Plan:
     def shards(self) -> list[list[int]]:
         """The models of each shard."""
         return [part.tolist() for part in torch.arange(self.models).split(SIZE)]
+
+    @property
+    def base_seed(self) -> int:
+        """The seed of the base network of a subset zoo: none of its networks'."""
+        return self.seed * 1_000_003 + 1_000_002
 
     def model_seed(self, model: int) -> int:
         return self.seed * 1_000_003 + self.recipe.repetition(model)
@@ -77,45 +88,78 @@ class Shard:
                  index: int, device: str = "cpu") -> None:  # fmt: skip
         self.plan, self.recipe, self.layout, self.out = plan, plan.recipe, layout, out
         self.members, self.device = plan.shards[index], device
-        self.stem, self.note, self.images = f"{index:05d}", "", images
+        self.note, self.images = "", images
+        self.weights, self.index = weights_file(out, index), index_file(out, index)
+        self.progress = out / f"progress-{index:05d}.safetensors"
         self.seeds = [plan.model_seed(model) for model in self.members]
         limit = self.recipe.max_train_images
         self.train = images.train.images[:limit], images.train.labels[:limit]
         self.steps = len(self.train[0]) // self.recipe.batch_size  # an epoch
-        self.net = nets.build_for(layout)
+        self.start: Tensor | None = None
+        self.rest: dict[str, Tensor] | None = None
+        if self.recipe.subset is not None:
+            self.start, self.rest = load_base(layout, out)
+        self.net = self._trained()
+
+    def _trained(self) -> nn.Module:
+        """The network in training mode; of a frozen rest no layer is in it."""
+        net = nets.build_for(self.layout).train(self.rest is None)
+        norms = batchnorm.layers(net)
+        own = [x for x in norms if {f"{x}.weight", f"{x}.bias"} & set(self.layout.names)]
+        return batchnorm.by_batch(net, own if self.rest is not None else norms)
 
     @property
     def done(self) -> bool:
-        return (self.out / f"index-{self.stem}.jsonl").exists()
+        return self.index.exists()
 
     def epochs(self) -> Iterator[int]:
         """Trains, yielding after every epoch; skips what is on disk already."""
         if self.done:
             yield self.recipe.epochs
             return
-        task = self.layout.task
-        x, y = task.preprocess(self.train[0]).contiguous(), self.train[1]
-        val = task.preprocess(self.images.val.images), self.images.val.labels
+        (x, y), val = self.train, (self.images.val.images, self.images.val.labels)
+        if self.rest is None:  # networks with a frozen rest are large, and so are their inputs
+            x, val = self._prepared(x), (self._prepared(val[0]), val[1])
         variants = [self.recipe.variant(model) for model in self.members]
+        engine = trainer(self.net, self.layout, self._starts(variants), x, y,
+                         self.recipe.batch_size, [v.learning_rate for v in variants],
+                         [v.weight_decay for v in variants], self.device, self.rest)  # fmt: skip
+        parts = (x[:_MEASURE], y[:_MEASURE]), val
+        kept: Kept = {}
+        for epoch in range(self._restore(engine, kept) + 1, self._last + 1):
+            for step in self._epoch(engine, epoch):
+                kept[step] = (engine.vectors.cpu().clone(),)
+                if self.rest is None:
+                    kept[step] += self._accuracies(engine.vectors, parts)
+                    self.note = f"validation accuracy {float(kept[step][2].mean()):.1f} %"
+            self._checkpoint(engine, epoch, kept)
+            yield epoch
+        if self.rest is not None:  # at once: what is frozen then runs once for all checkpoints
+            vectors = torch.cat([entry[0] for entry in kept.values()])
+            found = self._accuracies(vectors.to(self.device), parts)
+            split = zip(*(accuracy.split(len(self.members)) for accuracy in found), strict=True)
+            kept = {step: (kept[step][0], *some) for step, some in zip(kept, split, strict=True)}
+        self._finish(kept)
+        if self._last < self.recipe.epochs:
+            yield self.recipe.epochs
+
+    @property
+    def _last(self) -> int:
+        """The epoch after which nothing is kept."""
+        return -(-self.recipe.kept_steps(self.steps)[-1] // self.steps)
+
+    def _prepared(self, images: Tensor) -> Tensor:
+        return self.layout.task.preprocess(images).contiguous()
+
+    def _starts(self, variants: Sequence[Recipe]) -> Tensor:
+        """Where the networks begin, (n, D)."""
+        if self.start is not None:
+            return self.start.repeat(len(variants), 1)
         starts = [
             initial(self.layout, variant.init, seed)
             for variant, seed in zip(variants, self.seeds, strict=True)
         ]
-        vectors = self.layout.pack({k: torch.stack([s[k] for s in starts]) for k in starts[0]})
-        engine = trainer(self.net, self.layout, vectors, x, y, self.recipe.batch_size,
-                         [v.learning_rate for v in variants], [v.weight_decay for v in variants],
-                         self.device)  # fmt: skip
-        kept: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-        for epoch in range(self._restore(engine, kept) + 1, self.recipe.epochs + 1):
-            for step in self._epoch(engine, epoch):
-                some = engine.vectors[:, :]
-                accuracies = (self._accuracy(some, x[:_MEASURE], y[:_MEASURE]),
-                              self._accuracy(some, *val))  # fmt: skip
-                kept[step] = (some.cpu().clone(), *accuracies)
-                self.note = f"validation accuracy {float(accuracies[1].mean()):.1f} %"
-            self._checkpoint(engine, epoch, kept)
-            yield epoch
-        self._finish(kept)
+        return self.layout.pack({k: torch.stack([s[k] for s in starts]) for k in starts[0]})
 
     def _epoch(self, engine: Trainer, epoch: int) -> Iterator[int]:
         """Trains an epoch, stopping at each step whose weights are to be kept."""
@@ -130,8 +174,9 @@ class Shard:
         for stop in sorted({*stops, first + self.steps}):
             part = orders[:, (done - first) * size : (stop - first) * size]
             losses = engine.run(part, done)
-            if not torch.isfinite(losses).all():
-                seed = self.seeds[int((~torch.isfinite(losses)).nonzero()[0])]
+            sound = torch.isfinite(losses) & torch.isfinite(engine.vectors.cpu()).all(dim=1)
+            if not sound.all():
+                seed = self.seeds[int((~sound).nonzero()[0])]
                 raise TrainingError(
                     f"{self.recipe.name}: the network of seed {seed} diverged in epoch {epoch}; "
                     "lower the learning rate"
@@ -141,37 +186,45 @@ class Shard:
                 yield stop
 
     @torch.no_grad()
-    def _accuracy(self, vectors: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        tensors, device = self.layout.unpack(vectors), vectors.device
-        hits = [
-            (stacked.forward(self.net, tensors, some).argmax(-1) == labels).sum(dim=1)
-            for some, labels in zip(x.to(device).split(250), y.to(device).split(250), strict=True)
-        ]
-        return 100 * torch.stack(hits).sum(dim=0).cpu() / len(y)
+    def _accuracies(
+        self, vectors: Tensor, parts: Sequence[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, ...]:
+        """Accuracies (n,) on each part, BatchNorm calibrated on training images."""
+        batch = WeightBatch(self.layout, vectors, rest=self.rest).calibrated(self.train[0])
+        found = []
+        for x, y in parts:
+            hits = [
+                (batch.logits(self._seen(some)).argmax(-1) == labels).sum(dim=1)
+                for some, labels in zip(x.split(250), y.to(self.device).split(250), strict=True)
+            ]
+            found.append(100 * torch.stack(hits).sum(dim=0).cpu() / len(y))
+        return tuple(found)
 
-    def _checkpoint(self, engine: Trainer, epoch: int,
-                    kept: dict[int, tuple[Tensor, Tensor, Tensor]]) -> None:  # fmt: skip
+    def _seen(self, images: Tensor) -> Tensor:
+        return prepared(self.layout.task, images.to(self.device))
+
+    def _checkpoint(self, engine: Trainer, epoch: int, kept: Kept) -> None:
         state = {"vectors": engine.vectors, "moments": engine.moments}
-        for step, (vectors, train, val) in kept.items():
-            state |= {f"kept.{step}": vectors, f"train.{step}": train, f"val.{step}": val}
-        save_tensors(self.out / f"progress-{self.stem}.safetensors", state, {"epoch": str(epoch)})
+        for step, entry in kept.items():
+            state |= {f"{name}.{step}": tensor for name, tensor in zip(_NAMES, entry, strict=False)}
+        save_tensors(self.progress, state, {"epoch": str(epoch)})
 
-    def _restore(self, engine: Trainer, kept: dict[int, tuple[Tensor, Tensor, Tensor]]) -> int:
-        path = self.out / f"progress-{self.stem}.safetensors"
-        if not path.exists():
+    def _restore(self, engine: Trainer, kept: Kept) -> int:
+        if not self.progress.exists():
             return 0
-        state, about = load_tensors(path)
+        state, about = load_tensors(self.progress)
         engine.vectors.copy_(state["vectors"])
         engine.moments.copy_(state["moments"])
         for step in self.recipe.kept_steps(self.steps):
-            if f"kept.{step}" in state:
-                kept[step] = state[f"kept.{step}"], state[f"train.{step}"], state[f"val.{step}"]
+            names = [f"{name}.{step}" for name in _NAMES]
+            if names[0] in state:
+                kept[step] = tuple(state[name] for name in names if name in state)
         return int(about["epoch"])
 
-    def _finish(self, kept: dict[int, tuple[Tensor, Tensor, Tensor]]) -> None:
+    def _finish(self, kept: Kept) -> None:
         """Weights first, their index after them: the index says that the shard is whole."""
-        name = f"weights-{self.stem}.safetensors"
-        save_tensors(self.out / name, self.layout.unpack(torch.cat([e[0] for e in kept.values()])))
+        name = self.weights.name
+        save_tensors(self.weights, self.layout.unpack(torch.cat([e[0] for e in kept.values()])))
         rows = [
             Row(task=self.layout.task.name, model=model, seed=self.seeds[i],
                 epoch=_epoch(step, self.steps), step=step, split="",
@@ -181,8 +234,16 @@ class Shard:
             for k, (step, (vectors, train, val)) in enumerate(kept.items())
             for i, model in enumerate(self.members)
         ]  # fmt: skip
-        write_rows(self.out / f"index-{self.stem}.jsonl", rows)
-        (self.out / f"progress-{self.stem}.safetensors").unlink(missing_ok=True)
+        write_rows(self.index, rows)
+        self.progress.unlink(missing_ok=True)
+
+
+def weights_file(out: Path, index: int) -> Path:
+    return out / f"weights-{index:05d}.safetensors"
+
+
+def index_file(out: Path, index: int) -> Path:
+    return out / f"index-{index:05d}.jsonl"
 
 
 def _epoch(step: int, steps: int) -> float | int:
@@ -190,10 +251,24 @@ def _epoch(step: int, steps: int) -> float | int:
     return step // steps if step % steps == 0 else round(step / steps, 4)
 
 
-def splits(plan: Plan) -> Sequence[str]:
+def splits(models: int, seed: int, held_out: float) -> Sequence[str]:
     """The split of each model, `train` or `held-out`, by the zoo's seed."""
-    models = plan.models
-    count = min(max(1, round(models * plan.held_out)), models - 1) if plan.held_out > 0 else 0
-    order = torch.randperm(models, generator=torch.Generator().manual_seed(plan.seed)).tolist()
-    held_out = set(order[:count])
-    return ["held-out" if model in held_out else "train" for model in range(models)]
+    count = min(max(1, round(models * held_out)), models - 1) if held_out > 0 else 0
+    order = torch.randperm(models, generator=torch.Generator().manual_seed(seed)).tolist()
+    chosen = set(order[:count])
+    return ["held-out" if model in chosen else "train" for model in range(models)]
+
+
+def split_rows(plan: Plan, rows: Sequence[Row]) -> list[Row]:
+    """The rows of a zoo with their split: by model, or by time where there is but one.
+
+    Of a lone network the last checkpoints are held out. Neighbours in time are near-duplicates: a
+    draw would put one on either side.
+    """
+    if plan.models > 1:
+        split = splits(plan.models, plan.seed, plan.held_out)
+        return [row._replace(split=split[row.model]) for row in rows]
+    steps = sorted({row.step for row in rows})
+    count = min(max(1, round(len(steps) * plan.held_out)), len(steps) - 1)
+    late = steps[len(steps) - count :] if plan.held_out > 0 else []
+    return [row._replace(split="held-out" if row.step in late else "train") for row in rows]

@@ -4,10 +4,12 @@
     index.jsonl               one row a checkpoint: task, model, seed, epoch, step, split, accuracies,
                               where its weights lie (shard, offset), and their checksum
     weights-*.safetensors     `(rows, *shape)` per tensor under its state_dict name
+    rest-<task>.safetensors   where only a subset of tensors varies: all others, once
 
 Rows of one shard belong to one task. `split` is by seed: a network and all its checkpoints are
-either in `train` or in `held-out`. Shards are mapped into memory, not read: a zoo may be larger
-than the memory, and costs what is asked of it.
+either in `train` or in `held-out`; of a lone network of a subset zoo, the last checkpoints are held
+out. Shards are mapped into memory, not read: a zoo may be larger than the memory, and costs what is
+asked of it.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from torch import Tensor
 
 from flown.errors import FlownError, unknown
 from flown.files import (
+    load_tensors,
     prepare_output,
     read_json,
     save_tensors,
@@ -32,10 +35,12 @@ from flown.files import (
     write_text,
 )
 from flown.layout import JointLayout, WeightLayout
+from flown.progress import bar
 from flown.weights import WeightBatch
 from flown.zoo.mapped import Mapped
 
 FORMAT = "flown-zoo-1"
+_CHUNK = 1 << 22  # weights that are verified at a time
 
 
 class Row(NamedTuple):
@@ -70,6 +75,7 @@ class Zoo:
         self.rows = tuple(rows)
         self.about = about
         self._mapped: dict[str, Mapped] = {}
+        self._rest: dict[str, dict[str, Tensor]] = {}
 
     @classmethod
     def open(cls, path: Path | str) -> Zoo:
@@ -80,10 +86,7 @@ class Zoo:
         """
         path = Path(path)
         if not (path / "zoo.json").is_file():
-            begun = (
-                " (its training was not finished: add --resume)" * (path / "progress.json").exists()
-            )
-            raise FlownError(f"{path}: no zoo here, zoo.json is missing{begun}")
+            raise FlownError(f"{path}: no zoo here, zoo.json is missing{_begun(path)}")
         about = read_json(path / "zoo.json")
         if about.get("format") != FORMAT:
             raise FlownError(
@@ -132,6 +135,8 @@ class Zoo:
                 batch, some = zoo.batch(name), [row for row in zoo.rows if row.task == name]
                 shard = f"weights-{len(rows):06d}.safetensors"
                 save_tensors(out / shard, zoo.layouts[task].unpack(batch.vectors))
+                if batch.rest:
+                    save_tensors(rest_file(out, name), batch.rest)
                 rows += [r._replace(shard=shard, offset=i) for i, r in enumerate(some)]
         layouts = [layout for zoo in zoos for layout in zoo.layouts]
         recipes = {k: v for zoo in zoos for k, v in zoo.about.get("recipes", {}).items()}
@@ -193,7 +198,15 @@ class Zoo:
             FlownError: as `read`.
         """
         places = [i for i, row in enumerate(self.rows) if row.task == task]
-        return WeightBatch(self.layout(task), self.read(places), {"zoo": str(self.path)})
+        origin = {"zoo": str(self.path)}
+        return WeightBatch(self.layout(task), self.read(places), origin, self.rest(task))
+
+    def rest(self, task: str) -> dict[str, Tensor]:
+        """What networks of a subset share, by state_dict name; nothing for whole networks."""
+        path = rest_file(self.path, self.layout(task).task.name)
+        if task not in self._rest:
+            self._rest[task] = load_tensors(path)[0] if path.exists() else {}
+        return self._rest[task]
 
     def read(self, places: Sequence[int]) -> Tensor:
         """The weights (n, D) of some `rows`, by their places, all of one task.
@@ -201,6 +214,21 @@ class Zoo:
         Raises:
             FlownError: a shard is missing, broken or of another layout; a checkpoint's bytes are
                 not those that were written, or it holds NaN or Inf.
+        """
+        rows, vectors = [self.rows[i] for i in places], self.raw(places)
+        for row, vector in zip(rows, vectors, strict=True):
+            if row.checksum is not None and checksum(vector) != row.checksum:
+                raise FlownError(f"{self._name(row)} is not what was written: the file is damaged")
+        broken = (~torch.isfinite(vectors).all(dim=1)).nonzero().flatten().tolist()
+        if broken:
+            raise FlownError(f"{self._name(rows[broken[0]])} holds NaN or Inf; remove it")
+        return vectors
+
+    def raw(self, places: Sequence[int]) -> Tensor:
+        """As `read`, but not checked: what is damaged, NaN or Inf comes as it lies on the disk.
+
+        Raises:
+            FlownError: a shard is missing, broken or of another layout.
         """
         rows = [self.rows[i] for i in places]
         layout = self.layout(rows[0].task)
@@ -211,12 +239,6 @@ class Zoo:
         for shard, some in of_shard.items():
             offsets = torch.tensor([rows[i].offset for i in some])
             vectors[some] = self._shard(shard, layout).read(offsets)
-        for row, vector in zip(rows, vectors, strict=True):
-            if row.checksum is not None and checksum(vector) != row.checksum:
-                raise FlownError(f"{self._name(row)} is not what was written: the file is damaged")
-        broken = (~torch.isfinite(vectors).all(dim=1)).nonzero().flatten().tolist()
-        if broken:
-            raise FlownError(f"{self._name(rows[broken[0]])} holds NaN or Inf; remove it")
         return vectors
 
     def _name(self, row: Row) -> str:
@@ -229,28 +251,76 @@ class Zoo:
         return self._mapped[name]
 
     def verify(self) -> list[str]:
-        """Reads every checkpoint; what is wrong, a line each."""
+        """Reads every checkpoint; what is wrong, a line each.
+
+        Wrong are: bytes that are not those that were written, NaN and Inf, shards that are missing
+        or cannot be read, and an index that disagrees with its shards.
+        """
+        places: dict[str, list[int]] = {}
+        for place, row in enumerate(self.rows):
+            places.setdefault(row.shard, []).append(place)
+        named: dict[str, set[int]] = {}
+        for row in read_rows(self.path / "index.jsonl"):  # `rows` may be a selection of them
+            named.setdefault(row.shard, set()).add(row.offset)
         found = []
-        for shard in sorted({row.shard for row in self.rows}):
-            places = [i for i, row in enumerate(self.rows) if row.shard == shard]
+        with bar("zoo verify", len(places)) as update:
+            for done, (shard, some) in enumerate(sorted(places.items()), 1):
+                found += self._damage(shard, some, named.get(shard, set()))
+                self._mapped.pop(shard, None)  # or all of the zoo would stay in memory
+                update(done, f"{len(found)} faults" if found else "")
+        files = sorted(path.name for path in self.path.glob("weights-*.safetensors"))
+        found += [f"{self.path / x}: no row of the index names it" for x in files if x not in named]
+        return found
+
+    def _damage(self, shard: str, places: list[int], named: set[int]) -> list[str]:
+        """What is wrong with a shard and its rows at `places`; `named`: offsets the index knows."""
+        path, layout = self.path / shard, self.layout(self.rows[places[0]].task)
+        try:
+            count = self._shard(shard, layout).rows
+        except FlownError as error:
+            return [f"{error}; the index names {len(places)} of its rows"]
+        found = []
+        inside = [place for place in places if 0 <= self.rows[place].offset < count]
+        if beyond := len(places) - len(inside):
+            found.append(f"{path}: has {count} rows, {beyond} that the index names lie beyond them")
+        if unnamed := sorted(set(range(count)) - named):
+            found.append(f"{path}: no row of the index names {len(unnamed)} of its {count} rows, "
+                         f"row {unnamed[0]} the first")  # fmt: skip
+        size = max(1, _CHUNK // layout.size)
+        for some in (inside[start : start + size] for start in range(0, len(inside), size)):
             try:
-                self.read(places)
+                self.read(some)
+            except FlownError:
+                found += self._each(some)
+        return found
+
+    def _each(self, places: Sequence[int]) -> list[str]:
+        found = []
+        for place in places:
+            try:
+                self.read([place])
             except FlownError as error:
-                if len(places) == 1 or not (self.path / shard).exists():
-                    found.append(str(error))
-                    continue
-                for place in places:
-                    try:
-                        self.read([place])
-                    except FlownError as single:
-                        found.append(str(single))
-        return list(dict.fromkeys(found))
+                found.append(str(error))
+        return found
 
     def vectors(self) -> tuple[Tensor, Tensor]:
         """All checkpoints in the joint space (n, D) with their task indices (n,), task by task."""
         parts = [self.joint.embed(self.batch(task).vectors, i) for i, task in enumerate(self.tasks)]
         counts = torch.tensor([len(part) for part in parts])
         return torch.cat(parts), torch.repeat_interleave(torch.arange(len(parts)), counts)
+
+
+def rest_file(folder: Path, task: str) -> Path:
+    return folder / f"rest-{task}.safetensors"
+
+
+def _begun(path: Path) -> str:
+    """What to do about a folder that is not a zoo yet."""
+    if not (path / "progress.json").exists():
+        return ""
+    if "import" in read_json(path / "progress.json"):
+        return " (its import was not finished: run it again with --overwrite)"
+    return " (its training was not finished: add --resume)"
 
 
 def read_rows(path: Path) -> list[Row]:

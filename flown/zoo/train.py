@@ -8,11 +8,14 @@ from flown import data, nets
 from flown.errors import FlownError
 from flown.files import prepare_output, read_json, write_json
 from flown.layout import Task, WeightLayout
+from flown.nets import subsets
 from flown.progress import bar
 from flown.version import __version__
+from flown.zoo.base import Base, start_file
+from flown.zoo.cluster import train_shards
 from flown.zoo.recipes import Recipe
 from flown.zoo.recipes import recipe as recipe_by_name
-from flown.zoo.shard import Plan, Shard, splits
+from flown.zoo.shard import Plan, Shard, split_rows
 from flown.zoo.store import Zoo, read_rows
 
 
@@ -28,6 +31,7 @@ def train(
     overwrite: bool = False,
     device: str = "cpu",
     images: data.ImageData | None = None,
+    ray: str | None = None,
 ) -> Zoo:
     """Trains `models` networks by a recipe and writes the zoo.
 
@@ -36,16 +40,20 @@ def train(
         held_out: the share of networks (by seed) kept from everything that learns from the zoo.
         images: the data, where `recipe.dataset` is not a name that `flown.data` knows.
         resume: continue a training that was interrupted; it ends with the same weights.
+        ray: train shards on a Ray cluster: `auto` starts one here, an address joins one.
 
     Raises:
-        FlownError: fewer than two models, unknown names, `out` exists, or is another zoo's.
+        FlownError: fewer than two models (one will do for a subset with several checkpoints, the
+            last of which are held out), unknown names, `out` exists, or is another zoo's.
         TrainingError: a network diverged (named by its seed).
     """
-    if models < 2:
-        raise FlownError(
-            f"a zoo needs at least 2 models (one to train on, one held out), got {models}"
-        )
     recipe = recipe_by_name(recipe, scale) if isinstance(recipe, str) else recipe
+    lone = recipe.subset is not None and len({*recipe.keep, *recipe.keep_steps}) > 1
+    if models < (1 if lone else 2):
+        raise FlownError(
+            f"a zoo needs at least 2 models (one to train on, one held out), got {models}; "
+            "one will do for a subset of which several checkpoints are kept"
+        )
     plan = Plan(recipe, models, seed, held_out)
     out = prepare_output(out, overwrite, resume)
     if (out / "progress.json").exists() and read_json(out / "progress.json") != plan.json():
@@ -55,6 +63,15 @@ def train(
     images = images or data.load(recipe.dataset)
     layout = layout_for(recipe, images)
     write_json(out / "progress.json", plan.json())
+    if recipe.subset is not None:
+        base = Base(recipe, layout, images, out, plan.base_seed, device)
+        with bar(f"base of {recipe.name}", recipe.base_epochs) as update:
+            for epoch in base.epochs():
+                update(epoch, base.note)
+    if ray is not None:
+        with bar(f"zoo {recipe.name}", len(plan.shards)) as update:
+            train_shards(plan, layout, images, out, ray, device, update)
+        return finish(plan, layout, out)
     with bar(f"zoo {recipe.name}", recipe.epochs * len(plan.shards)) as update:
         for index in range(len(plan.shards)):
             shard = Shard(plan, layout, images, out, index, device)
@@ -65,14 +82,14 @@ def train(
 
 def finish(plan: Plan, layout: WeightLayout, out: Path) -> Zoo:
     """Joins the shards' indices to the zoo's and clears what was only for resuming."""
-    split = splits(plan)
     parts = sorted(out.glob("index-*.jsonl"))
-    rows = [row._replace(split=split[row.model]) for part in parts for row in read_rows(part)]
+    rows = split_rows(plan, [row for part in parts for row in read_rows(part)])
     about = {"recipes": {layout.task.name: plan.json()["recipe"]}, "seed": plan.seed,
              "flown": __version__}  # fmt: skip
     zoo = Zoo.write(out, [layout], rows, about)
-    for scratch in [out / "progress.json", *parts]:
-        scratch.unlink()
+    begun = out.glob("progress-*.safetensors")  # of shards that a cluster then trained
+    for scratch in [out / "progress.json", start_file(out), *begun, *parts]:
+        scratch.unlink(missing_ok=True)
     return zoo
 
 
@@ -84,5 +101,6 @@ def layout_for(recipe: Recipe, images: data.ImageData) -> WeightLayout:
         name=recipe.dataset, channels=channels, size=recipe.size or nets.input_size(recipe.net),
         mean=recipe.mean, std=recipe.std, classes=images.classes, activation=recipe.activation,
     )  # fmt: skip
-    net = nets.build(recipe.net, channels, len(images.classes), recipe.activation)
-    return WeightLayout.of(net, recipe.net, task)
+    net = nets.build(recipe.net, channels, len(images.classes), recipe.activation, task.size)
+    chosen = None if recipe.subset is None else subsets.patterns(net, recipe.subset)
+    return WeightLayout.of(net, recipe.net, task, chosen)

@@ -7,7 +7,7 @@ and everything on a GPU, as one batched network. Both do the same arithmetic: cr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flown.layout import WeightLayout
+from flown.layout import Task, WeightLayout
 from flown.nets import stacked
 
 if TYPE_CHECKING:
@@ -37,19 +37,30 @@ class Trainer(Protocol):
 
 
 def trainer(net: nn.Module, layout: WeightLayout, vectors: Tensor, x: Tensor, y: Tensor, batch: int,
-            rates: Sequence[float], decays: Sequence[float], device: str) -> Trainer:  # fmt: skip
+            rates: Sequence[float], decays: Sequence[float], device: str,
+            rest: Mapping[str, Tensor] | None = None) -> Trainer:  # fmt: skip
     """The fastest trainer for these networks.
 
     Args:
         net: the architecture. vectors: (n, D), where training begins.
-        x: preprocessed images (N, c, H, W), y: labels (N,).
+        x: images (N, c, H, W), preprocessed; with `rest` also uint8, preprocessed batch by batch.
+        y: labels (N,).
         rates, decays: learning rate and weight decay of each network.
+        rest: frozen tensors by name, where the layout is of a subset.
     """
-    if device == "cpu":
+    if device == "cpu" and rest is None:
         found = Threads.of(net, vectors, x, y, batch, rates, decays)
         if found is not None:
             return found
-    return Stacked(net, layout, vectors, x, y, batch, rates, decays, device)
+    return Stacked(net, layout, vectors, x, y, batch, rates, decays, device, rest)
+
+
+def prepared(task: Task, images: Tensor) -> Tensor:
+    """Images (..., c, H, W) as the task's networks take them: uint8 ones are preprocessed."""
+    if images.dtype != torch.uint8:
+        return images
+    ready: Tensor = task.preprocess(images.flatten(0, -4)).unflatten(0, images.shape[:-3])
+    return ready
 
 
 class Threads:
@@ -88,8 +99,9 @@ class Stacked:
 
     def __init__(self, net: nn.Module, layout: WeightLayout, vectors: Tensor, x: Tensor, y: Tensor,
                  batch: int, rates: Sequence[float], decays: Sequence[float],
-                 device: str) -> None:  # fmt: skip
-        self.net, self.layout, self.batch = net, layout, batch
+                 device: str, rest: Mapping[str, Tensor] | None = None) -> None:  # fmt: skip
+        self.net, self.layout, self.batch = net.to(device), layout, batch
+        self.rest = {name: tensor.to(device) for name, tensor in (rest or {}).items()}
         self.x, self.y = x.contiguous().to(device), y.to(device)
         self.vectors = vectors.to(device, copy=True)
         self.moments = self.vectors.new_zeros(len(vectors), 2, vectors.shape[1])
@@ -107,7 +119,10 @@ class Stacked:
     def _step(self, rows: Tensor, step: int) -> Tensor:
         leaf = self.vectors.detach().requires_grad_()
         labels = self.y[rows]  # (n, B)
-        logits = stacked.forward(self.net, self.layout.unpack(leaf), self.x[rows])
+        # One order for all, and what is frozen runs once for all.
+        once = bool(self.rest) and bool((rows == rows[0]).all())
+        images = prepared(self.layout.task, self.x[rows[0] if once else rows])
+        logits = stacked.forward(self.net, self.layout.unpack(leaf), images, self.rest)
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
         losses: Tensor = loss.unflatten(0, labels.shape).mean(dim=1)  # (n,)
         (grad,) = torch.autograd.grad(losses.sum(), leaf)

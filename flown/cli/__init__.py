@@ -6,12 +6,24 @@ import sys
 import traceback
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, NoReturn, Optional
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from flown.cli.options import (
+    Device,
+    Out,
+    Overrides,
+    Overwrite,
+    Resume,
+    Scale,
+    Seed,
+    console,
+    device_of,
+    wrote,
+)
+from flown.cli.zoo import app as zoo_app
 from flown.errors import FlownError
 
 app = typer.Typer(
@@ -26,40 +38,8 @@ data_app = typer.Typer(
         "test_images, test_labels, and class_names."
     ),
 )
-zoo_app = typer.Typer(no_args_is_help=True, help="Populations of trained networks.")
 app.add_typer(data_app, name="data")
 app.add_typer(zoo_app, name="zoo")
-console = Console()
-
-Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
-Seed = Annotated[int, typer.Option("--seed", help="All randomness follows from it.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue what was interrupted.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
-Overrides = Annotated[
-    Optional[list[str]], typer.Option("--set", help="key.sub=value, as often as needed.")
-]
-
-
-class Scale(str, Enum):
-    smoke = "smoke"
-    cpu = "cpu"
-    paper = "paper"
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name not in ("auto", "cpu", "cuda"):
-        raise FlownError(f"--device {name}: choose auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise FlownError("--device cuda: torch sees no GPU here")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-
-
-def _wrote(*paths: Path) -> None:
-    for path in paths:
-        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
 
 
 @app.command(epilog="Example: flown demo --out demo-out")
@@ -69,10 +49,10 @@ def demo(out: Out = Path("demo-out"), seed: Seed = 0, resume: Resume = False,
     from flown.experiments.demo import demo as run
     from flown.report import print_card
 
-    result = run(out, seed=seed, resume=resume, overwrite=overwrite, device=_device(device))
+    result = run(out, seed=seed, resume=resume, overwrite=overwrite, device=device_of(device))
     print_card(result.card, console)
     console.print(f"{result.about['seconds']:.0f} seconds in all")
-    _wrote(out / "results.json", out / "report.html", out / "run" / "model")
+    wrote(out / "results.json", out / "report.html", out / "run" / "model")
 
 
 @data_app.command("list", epilog="Example: FLOWN_DATA=data flown data list")
@@ -95,66 +75,6 @@ def data_show(name: str) -> None:
         console.print(f"{key}: {value}", highlight=False, soft_wrap=True)
 
 
-@zoo_app.command("train", epilog="Example: flown zoo train demo-digits --models 16 --out zoo")
-def zoo_train(recipe: str, out: Out, models: int = 100, scale: Scale = Scale.cpu, seed: Seed = 0,
-              resume: Resume = False, overwrite: Overwrite = False,
-              device: Device = "auto") -> None:  # fmt: skip
-    """Train many networks at once by a recipe (its name, or a YAML file of its keys)."""
-    from flown import zoo
-    from flown.zoo import Recipe
-
-    chosen = Recipe.load(recipe) if Path(recipe).is_file() else recipe
-    made = zoo.train(chosen, models, out, scale=scale.value, seed=seed, resume=resume,
-                     overwrite=overwrite, device=_device(device))  # fmt: skip
-    console.print(_zoo_table(made))
-    _wrote(out)
-
-
-@zoo_app.command("inspect", epilog="Example: flown zoo inspect zoo")
-def zoo_inspect(path: Path, verify: bool = typer.Option(False, help="Read all weights.")) -> None:
-    """Tasks, splits, epochs and accuracies of a zoo."""
-    from flown.zoo import Zoo
-
-    zoo = Zoo.open(path)
-    console.print(_zoo_table(zoo))
-    if verify:
-        for task in zoo.tasks:
-            console.print(f"{task}: {len(zoo.batch(task))} checkpoints read, all finite")
-
-
-@zoo_app.command("join", epilog="Example: flown zoo join zoo-a zoo-b --out zoo")
-def zoo_join(paths: list[Path], out: Out, overwrite: Overwrite = False,
-             epochs: Annotated[Optional[list[int]], typer.Option(
-                 "--epoch", help="Only these epochs; -1 is each task's last.")] = None) -> None:  # fmt: skip
-    """Put zoos of several tasks into one folder, for one generator."""
-    from flown.zoo import Zoo
-
-    zoos = [Zoo.open(path).select(epochs=epochs) for path in paths]
-    console.print(_zoo_table(Zoo.join(zoos, out, overwrite)))
-    _wrote(out)
-
-
-def _zoo_table(zoo: object) -> Table:
-    from flown.zoo import Zoo
-
-    assert isinstance(zoo, Zoo)
-    table = Table("task", "net", "weights", "split", "epoch", "networks", "train %", "validation %")
-    for layout in zoo.layouts:
-        for split in ("train", "held-out"):
-            rows = [r for r in zoo.rows if r.task == layout.task.name and r.split == split]
-            for epoch in sorted({r.epoch for r in rows}):
-                some = [r for r in rows if r.epoch == epoch]
-                means = (_mean([getattr(r, f"{k}_accuracy") for r in some]) for k in ("train", "val"))
-                table.add_row(layout.task.name, layout.net, str(layout.size), split, str(epoch),
-                              str(len(some)), *means)  # fmt: skip
-    return table
-
-
-def _mean(values: list[Optional[float]]) -> str:
-    known = [value for value in values if value is not None]
-    return f"{sum(known) / len(known):.1f}" if known else "unknown"
-
-
 @app.command(epilog="Example: flown fit --zoo zoo --out run --set encoder_training.steps=500")
 def fit(config: Annotated[Optional[Path], typer.Argument(help="YAML or JSON.")] = None, *,
         zoo: Annotated[list[Path], typer.Option("--zoo", help="A zoo; repeat for several tasks.")],
@@ -175,12 +95,12 @@ def fit(config: Annotated[Optional[Path], typer.Argument(help="YAML or JSON.")] 
             [Zoo.open(path) for path in zoo], out.with_name(out.name + "-zoo"), overwrite
         )
     model = Flown.fit(whole, settings, out=out, resume=resume, overwrite=overwrite,
-                      device=_device(device))  # fmt: skip
+                      device=device_of(device))  # fmt: skip
     for record in model.history.get("encoder", [])[-1:]:
         figures = {k: v for k, v in record.items() if k not in ("step", "loss")}
         for name, value in figures.items():
             console.print(f"{name}: {value:.1f} % mean validation accuracy", highlight=False)
-    _wrote(out / "model")
+    wrote(out / "model")
 
 
 @app.command(epilog="Example: flown generate flown-small --support photos/ --out nets.safetensors")
@@ -197,7 +117,7 @@ def generate(model: Annotated[str, typer.Argument(help="A folder, a shipped mode
     from flown.model import Flown
 
     prepare_output(out, overwrite)
-    generator = Flown.from_pretrained(model).to(_device(device))
+    generator = Flown.from_pretrained(model).to(device_of(device))
     some, classes = data.load_support(support, shots, seed)
     samples = generator.sample(some.images, some.labels, n, seed, solver, steps, guidance, task)
     samples.batch.provenance |= {"model": model, "support": support, "classes": list(classes)}
@@ -206,7 +126,7 @@ def generate(model: Annotated[str, typer.Argument(help="A folder, a shipped mode
         f"{n} x {samples.batch.layout.net} for images like '{samples.batch.layout.task.name}': "
         f"{samples.seconds:.2f} s, NFE {samples.nfe}", highlight=False
     )  # fmt: skip
-    _wrote(out)
+    wrote(out)
 
 
 @app.command(epilog="Example: flown evaluate nets.safetensors --data mnist5k --zoo zoo")
@@ -227,7 +147,7 @@ def export(model: Path, out: Out, overwrite: Overwrite = False) -> None:
     from flown.files import prepare_output
 
     modelfiles.export(model, prepare_output(out, overwrite))
-    _wrote(out)
+    wrote(out)
 
 
 class Experiment(str, Enum):
@@ -243,12 +163,13 @@ def reproduce(table: Experiment, out: Out, scale: Scale = Scale.cpu, seed: Seed 
     from flown.report import print_card
 
     result = table2(out, scale.value, seed=seed, resume=resume, overwrite=overwrite,
-                    device=_device(device))  # fmt: skip
+                    device=device_of(device))  # fmt: skip
     print_card(result.card, console)
-    _wrote(out / "results.json", out / "report.html")
+    wrote(out / "results.json", out / "report.html")
 
 
 class Bench(str, Enum):
+    zoo = "zoo"
     sample = "sample"
     evaluate = "evaluate"
 
@@ -256,7 +177,9 @@ class Bench(str, Enum):
 @app.command(epilog="Example: flown bench evaluate --out bench.json")
 def bench(what: Bench, out: Annotated[Optional[Path], typer.Option("--out")] = None,
           model: Annotated[str, typer.Option(help="A shipped model.")] = "flown-small",
-          repeats: int = 5, overwrite: Overwrite = False) -> None:  # fmt: skip
+          repeats: int = 5, overwrite: Overwrite = False,
+          device: Annotated[str, typer.Option(help="Of `zoo`: auto, cpu or cuda.")] = "cpu"
+          ) -> None:  # fmt: skip
     """Time one thing against another, side by side in one run; medians of several repeats."""
     import tempfile
     import time
@@ -268,15 +191,20 @@ def bench(what: Bench, out: Annotated[Optional[Path], typer.Option("--out")] = N
         prepare_output(out, overwrite)
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
-        if what is Bench.sample:
+        if what is Bench.zoo:
+            rows = benches.zoo(repeats, device := device_of(device))
+        elif what is Bench.sample:
             rows = benches.sample(model, repeats, Path(scratch))
         else:
             rows = benches.evaluate(repeats)
     benches.show(rows, console)
     if out is not None:
-        used = model if what is Bench.sample else None
-        benches.write(out, what.value, repeats, time.monotonic() - start, rows, used)
-        _wrote(out)
+        config = benches.BenchConfig(
+            what=what.value, repeats=repeats, model=model if what is Bench.sample else None,
+            networks=64 if what is Bench.zoo else 100, device=device,
+        )  # fmt: skip
+        benches.write(out, config, time.monotonic() - start, rows)
+        wrote(out)
 
 
 def main() -> None:
@@ -284,21 +212,21 @@ def main() -> None:
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
-        if app(arguments, standalone_mode=False) == 130:  # typer's way of saying Ctrl-C
+        code = app(arguments, standalone_mode=False)
+        if code == 130:  # typer's way of saying Ctrl-C
             raise KeyboardInterrupt
     except FlownError as error:
         _fail(str(error), error.exit_code, debug)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; add --resume to go on from the last checkpoint", 130, debug)
     except Exception as error:
         if hasattr(error, "format_message"):  # click's usage errors
             _fail(error.format_message(), 2, debug)
         _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1, debug)
+    sys.exit(code or 0)
 
 
-def _fail(message: str, code: int, debug: bool) -> None:
+def _fail(message: str, code: int, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
     print(f"flown: {message}", file=sys.stderr)

@@ -1,0 +1,8 @@
+"""Side-by-side timings: every ratio is measured in one run, medians over several repeats."""
+
+from flown.bench.evaluate import evaluate
+from flown.bench.sample import sample
+from flown.bench.timing import BenchConfig, show, write
+from flown.bench.zoo import zoo
+
+__all__ = ["BenchConfig", "evaluate", "sample", "show", "write", "zoo"]

@@ -1,0 +1,69 @@
+"""What all benches share: timings in turn, rows, and their file."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from flown.config import Config
+from flown.provenance import Row, provenance, write_results
+
+
+class BenchConfig(Config):
+    """What was timed."""
+
+    what: str
+    repeats: int
+    model: str | None = None
+    networks: int = 100
+    device: str = "cpu"
+
+
+def medians(
+    candidates: Mapping[str, Callable[[], object]], repeats: int
+) -> dict[str, list[float]]:
+    """Seconds of each candidate, run in turn so that the machine's drift meets them alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for run in candidates.values():
+        run()  # warm-up
+    for _ in range(repeats):
+        for name, call in candidates.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def timed_rows(seconds: Mapping[str, list[float]], ours: str, n: int) -> list[Row]:
+    """A row for each candidate, with its ratio to `ours`."""
+    base = statistics.median(seconds[ours])
+    rows: list[Row] = []
+    for name, values in seconds.items():
+        median = statistics.median(values)
+        rows.append({"dataset": None, "method": name, "metric": "seconds", "value": median,
+                     "std": statistics.stdev(values) if len(values) > 1 else None, "n": n,
+                     "selection": f"median of {len(values)}", "epoch": None, "paper": None,
+                     "ratio": median / base})  # fmt: skip
+    return rows
+
+
+def show(rows: list[Row], console: Console) -> None:
+    """Prints the rows."""
+    table = Table("net", "what", "metric", "value", "against ours")
+    for row in rows:
+        ratio = f"{row['ratio']:.2f} x" if "ratio" in row else ""
+        net = row.get("net", "")
+        table.add_row(net, row["method"], row["metric"], f"{row['value']:.3f}", ratio)
+    console.print(table)
+
+
+def write(path: Path, config: BenchConfig, seconds: float, rows: list[Row]) -> None:
+    """Writes the rows with their provenance."""
+    about: dict[str, Any] = provenance(config, {}, seconds, config.device)
+    write_results(path, f"bench-{config.what}", "cpu", about, rows)

@@ -1,0 +1,190 @@
+"""Training a zoo against a plain PyTorch loop: one model after another."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flown import data
+from flown.bench.timing import medians
+from flown.evaluate import evaluate as accuracy
+from flown.layout import WeightLayout
+from flown.progress import bar
+from flown.provenance import Row
+from flown.weights import WeightBatch
+from flown.zoo import Recipe
+from flown.zoo.shard import initial
+from flown.zoo.train import layout_for
+from flown.zoo.trainers import Threads, Trainer, trainer
+
+MODELS = 64
+GROWTH = (1, 8, 64, 256, 1024)
+_LOOPED = 4  # models of a timed loop, whose rate does not depend on their number
+_GROWTH_STEPS = 20
+_EPOCHS = 3  # of the networks whose accuracies are compared
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to run the plain loop."""
+
+    threads: int
+    channels_last: bool = False
+    fused: bool = False
+    compiled: bool = False
+
+    def __str__(self) -> str:
+        chosen = (k for k in ("channels_last", "fused", "compiled") if getattr(self, k))
+        return "-".join(["loop", f"{self.threads}t", *chosen]).replace("_", "-")
+
+
+class _Contest:
+    """The same networks, images, initial weights and data orders for all contestants."""
+
+    def __init__(self, net: str, device: str) -> None:
+        recipe = Recipe(name=net, dataset="mnist5k", net=net, learning_rate=1e-3, batch_size=32)
+        images = data.load("mnist5k")
+        self.recipe, self.device = recipe, device
+        self.layout: WeightLayout = layout_for(recipe, images)
+        self.x = self.layout.task.preprocess(images.train.images).contiguous().to(device)
+        self.y = images.train.labels.to(device)
+        self.val = images.val
+        self.steps = len(self.x) // recipe.batch_size
+
+    def start(self, models: int) -> Tensor:
+        fresh = [initial(self.layout, "default", seed) for seed in range(models)]
+        return self.layout.pack({k: torch.stack([f[k] for f in fresh]) for k in fresh[0]})
+
+    def orders(self, models: int, epoch: int = 0) -> Tensor:
+        """(models, K): every network its own."""
+        generators = (torch.Generator().manual_seed(epoch * models + i) for i in range(models))
+        return torch.stack([torch.randperm(len(self.x), generator=g) for g in generators])
+
+    def ours(self, models: int) -> Trainer:
+        net = WeightBatch(self.layout, torch.empty(0, self.layout.size)).architecture
+        rates, decays = [self.recipe.learning_rate] * models, [0.0] * models
+        return trainer(net, self.layout, self.start(models), self.x, self.y, 32, rates, decays,
+                       self.device)  # fmt: skip
+
+    def epoch(self, models: int) -> None:
+        """An epoch of so many models by the zoo's trainer."""
+        self.ours(models).run(self.orders(models), 0)
+
+    def settings(self) -> list[Setting]:
+        """What the loop is tried with."""
+        cores = [1] if self.device != "cpu" else sorted({1, torch.get_num_threads()})
+        plain = itertools.product(cores, (False, True), (False, True))
+        return [*(Setting(*some) for some in plain), Setting(cores[-1], True, True, True)]
+
+    def loop(self, setting: Setting, models: int, epochs: int = 1) -> Tensor:
+        """The plain loop over models; returns their weights (n, D)."""
+        net = WeightBatch(self.layout, self.start(1)).module(0).train().to(self.device)
+        form = torch.channels_last if setting.channels_last else torch.contiguous_format
+        net, x = net.to(memory_format=form), self.x.contiguous(memory_format=form)
+        call = _compiled(net) if setting.compiled else net
+        before = torch.get_num_threads()
+        torch.set_num_threads(setting.threads)
+        try:
+            orders = torch.stack([self.orders(models, e) for e in range(epochs)], dim=1)
+            pairs = zip(self.start(models), orders.to(self.device), strict=True)
+            return torch.stack([self._train(net, call, x, setting, *pair) for pair in pairs])
+        finally:
+            torch.set_num_threads(before)
+
+    def _train(self, net: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor,
+               setting: Setting, vector: Tensor, orders: Tensor) -> Tensor:  # fmt: skip
+        net.load_state_dict(WeightBatch(self.layout, vector[None]).state_dict(0))
+        rate = self.recipe.learning_rate
+        optimizer = torch.optim.Adam(net.parameters(), rate, fused=setting.fused or None)
+        for order in orders:
+            for rows in order[: self.steps * 32].split(32):
+                optimizer.zero_grad()
+                F.cross_entropy(call(x[rows]), self.y[rows]).backward()
+                optimizer.step()
+        named = {k: p.detach().cpu().contiguous()[None] for k, p in net.named_parameters()}
+        return self.layout.pack(named)[0]
+
+
+def _compiled(net: nn.Module) -> Callable[[Tensor], Tensor]:
+    compiled: Callable[[Tensor], Tensor] = torch.compile(net)
+    return compiled
+
+
+def zoo(repeats: int, device: str = "cpu") -> list[Row]:
+    """Model-steps per second at 64 models, batch size 32, own starts and data orders.
+
+    The loop is run with one thread and with all, with and without channels-last memory and fused
+    Adam, and compiled: the fastest is its best setting. Then the same 64 networks are trained by
+    both for three epochs and their validation accuracies compared; memory and growth are measured.
+    """
+    return [row for net in ("cnn-small", "cnn-medium") for row in _one(net, repeats, device)]
+
+
+def _one(net: str, repeats: int, device: str) -> Iterator[Row]:
+    contest = _Contest(net, device)
+    candidates: dict[str, Callable[[], object]] = {"flown": partial(contest.epoch, MODELS)}
+    settings = {str(s): s for s in contest.settings()}
+    candidates |= {name: partial(contest.loop, s, _LOOPED) for name, s in settings.items()}
+    with bar(f"bench {net}", 3) as update:
+        seconds = medians(candidates, repeats)
+        rates = {
+            name: (MODELS if name == "flown" else _LOOPED) * contest.steps / statistics.median(s)
+            for name, s in seconds.items()
+        }
+        for name, rate in rates.items():
+            yield _row(net, name, "model-steps/s", rate, MODELS if name == "flown" else _LOOPED,
+                       repeats, ratio=rates["flown"] / rate)  # fmt: skip
+        update(1, "accuracies")
+        best = max(settings, key=lambda name: rates[name])
+        yield from _accuracies(contest, settings[best])
+        update(2, "growth")
+        yield from _growth(contest, repeats)
+
+
+def _accuracies(contest: _Contest, best: Setting) -> Iterator[Row]:
+    """Both train the same networks; the difference of means in standard errors."""
+    engine = contest.ours(MODELS)
+    for epoch in range(_EPOCHS):
+        engine.run(contest.orders(MODELS, epoch), epoch * contest.steps)
+    ends = {"flown": engine.vectors.cpu(), str(best): contest.loop(best, MODELS, _EPOCHS)}
+    found = {}
+    for name, vectors in ends.items():
+        batch = WeightBatch(contest.layout, vectors)
+        found[name] = accuracy(batch, contest.val.images, contest.val.labels)
+        yield _row(contest.recipe.net, name, "validation accuracy", float(found[name].mean()), MODELS,
+                   None, std=float(found[name].std()))  # fmt: skip
+    ours, theirs = found.values()
+    error = ((ours.var() + theirs.var()) / MODELS).sqrt()
+    yield _row(contest.recipe.net, "flown", "difference in standard errors",
+               float((ours.mean() - theirs.mean()) / error), MODELS, None)  # fmt: skip
+
+
+def _growth(contest: _Contest, repeats: int) -> Iterator[Row]:
+    """Seconds of twenty steps and bytes of state as the number of models grows."""
+    engines = {n: contest.ours(n) for n in GROWTH}
+    orders = {n: contest.orders(n)[:, : 32 * _GROWTH_STEPS] for n in GROWTH}
+    candidates = {str(n): partial(engines[n].run, orders[n], 0) for n in GROWTH}
+    for n, values in zip(GROWTH, medians(candidates, repeats).values(), strict=True):
+        yield _row(contest.recipe.net, f"flown-{n}", f"seconds of {_GROWTH_STEPS} steps",
+                   statistics.median(values), n, repeats)  # fmt: skip
+    engine = engines[MODELS]
+    state = engine.vectors.nbytes + engine.moments.nbytes
+    yield _row(contest.recipe.net, "flown", "state bytes a model", state / MODELS, MODELS, None)
+    if isinstance(engine, Threads):
+        program = engine.program
+        working = 4 * (32 * program.activations + 2 * program.tiles) + 32 * program.choices
+        yield _row(contest.recipe.net, "flown", "working bytes a thread", working, MODELS, None)
+
+
+def _row(net: str, method: str, metric: str, value: float, n: int, repeats: int | None,
+         **more: float) -> Row:  # fmt: skip
+    chosen = "all" if repeats is None else f"median of {repeats}"
+    return {"dataset": "mnist5k", "net": net, "method": method, "metric": metric, "value": value,
+            "std": None, "n": n, "selection": chosen, "epoch": None, "paper": None, **more}  # fmt: skip

@@ -1,0 +1,46 @@
+"""What commands share: options, the console, what was written."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+
+from flown.errors import FlownError
+
+console = Console()
+
+Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
+Seed = Annotated[int, typer.Option("--seed", help="All randomness follows from it.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue what was interrupted.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+Overrides = Annotated[
+    Optional[list[str]], typer.Option("--set", help="key.sub=value, as often as needed.")
+]
+
+
+class Scale(str, Enum):
+    smoke = "smoke"
+    cpu = "cpu"
+    paper = "paper"
+
+
+def device_of(name: str) -> str:
+    """Raises FlownError for a device that is unknown or not here."""
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise FlownError(f"--device {name}: choose auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise FlownError("--device cuda: torch sees no GPU here")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def wrote(*paths: Path) -> None:
+    """Prints where results are."""
+    for path in paths:
+        console.print(f"wrote {path}", highlight=False, soft_wrap=True)

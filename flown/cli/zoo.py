@@ -1,0 +1,148 @@
+"""Commands on zoos."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.table import Table
+
+from flown.cli.options import Device, Out, Overwrite, Resume, Scale, Seed, console, device_of, wrote
+from flown.errors import FlownError
+
+app = typer.Typer(no_args_is_help=True, help="Populations of trained networks.")
+
+
+@app.command("train", epilog="Example: flown zoo train demo-digits --models 16 --out zoo")
+def zoo_train(recipe: str, out: Out, models: int = 100, scale: Scale = Scale.cpu, seed: Seed = 0,
+              resume: Resume = False, overwrite: Overwrite = False, device: Device = "auto",
+              ray: Annotated[Optional[str], typer.Option(
+                  help="Train on a Ray cluster: `auto` starts one here, an address joins one."
+              )] = None) -> None:  # fmt: skip
+    """Train many networks at once by a recipe (its name, or a YAML file of its keys)."""
+    from flown import zoo
+    from flown.report.population import zoo_table
+    from flown.zoo import Recipe
+
+    chosen = Recipe.load(recipe) if Path(recipe).is_file() else recipe
+    made = zoo.train(chosen, models, out, scale=scale.value, seed=seed, resume=resume,
+                     overwrite=overwrite, device=device_of(device), ray=ray)  # fmt: skip
+    console.print(zoo_table(made))
+    wrote(out)
+
+
+@app.command("inspect", epilog="Example: flown zoo inspect zoo --report zoo.html")
+def zoo_inspect(path: Path, verify: Annotated[bool, typer.Option(
+                    "--verify", help="Read all weights; exit with 1 if any is damaged.")] = False,
+                report: Annotated[Optional[Path], typer.Option(
+                    help="An HTML file to draw it into.")] = None,
+                overwrite: Overwrite = False) -> None:  # fmt: skip
+    """Accuracies, distances, duplicates, dead units and damage of a zoo."""
+    from flown.files import prepare_output
+    from flown.report import population as reports
+    from flown.zoo import Zoo
+    from flown.zoo.population import describe
+
+    if report is not None and report.is_dir():  # never to be replaced: it may be the zoo
+        raise FlownError(f"--report {report}: a folder; name a file")
+    if report is not None:
+        prepare_output(report, overwrite)
+    zoo = Zoo.open(path)
+    reports.print_accuracies(zoo, console)
+    if verify and (damage := zoo.verify()):
+        for line in damage:
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
+        raise typer.Exit(1)
+    population = describe(zoo, everything=verify)
+    reports.print_population(population, console)
+    if verify:
+        console.print(f"{len(zoo)} checkpoints read, all as written", highlight=False)
+    if report is not None:
+        reports.write_population(report, zoo, population)
+        wrote(report)
+
+
+class Format(str, Enum):
+    checkpoints = "checkpoints"
+    modelzoos = "modelzoos"
+
+
+@app.command("import", epilog=(
+    "Example: flown zoo import runs --format checkpoints --net cnn-small --data digits --out zoo"
+))  # fmt: skip
+def zoo_import(path: Path, out: Out,
+               net: Annotated[str, typer.Option(help="A name, or package.module:function.")],
+               data: Annotated[str, typer.Option(help="What the networks were trained on.")],
+               form: Annotated[Format, typer.Option("--format")] = Format.checkpoints,
+               mapping: Annotated[Optional[Path], typer.Option(
+                   help="YAML or JSON, theirs: ours; null drops a tensor.")] = None,
+               epochs: Annotated[Optional[list[int]], typer.Option(
+                   "--epoch", help="Of Model Zoos' trials, only these.")] = None,
+               activation: str = "tanh", mean: float = 0.5, std: float = 0.5,
+               size: Annotated[Optional[int], typer.Option(help="Side of the images.")] = None,
+               grey: bool = typer.Option(False, help="One channel, from colour images."),
+               seed: Seed = 0, overwrite: Overwrite = False) -> None:  # fmt: skip
+    """A zoo from other people's checkpoints: state dicts, sharded or not, or Model Zoos' trials.
+
+    Activation and preprocessing are not in the weights: give those that they were trained with.
+    Pickles are opened as weights only; one that would run code is refused and named.
+    """
+    from flown.data import load
+    from flown.report.population import zoo_table
+    from flown.zoo import Recipe, from_checkpoints, from_modelzoos
+    from flown.zoo.train import layout_for
+
+    if mapping is not None and form is Format.modelzoos:
+        raise FlownError("--mapping is for --format checkpoints")
+    if epochs and form is Format.checkpoints:
+        raise FlownError("--epoch is for --format modelzoos")
+    about = Recipe(name="import", dataset=data, net=net, activation=activation, mean=mean, std=std,
+                   size=size, grey=grey)  # fmt: skip
+    task = layout_for(about, load(data)).task
+    if form is Format.modelzoos:
+        made, skipped = from_modelzoos(path, net, task, out, epochs=epochs, seed=seed,
+                                       overwrite=overwrite)  # fmt: skip
+    else:
+        made, skipped = from_checkpoints(path, net, task, out, mapping=mapping, seed=seed,
+                                         overwrite=overwrite)  # fmt: skip
+    console.print(zoo_table(made))
+    for one in skipped[:10]:  # names in foreign files are not markup
+        console.print(f"skipped {one.path}: {one.reason}", markup=False, highlight=False,
+                      soft_wrap=True)  # fmt: skip
+    if len(skipped) > 10:
+        console.print(f"and {len(skipped) - 10} more, all in {out / 'import.json'}")
+    wrote(out)
+
+
+@app.command("align", epilog="Example: flown zoo align zoo --out aligned")
+def zoo_align(path: Path, out: Out, seed: Seed = 0, overwrite: Overwrite = False,
+              pairs: Annotated[int, typer.Option(help="Whose midpoints are measured.")] = 100
+              ) -> None:  # fmt: skip
+    """Bring a zoo's networks into one order of units and signs; what they compute stays the same."""
+    from flown.experiments.alignment import compare
+    from flown.zoo import Zoo, align_zoo
+
+    source = Zoo.open(path)
+    made = align_zoo(source, out, seed=seed, overwrite=overwrite)
+    table = Table("task", "pairwise distance", "networks %", "midpoints of pairs %", "mean of all %")
+    for task, before, after in compare(source, made, pairs, seed):
+        figures = (f"{getattr(before, k):.1f} -> {getattr(after, k):.1f}"
+                   for k in ("distance", "models", "midpoints", "mean"))  # fmt: skip
+        table.add_row(task, *figures)
+    console.print(table)
+    wrote(out)
+
+
+@app.command("join", epilog="Example: flown zoo join zoo-a zoo-b --out zoo")
+def zoo_join(paths: list[Path], out: Out, overwrite: Overwrite = False,
+             epochs: Annotated[Optional[list[int]], typer.Option(
+                 "--epoch", help="Only these epochs; -1 is each task's last.")] = None) -> None:  # fmt: skip
+    """Put zoos of several tasks into one folder, for one generator."""
+    from flown.report.population import zoo_table
+    from flown.zoo import Zoo
+
+    zoos = [Zoo.open(path).select(epochs=epochs) for path in paths]
+    console.print(zoo_table(Zoo.join(zoos, out, overwrite)))
+    wrote(out)

@@ -1,0 +1,36 @@
+"""What alignment does to a zoo: distances, and what lies between its networks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from flown import data
+from flown.evaluate import evaluate
+from flown.weights import WeightBatch
+from flown.zoo import Zoo
+from flown.zoo.align import Spread, spread
+
+
+def compare(before: Zoo, after: Zoo, pairs: int = 100,
+            seed: int = 0) -> Iterator[tuple[str, Spread, Spread]]:  # fmt: skip
+    """Each task with the spread of its last training checkpoints in both zoos, same pairs.
+
+    Accuracies are of validation images. Tasks whose data is not here are left out.
+    """
+    here = {source.name for source in data.available() if source.present}
+    for task in before.tasks:
+        if task not in here:
+            continue
+        val = data.load(task).val
+
+        def accuracy(batch: WeightBatch, images: Tensor = val.images,
+                     labels: Tensor = val.labels) -> Tensor:  # fmt: skip
+            return evaluate(batch, images, labels)
+
+        found = []
+        for zoo in (before, after):
+            batch = zoo.select(task=task, split="train", epochs=[-1]).batch(task)
+            found.append(spread(batch, accuracy, pairs, seed))
+        yield task, found[0], found[1]

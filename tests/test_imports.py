@@ -1,0 +1,433 @@
+"""Imports: others' checkpoints in, nothing run, nothing lost without a word."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from flown import nets
+from flown.errors import FlownError
+from flown.layout import Task
+from flown.zoo import Zoo, imports
+from flown.zoo.imports import Skipped, from_checkpoints, from_modelzoos
+
+State = dict[str, Tensor]
+TASK = Task(name="digits", channels=1, size=28, mean=0.5, std=0.5,
+            classes=tuple("0123456789"), activation="tanh")  # fmt: skip
+SMALL = TASK.model_copy(update={"classes": ("a", "b", "c"), "size": 1, "channels": 2})
+
+
+def normed(channels: int, classes: int) -> nn.Module:
+    """A network with buffers, and a name of its own for every tensor."""
+    body = nn.Sequential(nn.Linear(channels, 4), nn.BatchNorm1d(4))
+    return nn.Sequential(body, nn.Linear(4, classes))
+
+
+NORMED = f"{__name__}:normed"
+
+
+def state(seed: int, net: str = "cnn-small", task: Task = TASK) -> State:
+    module = nets.build(net, task.channels, len(task.classes), task.activation)
+    generator = torch.Generator().manual_seed(seed)
+    for value in module.state_dict().values():
+        if value.is_floating_point():
+            value.uniform_(-1, 1, generator=generator)
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def save(value: Any, path: Path, **options: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(value, path) if path.suffix == ".safetensors" else torch.save(value, path, **options)
+
+
+def same(zoo: Zoo, place: int, expected: State) -> bool:
+    layout = zoo.layouts[0]
+    wanted = layout.pack({name: expected[name][None] for name in layout.names})[0]
+    return torch.equal(zoo.read([place])[0], wanted)
+
+
+def report(out: Path) -> Any:
+    return json.loads((out / "import.json").read_text())
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Two models: one good, one to be spoilt by the test."""
+    save(state(1), tmp_path / "source" / "good.pt")
+    return tmp_path / "source"
+
+
+def reason(source: Path, net: str = "cnn-small", task: Task = TASK, **options: Any) -> Skipped:
+    """The one thing that is skipped, the good model being imported."""
+    zoo, skipped = from_checkpoints(source, net, task, source.parent / "zoo", **options)
+    assert len(zoo) == 1 and len(skipped) == 1
+    assert report(zoo.path)["skipped"] == [skipped[0]._asdict()]
+    return skipped[0]
+
+
+def test_a_folder_of_checkpoints_comes_back_exactly(tmp_path: Path) -> None:
+    names = ["a.pt", "b.pth", "c.safetensors", "run/epoch_2.pt", "run/epoch_10.pt", "run/d.bin",
+             "hf/checkpoint-500/pytorch_model.bin", "hf/checkpoint-1000/pytorch_model.bin"]  # fmt: skip
+    for seed, name in enumerate(names):
+        save(state(seed), tmp_path / "source" / name)
+    save(state(99), tmp_path / "source" / ".hidden.pt")
+    zoo, skipped = from_checkpoints(tmp_path / "source", "cnn-small", TASK, tmp_path / "zoo")
+    assert skipped == [] and zoo.verify() == []
+    expected = [6, 7, 3, 4, 0, 1, 2, 5]  # epochs of one model first, in their order
+    assert all(same(zoo, place, state(seed)) for place, seed in enumerate(expected))
+    assert [row.model for row in zoo.rows] == [0, 0, 1, 1, 2, 3, 4, 5]
+    assert [row.epoch for row in zoo.rows] == [500, 1000, 2, 10, 0, 0, 0, 0]
+    assert {(row.train_accuracy, row.val_accuracy) for row in zoo.rows} == {(None, None)}
+    assert sum(row.split == "held-out" for row in {r.model: r for r in zoo.rows}.values()) == 1
+    assert len({(row.model, row.split) for row in zoo.rows}) == 6, "a model is in one split"
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_sharded_files(tmp_path: Path, suffix: str) -> None:
+    tensors, source = state(1), tmp_path / "source"
+    parts = {name: f"model-{1 + (i > 3)}-of-2.{suffix}" for i, name in enumerate(tensors)}
+    for part in set(parts.values()):
+        save({name: tensors[name] for name in tensors if parts[name] == part}, source / part)
+    index = source / f"model.{suffix}.index.json"
+    index.write_text(json.dumps({"weight_map": parts}))
+    zoo, skipped = from_checkpoints(source, "cnn-small", TASK, tmp_path / "zoo")
+    assert len(zoo) == 1 and skipped == [] and same(zoo, 0, tensors)
+    (source / f"model-2-of-2.{suffix}").unlink()
+    with pytest.raises(FlownError, match=r"index.json: its part 'model-2-of-2\.\w+' is missing"):
+        from_checkpoints(source, "cnn-small", TASK, tmp_path / "zoo", overwrite=True)
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(parts, "../elsewhere.bin")}))
+    with pytest.raises(FlownError, match="is not a file beside it"):
+        from_checkpoints(source, "cnn-small", TASK, tmp_path / "zoo", overwrite=True)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module.", "module._orig_mod."])
+def test_wrappers_are_taken_off(tmp_path: Path, key: str, prefix: str) -> None:
+    tensors = {prefix + name: nn.Parameter(value) for name, value in state(1).items()}
+    save({"epoch": 3, "optimizer": {"state": {}}, key: tensors}, tmp_path / "source" / "a.pt")
+    zoo, _ = from_checkpoints(tmp_path / "source", "cnn-small", TASK, tmp_path / "zoo")
+    assert same(zoo, 0, state(1))
+
+
+@pytest.mark.parametrize("kind", ["yaml", "json", "dict"])
+def test_mapping(tmp_path: Path, kind: str) -> None:
+    names = {"conv.weight": "0.weight", "module.conv.bias": "0.bias"}  # with a prefix or without
+    mapping = {**names, "extra": None}
+    theirs = {ours: name.removeprefix("module.") for name, ours in names.items()}
+    tensors = {f"module.{theirs.get(name, name)}": value for name, value in state(1).items()}
+    save(tensors | {"module.extra": torch.zeros(3)}, tmp_path / "source" / "a.pt")
+    file = tmp_path / f"names.{kind}"
+    file.write_text(json.dumps(mapping))
+    given = mapping if kind == "dict" else file
+    zoo, _ = from_checkpoints(tmp_path / "source", "cnn-small", TASK, tmp_path / "zoo",
+                              mapping=given)  # fmt: skip
+    assert same(zoo, 0, state(1)) and report(zoo.path)["mapping"] == mapping
+    with pytest.raises(FlownError, match=r"'module\.conv\.weight' is not the network's, whose"):
+        from_checkpoints(tmp_path / "source", "cnn-small", TASK, tmp_path / "zoo2")
+    with pytest.raises(FlownError, match=r"Did you mean '0\.weight'"):
+        from_checkpoints(tmp_path / "source", "cnn-small", TASK, tmp_path / "zoo2",
+                         mapping={"a": "0.weigh"})  # fmt: skip
+    with pytest.raises(
+        FlownError, match=r"'module\.conv\.weight' and 'module\.conv\.bias' both become"
+    ):
+        from_checkpoints(tmp_path / "source", "cnn-small", TASK, tmp_path / "zoo2",
+                         mapping={"conv.weight": "0.bias", "conv.bias": "0.bias"})  # fmt: skip
+
+
+class Touch:
+    """What a hostile pickle does: calls something when it is opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("how", ["torch", "old torch", "pickle"])
+def test_a_pickle_that_runs_code_is_refused(source: Path, how: str, protocol: int) -> None:
+    touched = source.parent / "touched"
+    hostile = {**state(2), "more": Touch(touched)}
+    if how == "pickle":
+        (source / "evil.pt").write_bytes(pickle.dumps(hostile["more"], protocol=protocol))
+    else:
+        save(hostile, source / "evil.pt", pickle_protocol=protocol,
+             _use_new_zipfile_serialization=how == "torch")  # fmt: skip
+    skipped = reason(source)
+    assert skipped.path == "evil.pt"
+    assert "refused" in skipped.reason and f"'{os.system.__module__}.system'" in skipped.reason
+    assert not touched.exists()
+    pickle.loads(pickle.dumps(Touch(touched)))
+    assert touched.exists(), "the pickle is hostile indeed"
+
+
+def test_a_protocol_that_is_not_opened_safely_accuses_nobody(source: Path) -> None:
+    save(state(2), source / "new.pt", pickle_protocol=4)
+    assert "refused" not in (said := reason(source).reason) and "save it again" in said
+
+
+def test_a_whole_module_is_refused_with_the_way_out(source: Path) -> None:
+    save(nn.Linear(2, 2), source / "module.pth")
+    assert "torch.nn.modules.linear.Linear" in reason(source).reason
+    assert "save the state_dict() alone" in report(source.parent / "zoo")["skipped"][0]["reason"]
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_truncated_files_are_skipped(source: Path, name: str, share: float) -> None:
+    save(state(2), source / name)
+    whole = (source / name).read_bytes()
+    (source / name).write_bytes(whole[: int(len(whole) * share)])
+    skipped = reason(source)
+    assert skipped.path == name and skipped.reason.startswith("truncated")
+
+
+def spoil(bias: Tensor) -> State:
+    return {**state(2), "0.bias": bias}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (spoil(torch.full((8,), float("nan"))), "'0.bias' holds NaN or Inf"),
+        (spoil(torch.full((8,), 1e300, dtype=torch.float64)), "'0.bias' holds NaN or Inf"),
+        (spoil(torch.ones(7)), "'0.bias' is (7,), expected (8,)"),
+        (spoil(torch.ones(8).int()), "'0.bias' holds int32"),
+        (spoil(torch.ones(8).to_sparse()), "'0.bias' is sparse"),
+        (spoil(torch.ones(8, device="meta")), "has no data"),
+        ({**state(2), "more": torch.ones(1)}, "'more' is not the network's"),
+        ({**state(2), "epoch": 3}, "'epoch' is of type int, expected a tensor"),
+        (dict(list(state(2).items())[1:]), "'0.weight' is missing"),
+        ({"state": {}, "param_groups": [1]}, "no state dict: no tensor"),
+        ([1, 2], "no state dict: holds a list"),
+        (state(1), "exactly those of good.pt"),
+    ],
+)
+def test_what_is_not_the_networks_is_named(source: Path, value: Any, expected: str) -> None:
+    save(value, source / "other.pt")
+    skipped = reason(source)
+    assert skipped.path == "other.pt" and expected in skipped.reason
+
+
+def test_mixed_classes_say_both_numbers(source: Path) -> None:
+    save(state(2, task=TASK.model_copy(update={"classes": ("a", "b")})), source / "two.pt")
+    skipped = reason(source)
+    assert (
+        skipped.path == "two.pt" and "'11.weight' is (2, 20), expected (10, 20)" in skipped.reason
+    )
+    assert "a network of 2 classes, the task has 10" in skipped.reason
+
+
+def test_buffers_are_dropped_and_counted(tmp_path: Path) -> None:
+    for seed in range(3):
+        save(state(seed, NORMED, SMALL), tmp_path / "source" / f"{seed}.pt")
+    zoo, skipped = from_checkpoints(tmp_path / "source", NORMED, SMALL, tmp_path / "zoo")
+    assert skipped == [] and same(zoo, 2, state(2, NORMED, SMALL))
+    dropped = ["0.1.num_batches_tracked", "0.1.running_mean", "0.1.running_var"]
+    assert report(zoo.path)["dropped_buffers"] == dict.fromkeys(dropped, 3)
+
+
+def test_half_precision_is_converted_and_counted(tmp_path: Path) -> None:
+    halves = {name: value.half() for name, value in state(1).items()}
+    save(halves, tmp_path / "source" / "half.safetensors")
+    zoo, _ = from_checkpoints(tmp_path / "source", "cnn-small", TASK, tmp_path / "zoo")
+    assert same(zoo, 0, {name: value.float() for name, value in halves.items()})
+    assert report(zoo.path)["checkpoints"]["converted from float16"] == 1
+
+
+def test_a_copy_beside_its_epochs_is_no_model(tmp_path: Path) -> None:
+    """Else the best epoch of a training model could be held out."""
+    for epoch in (1, 2):
+        save(state(epoch), tmp_path / "source" / f"run_epoch_{epoch}.pt")
+    save(state(2), tmp_path / "source" / "best.pt")
+    zoo, skipped = from_checkpoints(tmp_path / "source", "cnn-small", TASK, tmp_path / "zoo")
+    assert [(row.model, row.epoch) for row in zoo.rows] == [(0, 1), (0, 2)]
+    assert skipped == [Skipped("best.pt", "its weights are exactly those of run_epoch_2.pt")]
+
+
+def test_shards_are_written_as_they_fill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(7):
+        save(state(seed), tmp_path / "source" / f"{seed}.pt")
+    held: list[int] = []
+    original = imports._Writer.add
+
+    def add(self: imports._Writer, *arguments: Any) -> None:
+        original(self, *arguments)
+        held.append(len(self.vectors))
+
+    monkeypatch.setattr(imports, "_ROWS", 3)
+    monkeypatch.setattr(imports._Writer, "add", add)
+    zoo, _ = from_checkpoints(tmp_path / "source", "cnn-small", TASK, tmp_path / "zoo")
+    assert held == [1, 2, 0, 1, 2, 0, 1]
+    assert [row.offset for row in zoo.rows] == [0, 1, 2, 0, 1, 2, 0]
+    assert len(list(zoo.path.glob("weights-*"))) == 3
+    assert all(same(zoo, seed, state(seed)) for seed in range(7))
+
+
+def test_same_files_same_bytes(tmp_path: Path) -> None:
+    for seed in (3, 1, 2):
+        save(state(seed), tmp_path / "source" / f"{seed}.pt")
+    (tmp_path / "source" / "broken.pt").write_bytes(b"?")
+    for out in ("a", "b"):
+        from_checkpoints(tmp_path / "source", "cnn-small", TASK, tmp_path / out, seed=5)
+    names = sorted(file.name for file in (tmp_path / "a").iterdir())
+    assert names == ["import.json", "index.jsonl", "weights-00000.safetensors", "zoo.json"]
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_an_interrupted_import_is_no_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(2):
+        save(state(seed), tmp_path / "source" / f"{seed}.pt")
+    arguments = tmp_path / "source", "cnn-small", TASK, tmp_path / "zoo"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(imports, "_ROWS", 1)
+        patch.setattr(
+            imports._Import, "_report", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
+        from_checkpoints(*arguments)
+    assert list((tmp_path / "zoo").glob("weights-*")), "it had begun"
+    with pytest.raises(FlownError, match="no zoo here"):
+        Zoo.open(tmp_path / "zoo")
+    with pytest.raises(FlownError, match="exists already"):
+        from_checkpoints(*arguments)
+    zoo, _ = from_checkpoints(*arguments, overwrite=True)
+    assert len(zoo) == 2 and len(list(zoo.path.glob("weights-*"))) == 1
+
+
+def test_nothing_to_import(tmp_path: Path) -> None:
+    empty = tmp_path / "source"
+    for import_, message in [
+        (from_checkpoints, "no .bin, .pt, .pth"),
+        (from_modelzoos, "no trial"),
+    ]:
+        with pytest.raises(FlownError, match="no such folder"):
+            import_(tmp_path / "nowhere", "cnn-small", TASK, tmp_path / "zoo")
+        empty.mkdir(exist_ok=True)
+        with pytest.raises(FlownError, match=message):
+            import_(empty, "cnn-small", TASK, tmp_path / "zoo")
+    for name in ("a", "b", "c", "d", "e"):
+        (empty / f"{name}.pt").write_bytes(b"?")
+    with pytest.raises(FlownError, match=r"a\.pt: truncated.*c\.pt: truncated.*\(and 2 more\)"):
+        from_checkpoints(empty, "cnn-small", TASK, tmp_path / "zoo")
+    assert not (tmp_path / "zoo").exists()
+    for out in (empty, empty / "zoo", tmp_path):
+        with pytest.raises(FlownError, match="overlaps"):
+            from_checkpoints(empty, "cnn-small", TASK, out, overwrite=True)
+    with pytest.raises(FlownError, match="Did you mean 'cnn-small'"):
+        from_checkpoints(empty, "cnn-smal", TASK, tmp_path / "zoo")
+    with pytest.raises(FlownError, match="held_out"):
+        from_checkpoints(empty, "cnn-small", TASK, tmp_path / "zoo", held_out=1.0)
+
+
+def trial(folder: Path, seed: int, epochs: dict[str, dict[str, float]],
+          params: dict[str, Any] | None = None, prefix: str = "module_list.") -> None:  # fmt: skip
+    """A trial as Model Zoos leaves it; `epochs` are results by the checkpoint folder's spelling."""
+    lines = []
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, result in epochs.items():
+        epoch = int(name.removeprefix("checkpoint_"))
+        tensors = {prefix + key: value for key, value in state(seed + epoch).items()}
+        save(tensors, folder / name / "checkpoints")
+        lines.append(json.dumps({"training_iteration": epoch, **result}))
+    (folder / "result.json").write_text("\n".join(lines) + "\n")
+    if params is not None:
+        (folder / "params.json").write_text(json.dumps(params))
+
+
+@pytest.fixture
+def modelzoo(tmp_path: Path) -> Path:
+    zoo = tmp_path / "source" / "NN_tune_zoo_mnist_uniform"
+    accuracies = {"train_acc": 0.5, "validation_acc": 0.25, "test_acc": 0.75}
+    trial(zoo / "NN_a", 100, {"checkpoint_000002": accuracies, "checkpoint_000010": accuracies},
+          {"seed": 7, "model::nlin": "tanh"})  # fmt: skip
+    trial(zoo / "NN_b", 200, {"checkpoint_2": {"val_acc": 0.125}, "checkpoint_10": {}}, {})
+    return tmp_path / "source"
+
+
+def test_modelzoos(modelzoo: Path, tmp_path: Path) -> None:
+    zoo, skipped = from_modelzoos(modelzoo, "cnn-small", TASK, tmp_path / "zoo")
+    assert skipped == [] and [row.epoch for row in zoo.rows] == [2, 10, 2, 10]
+    assert all(same(zoo, i, state(seed)) for i, seed in enumerate((102, 110, 202, 210)))
+    assert [(row.model, row.seed) for row in zoo.rows] == [(0, 7), (0, 7), (1, 1), (1, 1)]
+    accuracies = [(row.train_accuracy, row.val_accuracy) for row in zoo.rows]
+    assert accuracies == [(50.0, 25.0), (50.0, 25.0), (None, 12.5), (None, None)]
+    assert report(zoo.path)["renamed"]["module_list.0.weight"] == "0.weight"
+    some, _ = from_modelzoos(modelzoo, "cnn-small", TASK, tmp_path / "some", epochs=[10])
+    assert [row.epoch for row in some.rows] == [10, 10]
+    with pytest.raises(FlownError, match="NN_a: has no checkpoint of epoch 3"):
+        from_modelzoos(modelzoo, "cnn-small", TASK, tmp_path / "none", epochs=[3])
+    with pytest.raises(FlownError, match="import them as `modelzoos`"):
+        from_checkpoints(modelzoo, "cnn-small", TASK, tmp_path / "none")
+
+
+def test_test_accuracy_is_never_taken(modelzoo: Path, tmp_path: Path) -> None:
+    trial(modelzoo / "NN_c", 300, {"checkpoint_000002": {"test_acc": 0.9, "train_acc": 0.8}})
+    zoo, _ = from_modelzoos(modelzoo, "cnn-small", TASK, tmp_path / "zoo")
+    row = zoo.rows[0]  # "NN_c" is before "NN_tune_zoo_..."
+    assert same(zoo, 0, state(302)) and (row.train_accuracy, row.val_accuracy) == (80.0, None)
+    assert report(zoo.path)["checkpoints"]["with test_acc only, not taken"] == 1
+    assert all(row.val_accuracy not in (75.0, 90.0) for row in zoo.rows)
+
+
+def test_trials_lack_files(modelzoo: Path, tmp_path: Path) -> None:
+    trials = modelzoo / "NN_tune_zoo_mnist_uniform"
+    trial(trials / "NN_c", 300, {"checkpoint_000002": {}, "checkpoint_2": {}})
+    trial(trials / "NN_d", 400, {}, {"seed": 1})
+    trial(trials / "NN_e", 500, {"checkpoint_3": {}}, {"model::nlin": "gelu"})
+    (trials / "NN_b" / "checkpoint_10" / "checkpoints").unlink()
+    (trials / "NN_a" / "params.json").unlink()
+    with (trials / "NN_a" / "result.json").open("a") as file:
+        file.write('{"training_iteration": 2, "val_acc": NaN}\n{"training_iter')
+    zoo, skipped = from_modelzoos(modelzoo, "cnn-small", TASK, tmp_path / "zoo")
+    assert [(row.epoch, row.val_accuracy) for row in zoo.rows] == [
+        (2, None), (10, 25.0), (2, 12.5), (2, None)]  # fmt: skip
+    reasons = {one.path.partition("/")[2]: one.reason for one in skipped}
+    assert reasons == {
+        "NN_b/checkpoint_10": "holds no file `checkpoints`",
+        "NN_c/checkpoint_2": "the same epoch as checkpoint_000002",
+        "NN_d": "has no checkpoint",
+        "NN_e": "its activation is 'gelu', the task's is 'tanh'",
+    }
+    notes = "\n".join(report(zoo.path)["notes"])
+    assert "NN_a: result.json, line 4: not a result" in notes
+    assert "NN_a: no readable params.json" in notes
+
+
+def test_modelzoos_names_by_the_order_of_shapes(tmp_path: Path) -> None:
+    tensors = state(1, NORMED, SMALL)
+    theirs = dict(zip(
+        ["fc.weight", "fc.bias", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var",
+         "bn.num_batches_tracked", "head.weight", "head.bias"], tensors.values(), strict=True,
+    ))  # fmt: skip
+    save(theirs, tmp_path / "source" / "NN_a" / "checkpoint_1" / "checkpoints")
+    backwards = dict(reversed(theirs.items()))
+    save(backwards, tmp_path / "source" / "NN_b" / "checkpoint_1" / "checkpoints")
+    zoo, skipped = from_modelzoos(tmp_path / "source", NORMED, SMALL, tmp_path / "zoo")
+    assert len(zoo) == 1 and same(zoo, 0, tensors)
+    about = report(zoo.path)
+    assert about["checkpoints"]["named by the order of shapes"] == 1
+    assert about["renamed"]["bn.weight"] == "0.1.weight"
+    assert skipped[0].path.startswith("NN_b") and "is not the network's" in skipped[0].reason
+
+
+def test_splits_are_a_trained_zoos(tmp_path: Path) -> None:
+    """The same number of models and seed hold out the same models, however they came about."""
+    from flown.zoo.shard import splits
+
+    for seed in range(6):
+        save(state(seed), tmp_path / "source" / f"{seed}.pt")
+    zoo, _ = from_checkpoints(tmp_path / "source", "cnn-small", TASK, tmp_path / "zoo",
+                              seed=4, held_out=1 / 3)  # fmt: skip
+    expected = splits(6, 4, 1 / 3)
+    assert [row.split for row in zoo.rows] == expected

@@ -27,9 +27,11 @@ from flown.layout import JointLayout, Standardizer
 from flown.training import History, TrainConfig, train
 from flown.weights import WeightBatch
 from flown.zoo import Zoo
+from flown.zoo.networks import Networks
 
 _PROBE = 24  # networks a task whose reconstruction accuracy is followed during training
 _PROBE_IMAGES = 500
+_SETTLED = 4096  # networks on which the latent's scale is fitted
 
 
 class ContextConfig(Config):
@@ -77,10 +79,8 @@ class Population:
 
     joint: JointLayout
     standardizer: Standardizer
-    train: Tensor  # (n, D), standardised
-    train_tasks: Tensor  # (n,)
-    held_out: Tensor
-    held_out_tasks: Tensor
+    train: Networks
+    held_out: Networks
 
     @classmethod
     def of(cls, zoo: Zoo, epochs: tuple[int, ...]) -> Population:
@@ -88,31 +88,27 @@ class Population:
         chosen = zoo.select(epochs=epochs)
         for task in chosen.tasks:
             chosen.select(task, split="train")
-        vectors, tasks = chosen.vectors()
-        ordered = [row for task in chosen.tasks for row in chosen.rows if row.task == task]
-        train = torch.tensor([row.split == "train" for row in ordered])
-        joint = chosen.joint
-        standardizer = Standardizer(joint)
-        standardizer.fit(vectors[train], tasks[train])
-        standard = standardizer(vectors, tasks)
-        return cls(
-            joint, standardizer, standard[train], tasks[train], standard[~train], tasks[~train]
-        )
+        places = sorted(range(len(chosen)), key=lambda i: chosen.tasks.index(chosen.rows[i].task))
+        parts = [[i for i in places if (chosen.rows[i].split == "train") == train]
+                 for train in (True, False)]  # fmt: skip
+        train, held_out = (Networks(chosen, chosen.joint, part) for part in parts)
+        train.standardizer.fit(train.blocks())
+        held_out.standardizer = train.standardizer
+        return cls(chosen.joint, train.standardizer, train, held_out)
 
 
 class _EncoderObjective(nn.Module):
     def __init__(self, encoder: nn.Module, people: Population, batch: int, device: str) -> None:
         super().__init__()
-        self.encoder, self.batch = encoder, batch
-        self.vectors, self.tasks = people.train.to(device), people.train_tasks.to(device)
+        self.encoder, self.batch, self.networks = encoder, batch, people.train
         self.masks = people.joint.masks.to(device)
 
     def forward(self, generator: torch.Generator) -> Tensor:
-        rows = torch.randint(len(self.vectors), (self.batch,), generator=generator,
-                             device=self.vectors.device)  # fmt: skip
-        loss: Tensor = self.encoder.loss(
-            self.vectors[rows], self.masks[self.tasks[rows]], generator
-        )  # type: ignore[operator]
+        device = self.masks.device
+        rows = torch.randint(len(self.networks), (self.batch,), generator=generator, device=device)
+        vectors = self.networks[rows.cpu()].to(device)
+        masks = self.masks[self.networks.tasks[rows.cpu()].to(device)]
+        loss: Tensor = self.encoder.loss(vectors, masks, generator)  # type: ignore[operator]
         return loss
 
 
@@ -130,14 +126,21 @@ def fit_encoder(people: Population, config: FlownConfig, images: Mapping[str, Im
         return encoder, []
     objective = _EncoderObjective(encoder, people, config.encoder_training.batch_size, device)
 
+    some = people.train[_spread(len(people.train), _SETTLED)].to(device)
+
     def validate() -> dict[str, float]:
-        encoder.settle(people.train.to(device))  # type: ignore[operator]
+        encoder.settle(some)  # type: ignore[operator]
         return reconstruction_accuracy(encoder, people, images, device)
 
     history = train(objective, config.encoder_training, out=out, name="encoder", seed=config.seed,
                     resume=resume, validate=validate, device=device)  # fmt: skip
-    encoder.settle(people.train.to(device))  # type: ignore[operator]
+    encoder.settle(some)  # type: ignore[operator]
     return encoder.requires_grad_(False), history
+
+
+def _spread(n: int, most: int) -> Tensor:
+    """At most `most` of n places, evenly."""
+    return torch.arange(0, n, max(1, -(-n // most)))
 
 
 @torch.no_grad()
@@ -145,15 +148,14 @@ def reconstruction_accuracy(encoder: nn.Module, people: Population, images: Mapp
                             device: str) -> dict[str, float]:  # fmt: skip
     """Mean validation accuracy (percent) of decode(encode(w)), and of w, over a probe of networks."""
     figures: dict[str, float] = {}
-    splits = {"train": (people.train, people.train_tasks),
-              "held-out": (people.held_out, people.held_out_tasks)}  # fmt: skip
-    for split, (vectors, tasks) in splits.items():
+    for split, networks in {"train": people.train, "held-out": people.held_out}.items():
         before: list[float] = []
         after: list[float] = []
         for task, layout in enumerate(people.joint.layouts):
-            some = vectors[tasks == task][:_PROBE].to(device)
-            if not len(some):
+            rows = (networks.tasks == task).nonzero().flatten()[:_PROBE]
+            if not len(rows):
                 continue
+            some = networks[rows].to(device)
             index = torch.full((len(some),), task, device=device)
             val = images[layout.task.name].val
             x, y = val.images[:_PROBE_IMAGES], val.labels[:_PROBE_IMAGES]
@@ -224,7 +226,8 @@ def fit_flow(people: Population, encoder: nn.Module, source: flow.Source, bank: 
     if config.flow.coupling not in flow.COUPLINGS:
         raise unknown("coupling", config.flow.coupling, flow.COUPLINGS)
     with torch.no_grad():
-        latents = torch.cat([encoder.encode(x.to(device)) for x in people.train.split(256)])  # type: ignore[operator]
+        rows = torch.arange(len(people.train)).split(256)
+        latents = torch.cat([encoder.encode(people.train[some].to(device)) for some in rows])  # type: ignore[operator]
     if not torch.isfinite(latents).all():
         raise FlownError("the encoder's latents hold NaN or Inf; its training diverged")
     with torch.random.fork_rng(devices=[]):
@@ -233,7 +236,7 @@ def fit_flow(people: Population, encoder: nn.Module, source: flow.Source, bank: 
         head = None
         if bank is not None and config.context.mode != "none":
             head = ContextHead(bank.shape[2], bank.shape[3], mode=config.context.mode)
-    objective = FlowObjective(velocity, head, source, config, latents, people.train_tasks.to(device),
+    objective = FlowObjective(velocity, head, source, config, latents, people.train.tasks.to(device),
                               None if bank is None else bank.to(device))  # fmt: skip
     objective.to(device)
     history = train(objective, config.flow_training, out=out, name="flow", seed=config.seed + 1,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -225,19 +225,28 @@ class Standardizer(nn.Module):
         self.register_buffer("masks", joint.masks, persistent=False)
         self.slots = [math.prod(slot) for slot in joint.shapes]
 
-    def fit(self, vectors: Tensor, tasks: Tensor) -> None:
-        """Fits on training vectors (n, D) with their task indices (n,)."""
-        for task in tasks.unique().tolist():
-            own = vectors[tasks == task].double()
-            start = 0
-            for slot in self.slots:
-                part = slice(start, start + slot)
-                values = own[:, part][:, self.masks[task, part]]
-                spread = values.std(correction=0)
-                self.mean[task, part] = values.mean()
-                # A tensor that never varies (a frozen bias) would divide by zero.
-                self.std[task, part] = torch.where(spread > 1e-8, spread, torch.ones_like(spread))
-                start += slot
+    def fit(self, blocks: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Fits on blocks of training vectors (n, D) with their task indices (n,), read once."""
+        shape = len(self.mean), len(self.slots)
+        count, mean, square = (torch.zeros(shape, dtype=torch.float64) for _ in range(3))
+        for vectors, tasks in blocks:
+            for task in tasks.unique().tolist():
+                parts = vectors[tasks == task].double().split(self.slots, dim=1)
+                masks = self.masks[task].split(self.slots)
+                for slot, (part, mask) in enumerate(zip(parts, masks, strict=True)):
+                    values = part[:, mask]
+                    more, centre = values.numel(), values.mean()
+                    # Moments of two sets join exactly (Chan et al. 1979).
+                    total, apart = count[task, slot] + more, centre - mean[task, slot]
+                    square[task, slot] += (values - centre).square().sum()
+                    square[task, slot] += apart.square() * count[task, slot] * more / total
+                    mean[task, slot] += apart * more / total
+                    count[task, slot] = total
+        spread = (square / count.clamp_min(1)).sqrt()
+        spread[spread <= 1e-8] = 1  # a tensor that never varies (a frozen bias) would divide by zero
+        sizes = torch.tensor(self.slots)
+        self.mean.copy_(mean.repeat_interleave(sizes, dim=1))
+        self.std.copy_(spread.repeat_interleave(sizes, dim=1))
 
     def forward(self, vectors: Tensor, tasks: Tensor) -> Tensor:
         """Standardises vectors (n, D) of tasks (n,)."""

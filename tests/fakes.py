@@ -21,8 +21,8 @@ from flown.layout import JointLayout, Standardizer, Task, WeightLayout
 from flown.model import Samples
 from flown.weights import WeightBatch
 from flown.zoo import Zoo
+from flown.zoo.rows import Row
 from flown.zoo.shard import initial
-from flown.zoo.store import Row
 
 TASKS = {"digits": 10, "turned": 10, "parity": 2}
 

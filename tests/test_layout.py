@@ -73,7 +73,7 @@ def test_standardizer_uses_real_weights_only() -> None:
     vectors = torch.cat([joint.embed(3 + 10**i * torch.randn(4, x.size), i)
                          for i, x in enumerate(joint.layouts)])  # fmt: skip
     scaler = Standardizer(joint)
-    scaler.fit(vectors, tasks)
+    scaler.fit([(vectors, tasks)])
     mask = joint.masks[tasks]
     standard = scaler(vectors, tasks)
     slot = slice(0, 8 * 3 * 25)  # conv1, padded for grey networks

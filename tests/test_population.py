@@ -22,7 +22,7 @@ from flown.report import population as reports
 from flown.zoo import Zoo
 from flown.zoo.activity import dead_in, dead_units
 from flown.zoo.population import Population, Spread, describe, duplicates, networks
-from flown.zoo.store import Row, checksum, write_rows
+from flown.zoo.rows import Row, checksum, write_rows
 from tests.fakes import images, make_zoo
 from tests.test_cli import call
 from tests.test_report import Page

@@ -134,7 +134,7 @@ def test_networks_share_all_but_the_subset(made: Zoo) -> None:
 
 def test_rows_say_accuracies_with_calibrated_statistics(made: Zoo) -> None:
     images = fakes.images("digits")
-    batch = made.batch("digits").calibrated(images.train.images)
+    batch = made.batch("digits").calibrated(images.train.images, batch_size=16)
     measured = flown.evaluate(batch, images.val.images, images.val.labels)
     stored = torch.tensor([row.val_accuracy for row in made.rows])
     assert torch.allclose(measured, stored, atol=2.6)  # one image of 40 may flip by rounding
@@ -286,7 +286,7 @@ def test_whole_networks_with_batchnorm_train(tmp_path: Path) -> None:
     whole = TINY.model_copy(update={"subset": None, "base_epochs": 0})
     images = fakes.images("digits")
     zoo = train(whole, 2, tmp_path / "zoo", images=images)
-    batch = zoo.batch("digits").calibrated(images.train.images)
+    batch = zoo.batch("digits").calibrated(images.train.images, batch_size=16)
     assert isinstance(batch.module(0), nn.Module) and not batch.rest
     stored = torch.tensor([row.val_accuracy for row in zoo.rows])
     measured = flown.evaluate(batch, images.val.images, images.val.labels)

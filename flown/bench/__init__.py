@@ -2,7 +2,8 @@
 
 from flown.bench.evaluate import evaluate
 from flown.bench.sample import sample
+from flown.bench.store import store
 from flown.bench.timing import BenchConfig, show, write
 from flown.bench.zoo import zoo
 
-__all__ = ["BenchConfig", "evaluate", "sample", "show", "write", "zoo"]
+__all__ = ["BenchConfig", "evaluate", "sample", "show", "store", "write", "zoo"]

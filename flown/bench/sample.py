@@ -53,11 +53,11 @@ def sample(name: str, repeats: int, scratch: Path, networks: int = 100) -> list[
     assert model.support is not None and model.head is not None
     bank = context_bank(model.support, images, model.tasks, model.classes, model.config)
     with torch.no_grad():
-        latents = model.encoder.encode(people.train)  # type: ignore[operator]
+        latents = model.encoder.encode(people.train[torch.arange(len(people.train))])  # type: ignore[operator]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         rival = flow.UNet(model.config.velocity, model.latent_shape, 128)
-    loop = _Loop(model, rival, latents, people.train_tasks, bank)
+    loop = _Loop(model, rival, latents, people.train.tasks, bank)
     train(loop, model.config.flow_training, out=scratch, name="ddpm", resume=True)
     rival.requires_grad_(False)
     task = model.tasks[0]

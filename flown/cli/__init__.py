@@ -170,6 +170,7 @@ def reproduce(table: Experiment, out: Out, scale: Scale = Scale.cpu, seed: Seed 
 
 class Bench(str, Enum):
     zoo = "zoo"
+    store = "store"
     sample = "sample"
     evaluate = "evaluate"
 
@@ -193,15 +194,18 @@ def bench(what: Bench, out: Annotated[Optional[Path], typer.Option("--out")] = N
     with tempfile.TemporaryDirectory() as scratch:
         if what is Bench.zoo:
             rows = benches.zoo(repeats, device := device_of(device))
+        elif what is Bench.store:
+            rows = benches.store(repeats, Path(scratch))
         elif what is Bench.sample:
             rows = benches.sample(model, repeats, Path(scratch))
         else:
             rows = benches.evaluate(repeats)
     benches.show(rows, console)
     if out is not None:
+        counts = {Bench.zoo: 64, Bench.store: 100_000}
         config = benches.BenchConfig(
             what=what.value, repeats=repeats, model=model if what is Bench.sample else None,
-            networks=64 if what is Bench.zoo else 100, device=device,
+            networks=counts.get(what, 100), device=device,
         )  # fmt: skip
         benches.write(out, config, time.monotonic() - start, rows)
         wrote(out)

@@ -17,7 +17,7 @@ from flown.report import html, population_plots, tables, terminal
 from flown.report.style import encode
 from flown.zoo import Zoo
 from flown.zoo.population import Population, Spread, TaskPopulation, groups
-from flown.zoo.store import Row
+from flown.zoo.rows import Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

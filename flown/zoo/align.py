@@ -13,7 +13,8 @@ from flown.errors import FlownError
 from flown.files import prepare_output, save_tensors
 from flown.weights import WeightBatch
 from flown.zoo.matching import Aligned, align, permute
-from flown.zoo.store import Row, Zoo, checksum
+from flown.zoo.rows import Row, checksum
+from flown.zoo.store import Zoo, task_file
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def align_zoo(
         shard = f"weights-aligned-{len(rows):06d}.safetensors"
         save_tensors(out / shard, tensors)
         reference = WeightBatch(layout, aligned.reference[None], {"mean of": str(zoo.path)})
-        reference.save(out / f"reference-{task}.safetensors")
+        reference.save(task_file(out, "reference", task))
         about[task] = aligned.rounds
         sums = map(checksum, layout.pack(tensors))
         rows += [

@@ -25,9 +25,10 @@ from flown.progress import bar
 from flown.version import __version__
 from flown.zoo import modelzoos, statefiles
 from flown.zoo.modelzoos import Found, Skipped
+from flown.zoo.rows import Row, checksum
 from flown.zoo.shard import splits
 from flown.zoo.statefiles import Fitted, Naming
-from flown.zoo.store import Row, Zoo, checksum
+from flown.zoo.store import Zoo
 
 __all__ = ["Skipped", "from_checkpoints", "from_modelzoos"]
 

@@ -24,7 +24,8 @@ from flown.errors import FlownError
 from flown.layout import WeightLayout
 from flown.weights import WeightBatch
 from flown.zoo.activity import Layer, dead_units
-from flown.zoo.store import Row, Zoo, checksum
+from flown.zoo.rows import Row, checksum
+from flown.zoo.store import Zoo
 
 SPLITS = ("train", "held-out")
 SAMPLE = 200  # networks of a split that are looked at

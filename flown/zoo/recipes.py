@@ -206,8 +206,8 @@ def _norms(name: str, scale: str) -> Recipe:
               "activation": "relu" if resnet else "gelu",
               "learning_rate": 1e-3 if resnet else 1e-4}  # fmt: skip
     sizes: dict[str, dict[str, Any]] = {
-        "smoke": {"base_epochs": 1, "epochs": 1, "keep_steps": (4, 8), "batch_size": 32,
-                  "max_train_images": 256},
+        "smoke": {"base_epochs": 1, "epochs": 1, "keep_steps": (4, 8), "batch_size": 16,
+                  "max_train_images": 128},
         "cpu": {"base_epochs": 6, "epochs": 4, "keep_steps": tuple(range(10, 201, 10)),
                 "batch_size": 64, "max_train_images": 4000},
         "paper": {"base_epochs": 100, "epochs": 30, "keep_steps": tuple(range(5, 1001, 5)),

@@ -24,7 +24,7 @@ from flown.nets import batchnorm
 from flown.weights import WeightBatch
 from flown.zoo.base import load_base
 from flown.zoo.recipes import Recipe
-from flown.zoo.store import Row, checksum, write_rows
+from flown.zoo.rows import Row, checksum, write_rows
 from flown.zoo.trainers import Trainer, prepared, trainer
 
 SIZE = 16  # networks a shard: what an interruption may cost an epoch of
@@ -69,6 +69,9 @@ def initial(layout: WeightLayout, init: str, seed: int) -> dict[str, Tensor]:
         value = torch.empty(shape)
         if len(shape) > 1:
             fan_in = value[0].numel()
+        elif name.endswith("weight"):  # of a normalisation
+            tensors[name] = value.fill_(1)
+            continue
         if init == "default":  # PyTorch's: kaiming_uniform with a = sqrt(5), biases alike
             value.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
         elif len(shape) == 1:
@@ -189,8 +192,9 @@ class Shard:
     def _accuracies(
         self, vectors: Tensor, parts: Sequence[tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, ...]:
-        """Accuracies (n,) on each part, BatchNorm calibrated on training images."""
-        batch = WeightBatch(self.layout, vectors, rest=self.rest).calibrated(self.train[0])
+        """Accuracies (n,) on each part, BatchNorm calibrated on batches like those of training."""
+        bare = WeightBatch(self.layout, vectors, rest=self.rest)
+        batch = bare.calibrated(self.train[0], batch_size=self.recipe.batch_size)
         found = []
         for x, y in parts:
             hits = [

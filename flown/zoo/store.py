@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zlib
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,37 +32,15 @@ from flown.files import (
     read_json,
     save_tensors,
     write_json,
-    write_text,
 )
 from flown.layout import JointLayout, WeightLayout
 from flown.progress import bar
 from flown.weights import WeightBatch
 from flown.zoo.mapped import Mapped
+from flown.zoo.rows import Row, checksum, read_rows, write_rows
 
 FORMAT = "flown-zoo-1"
 _CHUNK = 1 << 22  # weights that are verified at a time
-
-
-class Row(NamedTuple):
-    """One checkpoint. Accuracies are percent, None where unknown; `split` is `train` or `held-out`."""
-
-    task: str
-    model: int
-    seed: int
-    epoch: float
-    step: int
-    split: str
-    train_accuracy: float | None
-    val_accuracy: float | None
-    shard: str
-    offset: int
-    checksum: int | None = None  # CRC-32 of the weight vector; zoos before 0.2 have none
-    grid: dict[str, Any] | None = None  # what the recipe's grid gave this network
-
-
-def checksum(vector: Tensor) -> int:
-    """CRC-32 of a weight vector (D,) in float32."""
-    return zlib.crc32(vector.detach().float().cpu().contiguous().numpy().data)
 
 
 class Zoo:
@@ -311,7 +289,13 @@ class Zoo:
 
 
 def rest_file(folder: Path, task: str) -> Path:
-    return folder / f"rest-{task}.safetensors"
+    """Where a subset zoo keeps what a task's networks share."""
+    return task_file(folder, "rest", task)
+
+
+def task_file(folder: Path, what: str, task: str) -> Path:
+    """A file of one task, whose name may be the path of a folder of images."""
+    return folder / f"{what}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', task)}.safetensors"
 
 
 def _begun(path: Path) -> str:
@@ -321,24 +305,3 @@ def _begun(path: Path) -> str:
     if "import" in read_json(path / "progress.json"):
         return " (its import was not finished: run it again with --overwrite)"
     return " (its training was not finished: add --resume)"
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Reads an index, one JSON object a line."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise FlownError(f"{path}: cannot be read ({error.strerror})") from None
-    try:  # at once: a hundred thousand lines in half a second
-        return [Row(**row) for row in json.loads(f"[{','.join(lines)}]")]
-    except (ValueError, TypeError):
-        for number, line in enumerate(lines, 1):
-            try:
-                Row(**json.loads(line))
-            except (ValueError, TypeError) as error:
-                raise FlownError(f"{path}, line {number}: not an index row ({error})") from None
-        raise
-
-
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    write_text(path, "".join(json.dumps(row._asdict()) + "\n" for row in rows))

@@ -15,8 +15,9 @@ from flown.zoo.base import Base, start_file
 from flown.zoo.cluster import train_shards
 from flown.zoo.recipes import Recipe
 from flown.zoo.recipes import recipe as recipe_by_name
+from flown.zoo.rows import read_rows
 from flown.zoo.shard import Plan, Shard, split_rows
-from flown.zoo.store import Zoo, read_rows
+from flown.zoo.store import Zoo
 
 
 def train(

@@ -120,7 +120,7 @@ def fit_encoder(people: Population, config: FlownConfig, images: Mapping[str, Im
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # parameters are initialised by torch's own rules
-        encoder = encoders.build(config.encoder, people.joint.size)
+        encoder = encoders.build(config.encoder, people.joint)
     encoder.to(device)
     if isinstance(encoder, encoders.Identity):
         return encoder, []

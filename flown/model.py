@@ -62,7 +62,7 @@ class Flown(nn.Module, ModelHubMixin):
         self.config, self.joint = config, joint
         self.classes = max(len(layout.task.classes) for layout in joint.layouts)
         self.standardizer = Standardizer(joint)
-        self.encoder = encoders.build(config.encoder, joint.size)
+        self.encoder = encoders.build(config.encoder, joint)
         self.latent_shape: tuple[int, int, int] = self.encoder.latent_shape  # type: ignore[assignment]
         self.velocity = flow.UNet(config.velocity, self.latent_shape, 128)
         self.prior = {k: v for k, v in (prior or {}).items()}

@@ -8,14 +8,17 @@ import torch
 from flown import encoders
 from flown.encoders import VAEConfig
 from flown.errors import FlownError
+from flown.layout import JointLayout
+from tests.fakes import layout
 
-SIZE = 300
+JOINT = JointLayout.of([layout()])
+SIZE = JOINT.size
 
 
 @pytest.fixture(params=list(encoders.ENCODERS))
 def encoder(request: pytest.FixtureRequest) -> torch.nn.Module:
     config = encoders.from_values({"kind": request.param})
-    return encoders.build(config, SIZE)
+    return encoders.build(config, JOINT)
 
 
 def test_contract(encoder: torch.nn.Module, generator: torch.Generator) -> None:
@@ -24,7 +27,7 @@ def test_contract(encoder: torch.nn.Module, generator: torch.Generator) -> None:
     assert latents.shape == (6, *encoder.latent_shape)
     assert encoder.decode(latents).shape == vectors.shape
     assert torch.equal(encoder.encode(vectors), latents), "encoding draws nothing"
-    again = encoders.build(encoder.config, SIZE)
+    again = encoders.build(encoder.config, JOINT)
     again.load_state_dict(encoder.state_dict())
     assert torch.equal(again.encode(vectors), latents)
     encoder.settle(vectors)
@@ -36,7 +39,7 @@ def test_contract(encoder: torch.nn.Module, generator: torch.Generator) -> None:
 
 
 def test_identity_is_exact() -> None:
-    encoder = encoders.build(encoders.IdentityConfig(), SIZE)
+    encoder = encoders.build(encoders.IdentityConfig(), JOINT)
     vectors = torch.randn(2, SIZE)
     assert torch.equal(encoder.decode(encoder.encode(vectors)), vectors)
 
@@ -45,7 +48,7 @@ def test_identity_is_exact() -> None:
 def test_published_latents(few_shot: bool, shape: tuple[int, int, int]) -> None:
     config = VAEConfig.published(few_shot)
     small = config.model_copy(update={"width": 8})  # the shapes do not depend on the width
-    encoder = encoders.build(small, 2864)
+    encoder = encoders.build(small, JointLayout.of([layout(channels=3)]))
     assert encoder.latent_shape == shape and encoder.expand.out_features == 4096
     assert encoder.encode(torch.randn(1, 2864)).shape == (1, *shape)
     assert config.beta == (1e-6 if few_shot else 1e-2) and config.width == 128
@@ -53,7 +56,7 @@ def test_published_latents(few_shot: bool, shape: tuple[int, int, int]) -> None:
 
 def test_padding_does_not_count(generator: torch.Generator) -> None:
     """What lies under the mask changes nothing: the loss sees real weights only."""
-    encoder = encoders.build(VAEConfig(sigma_in=0.0), SIZE)
+    encoder = encoders.build(VAEConfig(sigma_in=0.0), JOINT)
     vectors = torch.randn(4, SIZE)
     mask = torch.rand(4, SIZE, generator=generator) < 0.7
     seeds = [torch.Generator().manual_seed(1) for _ in range(2)]
@@ -64,7 +67,7 @@ def test_padding_does_not_count(generator: torch.Generator) -> None:
 
 
 def test_latents_settle_to_unit_scale() -> None:
-    encoder = encoders.build(VAEConfig(), SIZE)
+    encoder = encoders.build(VAEConfig(), JOINT)
     vectors = torch.randn(200, SIZE)
     encoder.settle(vectors)
     latents = encoder.encode(vectors).flatten(1)
@@ -73,6 +76,6 @@ def test_latents_settle_to_unit_scale() -> None:
 
 def test_bad_sizes_are_refused() -> None:
     with pytest.raises(FlownError, match="side 18"):
-        encoders.build(VAEConfig(side=18), SIZE)
+        encoders.build(VAEConfig(side=18), JOINT)
     with pytest.raises(FlownError, match=r"unknown encoder 'vea'. Did you mean 'vae'"):
         encoders.from_values({"kind": "vea"})

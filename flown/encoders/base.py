@@ -12,6 +12,7 @@ from flown.config import Config
 from flown.encoders.identity import Identity, IdentityConfig
 from flown.encoders.vae import VAE, VAEConfig
 from flown.errors import unknown
+from flown.layout import JointLayout
 
 
 class Encoder(Protocol):
@@ -46,8 +47,8 @@ def from_values(values: Mapping[str, Any], where: str = "encoder") -> Config:
     return ENCODERS[kind][0].parse(values, where)
 
 
-def build(config: Config, size: int) -> nn.Module:
-    """An encoder for vectors of `size` numbers."""
+def build(config: Config, joint: JointLayout) -> nn.Module:
+    """An encoder for the networks of a joint layout."""
     kind: str = config.kind  # type: ignore[attr-defined]
-    module: nn.Module = ENCODERS[kind][1](config, size)
+    module: nn.Module = ENCODERS[kind][1](config, joint)
     return module

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from flown.config import Config
 from flown.errors import FlownError
+from flown.layout import JointLayout
 
 
 class VAEConfig(Config):
@@ -51,21 +52,21 @@ class VAE(nn.Module):
     latent_mean: Tensor
     latent_std: Tensor
 
-    def __init__(self, config: VAEConfig, size: int) -> None:
+    def __init__(self, config: VAEConfig, joint: JointLayout) -> None:
         super().__init__()
         shrink = 2 ** (len(config.multipliers) - 1)
         if config.side % shrink:
             raise FlownError(f"vae: side {config.side} is not divisible by {shrink}")
-        self.config, self.size = config, size
+        self.config, self.size = config, joint.size
         side = config.side // shrink
         self.latent_shape = (config.latent_channels, side, side)
         pixels = config.side**2
         widths = [config.width * m for m in config.multipliers]
-        self.expand = nn.Linear(size, pixels)
+        self.expand = nn.Linear(joint.size, pixels)
         self.down = _down(widths, config.blocks, 2 * config.latent_channels)
         self.posterior = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
         self.up = _up(widths[::-1], config.blocks, config.latent_channels)
-        self.contract = nn.Linear(pixels, size)
+        self.contract = nn.Linear(pixels, joint.size)
         self.register_buffer("latent_mean", torch.zeros(math.prod(self.latent_shape)))
         self.register_buffer("latent_std", torch.ones(math.prod(self.latent_shape)))
 

@@ -108,7 +108,8 @@ class _EncoderObjective(nn.Module):
         rows = torch.randint(len(self.networks), (self.batch,), generator=generator, device=device)
         vectors = self.networks[rows.cpu()].to(device)
         masks = self.masks[self.networks.tasks[rows.cpu()].to(device)]
-        loss: Tensor = self.encoder.loss(vectors, masks, generator)  # type: ignore[operator]
+        decoded, penalty = self.encoder.training_pass(vectors, masks, generator)  # type: ignore[operator]
+        loss: Tensor = encoders.reconstruction_error(decoded, vectors, masks) + penalty
         return loss
 
 

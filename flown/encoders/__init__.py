@@ -1,9 +1,10 @@
 """Weight encoders: standardised weight vectors <-> a small latent."""
 
-from flown.encoders.base import ENCODERS, Encoder, build, from_values
+from flown.encoders.base import ENCODERS, Encoder, build, from_values, reconstruction_error
 from flown.encoders.identity import Identity, IdentityConfig
 from flown.encoders.vae import VAE, VAEConfig
 
 __all__ = [
     "ENCODERS", "VAE", "Encoder", "Identity", "IdentityConfig", "VAEConfig", "build", "from_values",
+    "reconstruction_error",
 ]  # fmt: skip

@@ -16,7 +16,7 @@ from flown.layout import JointLayout
 
 
 class Encoder(Protocol):
-    """What the flow needs of an encoder; `objective` and `settle` are what training needs."""
+    """What the flow needs of an encoder; `training_pass` and `settle` are what training needs."""
 
     latent_shape: tuple[int, int, int]
 
@@ -26,8 +26,12 @@ class Encoder(Protocol):
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (n, *latent_shape) to standardised vectors (n, D)."""
 
-    def loss(self, vectors: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
-        """The training loss of a batch (n, D) with its mask of real weights; a scalar."""
+    def training_pass(self, vectors: Tensor, mask: Tensor,
+                      generator: torch.Generator) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """A batch (n, D), with its mask of real weights, encoded and decoded again as in training.
+
+        Returns what is decoded (n, D) and what the loss adds to its error, a scalar.
+        """
 
     def settle(self, vectors: Tensor) -> None:
         """Fits the latent scale on all training vectors, once training is over."""
@@ -45,6 +49,11 @@ def from_values(values: Mapping[str, Any], where: str = "encoder") -> Config:
     if kind not in ENCODERS:
         raise unknown("encoder", kind, ENCODERS)
     return ENCODERS[kind][0].parse(values, where)
+
+
+def reconstruction_error(decoded: Tensor, vectors: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error of the real weights among vectors (n, D); padding is ignored."""
+    return ((decoded - vectors).square() * mask).sum() / mask.sum()
 
 
 def build(config: Config, joint: JointLayout) -> nn.Module:

@@ -32,9 +32,10 @@ class Identity(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         return latents.flatten(1)[:, : self.size]
 
-    def loss(self, vectors: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
-        """Zero: there is nothing to train."""
-        return vectors.new_zeros(())
+    def training_pass(self, vectors: Tensor, mask: Tensor,
+                      generator: torch.Generator) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """The vectors themselves: there is nothing to train."""
+        return vectors, vectors.new_zeros(())
 
     def settle(self, vectors: Tensor) -> None:
         """Standardised weights have unit scale already."""

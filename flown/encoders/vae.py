@@ -86,8 +86,9 @@ class VAE(nn.Module):
         """Latents (n, *latent_shape) to vectors (n, D)."""
         return self.contract(self.up(latents).flatten(1))  # type: ignore[no-any-return]
 
-    def loss(self, vectors: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
-        """Equation 2 for standardised vectors (n, D); padding, where `mask` is False, is ignored."""
+    def training_pass(self, vectors: Tensor, mask: Tensor,
+                      generator: torch.Generator) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Standardised vectors (n, D) decoded under noise, and equation 2's KL term."""
         c = self.config
 
         def noise(like: Tensor) -> Tensor:
@@ -96,10 +97,8 @@ class VAE(nn.Module):
         mean, logvar = self.moments(vectors + c.sigma_in * noise(vectors) * mask)
         mean = (mean - mean.mean(dim=0)) / mean.std(dim=0, correction=0).clamp_min(1e-4)
         z = mean + (logvar / 2).exp() * noise(mean) + c.sigma_lat * noise(mean)
-        error = (self.decode(z.unflatten(1, self.latent_shape)) - vectors).square()
-        reconstruction = (error * mask).sum() / mask.sum()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum() / mask.sum()
-        return reconstruction + c.beta * kl
+        return self.decode(z.unflatten(1, self.latent_shape)), c.beta * kl
 
     @torch.no_grad()
     def settle(self, vectors: Tensor) -> None:

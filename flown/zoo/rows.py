@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from flown.errors import FlownError
 from flown.files import write_text
+
+_BLOCK = 4096  # lines parsed together
 
 
 class Row(NamedTuple):
@@ -42,15 +45,29 @@ def read_rows(path: Path) -> list[Row]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise FlownError(f"{path}: cannot be read ({error.strerror})") from None
-    try:  # at once: a hundred thousand lines in half a second
-        return [Row(**row) for row in json.loads(f"[{','.join(lines)}]")]
-    except (ValueError, TypeError):
-        for number, line in enumerate(lines, 1):
-            try:
-                Row(**json.loads(line))
-            except (ValueError, TypeError) as error:
-                raise FlownError(f"{path}, line {number}: not an index row ({error})") from None
-        raise
+    rows = []
+    for start in range(0, len(lines), _BLOCK):  # many at once: four times as fast as each by itself
+        some = lines[start : start + _BLOCK]
+        try:
+            rows += [_row(**values) for values in json.loads(f"[{','.join(some)}]")]
+        except (ValueError, TypeError):
+            raise FlownError(f"{path}, {_fault(some, start)}") from None
+    return rows
+
+
+def _row(task: str, split: str, shard: str, **values: Any) -> Row:
+    # A hundred thousand rows share these words.
+    return Row(task=sys.intern(task), split=sys.intern(split), shard=sys.intern(shard), **values)
+
+
+def _fault(lines: Sequence[str], before: int) -> str:
+    """The first of some lines that is no row; `before` lines precede them."""
+    for number, line in enumerate(lines, before + 1):
+        try:
+            _row(**json.loads(line))
+        except (ValueError, TypeError) as error:
+            return f"line {number}: not an index row ({error})"
+    return f"lines {before + 1} to {before + len(lines)}: not index rows, one a line"
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:

@@ -19,6 +19,7 @@ p_i of the old one. An aligned network computes what it did before: no inverse i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,6 +35,7 @@ from flown.nets.symmetry import Group
 from flown.weights import WeightBatch
 
 Orders = list[tuple[Tensor, Tensor]]  # for each group indices and signs, (n, size) both
+_PART = 128  # networks
 
 
 @dataclass(frozen=True)
@@ -78,13 +80,12 @@ def permute(
                 raise FlownError(
                     f"tensor '{name}' changes with the units of '{group.axes[0][0]}' and is missing"
                 )
-            tensor = out[name]
-            shape = [len(order), *(1 for _ in tensor.shape[1:])]
-            shape[axis + 1] = group.size * inner
-            places = order[:, :, None] * inner + torch.arange(inner, device=order.device)
-            tensor = tensor.take_along_dim(places.reshape(shape), axis + 1)
+            # (n, size, inner, ...): indexing rows moves whole blocks, gathering each number apart.
+            units = out[name].movedim(axis + 1, 1).unflatten(1, (group.size, inner))
+            units = units[torch.arange(len(order), device=order.device)[:, None], order]
             if flips is not None:
-                tensor = tensor * flips.to(tensor).repeat_interleave(inner, dim=1).reshape(shape)
+                units = units * flips.to(units).reshape(*order.shape, *(1 for _ in units.shape[2:]))
+            tensor = units.flatten(1, 2).movedim(1, axis + 1)
             out[name] = tensor
     return out
 
@@ -135,7 +136,7 @@ def align(batch: WeightBatch, reference: Tensor | Literal["mean"] = "mean", *,
         target = batch.vectors[int(torch.randint(len(batch), (), generator=generator))]
         orders, fresh = matching.best(target, matching.identity), False
         while taken < rounds:
-            target, taken = layout.pack(matching.apply(orders)).mean(dim=0), taken + 1
+            target, taken = matching.turned(orders).mean(dim=0), taken + 1
             moved = matching.best(target, orders, fresh)
             if _differ(orders, moved):
                 orders, fresh = moved, False
@@ -143,7 +144,7 @@ def align(batch: WeightBatch, reference: Tensor | Literal["mean"] = "mean", *,
                 break
             else:
                 fresh = True  # costs three times as much: only where going on has ended
-    aligned = WeightBatch(layout, layout.pack(matching.apply(orders)), batch.provenance)
+    aligned = WeightBatch(layout, matching.turned(orders), batch.provenance)
     permutations, signs = (tuple(order[i] for order in orders) for i in (0, 1))
     return Aligned(aligned, found, permutations, signs, target, taken)
 
@@ -154,7 +155,40 @@ def _differ(one: Orders, other: Orders) -> bool:
 
 
 class _Matching:
-    """The search for n networks' orders."""
+    """The search for n networks' orders, in parts that fit a cache, one a thread."""
+
+    def __init__(self, batch: WeightBatch, groups: tuple[Group, ...]) -> None:
+        rows = range(0, len(batch), _PART)
+        self.parts = [_Part(batch[start : start + _PART], groups) for start in rows]
+        self.groups = groups
+
+    @property
+    def identity(self) -> Orders:
+        return self._joined([part.identity for part in self.parts])
+
+    def turned(self, orders: Orders) -> Tensor:
+        """The networks in these orders, (n, D)."""
+        own = zip(self.parts, self._apart(orders), strict=True)
+        return torch.cat([part.layout.pack(part.apply(some)) for part, some in own])
+
+    def best(self, reference: Tensor, orders: Orders, fresh: bool = True) -> Orders:
+        """As `_Part.best`, of all networks."""
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            found = pool.map(lambda part, own: part.best(reference, own, fresh),
+                             self.parts, self._apart(orders))  # fmt: skip
+            return self._joined(list(found))
+
+    def _apart(self, orders: Orders) -> list[Orders]:
+        split = [(p.split(_PART), s.split(_PART)) for p, s in orders]
+        return [[(p[i], s[i]) for p, s in split] for i in range(len(self.parts))]
+
+    def _joined(self, parts: Sequence[Orders]) -> Orders:
+        return [(torch.cat([own[k][0] for own in parts]), torch.cat([own[k][1] for own in parts]))
+                for k in range(len(self.groups))]  # fmt: skip
+
+
+class _Part:
+    """The search for some networks' orders."""
 
     def __init__(self, batch: WeightBatch, groups: tuple[Group, ...]) -> None:
         self.layout = batch.layout

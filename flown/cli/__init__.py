@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn, Optional
 import typer
 from rich.table import Table
 
+from flown.cli.finetune import finetune
 from flown.cli.options import (
     Device,
     Out,
@@ -40,6 +41,9 @@ data_app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(zoo_app, name="zoo")
+app.command(epilog="Example: flown finetune nets.safetensors --data digits --out tuned.safetensors")(
+    finetune
+)
 
 
 @app.command(epilog="Example: flown demo --out demo-out")

@@ -43,14 +43,14 @@ def logits(program: Program, images: Floats, vectors: Floats, threads: int) -> F
 
 
 def train_epoch(program: Program, images: Floats, labels: Integers, order: Integers, batch: int,
-                vector: Floats, moments: Floats, step: int, rate: float, decay: float
-                ) -> float:  # fmt: skip
+                vector: Floats, moments: Floats, step: int, rates: NDArray[np.float64],
+                decay: float) -> float:  # fmt: skip
     """Trains one network by Adam on images in order, in place; an incomplete last batch is left out.
 
     Args:
         images: (N, c, H, W), contiguous; labels: (N,); order: (K,), places in them.
         vector: (D,), the weights. moments: (2, D), Adam's.
-        step: how many steps have been made before.
+        step: how many steps have been made before. rates: (K // batch,), each step's own.
         decay: added to the gradient, weight times decay (Adam's, not AdamW's).
 
     Returns:
@@ -58,7 +58,7 @@ def train_epoch(program: Program, images: Floats, labels: Integers, order: Integ
     """
     total: float = _train_epoch(program.layers, program.taps, program.activations,
                                 program.tiles, program.choices, images.reshape(len(images), -1),
-                                labels, order, batch, vector, moments, step, rate, decay)  # fmt: skip
+                                labels, order, batch, vector, moments, step, rates, decay)  # fmt: skip
     return total
 
 
@@ -207,7 +207,7 @@ def _gather(images, rows, acts):  # type: ignore[no-untyped-def]
 @njit(**FAST)
 def _train_epoch(  # type: ignore[no-untyped-def]
     layers, taps, activations, tiles, choices, images, labels, order, batch, vector, moments, step,
-    rate, decay
+    rates, decay
 ):  # fmt: skip
     acts = np.zeros(activations * batch, np.float32)
     which = np.zeros(choices * batch, np.int8)
@@ -224,7 +224,7 @@ def _train_epoch(  # type: ignore[no-untyped-def]
         _forward(layers, offsets, loaded, acts, which, batch)
         total += _cross_entropy(logits, labels[rows], grad)
         _backward(layers, offsets, loaded, found, acts, which, batch)
-        _adam(layers, found, vector, moments, step + k + 1, rate, decay)
+        _adam(layers, found, vector, moments, step + k + 1, rates[k], decay)
     return total
 
 

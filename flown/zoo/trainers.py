@@ -28,10 +28,11 @@ class Trainer(Protocol):
     vectors: Tensor  # (n, D)
     moments: Tensor  # (n, 2, D), Adam's
 
-    def run(self, orders: Tensor, step: int) -> Tensor:
+    def run(self, orders: Tensor, step: int, scale: Tensor | None = None) -> Tensor:
         """Trains on images in the given orders (n, K), each network in its own.
 
-        `step` is the number of steps made before; an incomplete last batch is left out.
+        `step` is the number of steps made before; an incomplete last batch is left out. `scale`:
+        what each of these steps multiplies the learning rates by, float64 (K // batch,).
         Returns the sums of the losses (n,): NaN or Inf where a network diverged.
         """
 
@@ -82,13 +83,16 @@ class Threads:
         program = Program.of(net, (x.shape[1], x.shape[2], x.shape[3]))
         return None if program is None else cls(program, vectors, x, y, batch, rates, decays)
 
-    def run(self, orders: Tensor, step: int) -> Tensor:
+    def run(self, orders: Tensor, step: int, scale: Tensor | None = None) -> Tensor:
         from flown.nets.compiled import train_epoch
+
+        if scale is None:
+            scale = torch.ones(orders.shape[1] // self.batch, dtype=torch.float64)
 
         def one(i: int) -> float:
             return train_epoch(self.program, self.x, self.y, orders[i].numpy(), self.batch,
                                self.vectors[i].numpy(), self.moments[i].numpy(), step,
-                               self.rates[i], self.decays[i])  # fmt: skip
+                               (self.rates[i] * scale).numpy(), self.decays[i])  # fmt: skip
 
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             return torch.tensor(list(pool.map(one, range(len(self.vectors)))))
@@ -108,15 +112,16 @@ class Stacked:
         self.rates = torch.tensor(rates, device=device)[:, None]
         self.decays = torch.tensor(decays, device=device)[:, None]
 
-    def run(self, orders: Tensor, step: int) -> Tensor:
+    def run(self, orders: Tensor, step: int, scale: Tensor | None = None) -> Tensor:
         total = torch.zeros(len(self.vectors), device=self.vectors.device)
         orders = orders.to(self.vectors.device)
         for k in range(orders.shape[1] // self.batch):
             rows = orders[:, k * self.batch : (k + 1) * self.batch]
-            total += self._step(rows, step + k + 1)
+            rates = self.rates if scale is None else self.rates * float(scale[k])
+            total += self._step(rows, step + k + 1, rates)
         return total.cpu()
 
-    def _step(self, rows: Tensor, step: int) -> Tensor:
+    def _step(self, rows: Tensor, step: int, rates: Tensor) -> Tensor:
         leaf = self.vectors.detach().requires_grad_()
         labels = self.y[rows]  # (n, B)
         # One order for all, and what is frozen runs once for all.
@@ -132,5 +137,5 @@ class Stacked:
             mean.mul_(0.9).add_(grad, alpha=0.1)
             square.mul_(0.999).addcmul_(grad, grad, value=0.001)
             spread = (square.sqrt() / (1 - 0.999**step) ** 0.5).add_(1e-8)
-            self.vectors -= self.rates / (1 - 0.9**step) * mean / spread
+            self.vectors -= rates / (1 - 0.9**step) * mean / spread
         return losses.detach()

@@ -6,7 +6,7 @@ import sys
 import traceback
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, NoReturn, Optional
+from typing import Annotated, Any, NoReturn, Optional
 
 import typer
 from rich.table import Table
@@ -156,6 +156,7 @@ def export(model: Path, out: Out, overwrite: Overwrite = False) -> None:
 
 class Experiment(str, Enum):
     table2 = "table2"
+    table3 = "table3"
 
 
 @app.command(epilog="Example: flown reproduce table2 --scale smoke --out table2")
@@ -164,11 +165,16 @@ def reproduce(table: Experiment, out: Out, scale: Scale = Scale.cpu, seed: Seed 
               device: Device = "auto") -> None:  # fmt: skip
     """Rebuild a table of the paper, with what it leaves out: baselines, novelty, every sample."""
     from flown.experiments.table2 import table2
+    from flown.experiments.table3 import table3
     from flown.report import print_card
+    from flown.report.finetuning import print_table3
 
-    result = table2(out, scale.value, seed=seed, resume=resume, overwrite=overwrite,
-                    device=device_of(device))  # fmt: skip
-    print_card(result.card, console)
+    settings: dict[str, Any] = {"seed": seed, "resume": resume, "overwrite": overwrite,
+                                "device": device_of(device)}  # fmt: skip
+    if table is Experiment.table3:
+        print_table3(table3(out, scale.value, **settings), console)
+    else:
+        print_card(table2(out, scale.value, **settings).card, console)
     wrote(out / "results.json", out / "report.html")
 
 

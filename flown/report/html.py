@@ -61,6 +61,11 @@ def write_report(path: Path | str, title: str, card: Card, histories: Mapping[st
         parts.append(f"<h3>{escape(name)}</h3>" + table_html(*tables.methods(card, name)))
     record = escape(json.dumps(about, indent=1, ensure_ascii=False))
     parts.append(f"<h2>Provenance</h2><pre>{record}</pre>")
+    write_page(path, title, parts)
+
+
+def write_page(path: Path | str, title: str, parts: list[str]) -> None:
+    """Writes HTML fragments as one page, whole; empty ones are left out."""
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{escape(title)}</title><style>{_CSS}</style>"

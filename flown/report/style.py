@@ -36,6 +36,11 @@ LOOKS = {
     "gaussian": Look("Gaussian", "#333333", "X"),
     "random-init": Look("random init", "#8C8C8C", "*"),
     "recipe-init": Look("recipe's init", "#BFBFBF", "d"),
+    "default-init": Look("PyTorch's init", "#8C8C8C", "*"),
+    "kaiming": Look("Kaiming init", "#333333", "X"),
+    "checkpoint": Look("zoo checkpoint", "#0072B2", "s"),
+    "zoo-mean": Look("mean of the zoo", "#4B3F72", "P"),
+    "best-lookup": Look("best lookup", "#CC79A7", "p"),
 }
 SOURCE = Look("source", "#A9A9A9", ".")
 TASK_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")

@@ -1,0 +1,148 @@
+"""Networks trained further: accuracies by epoch as tables, learning curves, one HTML file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from flown.finetune import Point
+from flown.provenance import Row
+from flown.report import html, terminal
+from flown.report.style import legend, look, panels
+from flown.report.tables import NONE, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Curves = Mapping[str, Mapping[str, list[Point]]]  # data set -> method -> points
+LEAD = "lead-over-best-init"  # points of accuracy, generated networks over the best initialisation
+GAP = "gap-to-zoo"  # generated networks minus the zoo's checkpoints
+_NEAR, _SOON = 3, 5  # the bars: points that may be missing to the zoo; epochs to be ahead in
+
+
+def curves(of: Curves) -> Figure:
+    """Validation accuracy by epoch: a line a method, its mean, and a band of one deviation."""
+    page, axes = panels(len(of), 5.4, 3.3, room=0.7)
+    for axis, (name, methods) in zip(axes, of.items(), strict=True):
+        for method, points in methods.items():
+            style, own = look(method), method == "flown"
+            epochs = [p.epoch for p in points]
+            mean = [float(p.val.mean()) for p in points]
+            std = [float(p.val.std(correction=min(1, len(p.val) - 1))) for p in points]
+            axis.plot(epochs, mean, color=style.colour, lw=2.2 if own else 1.3, label=style.label,
+                      marker=style.mark, ms=4, markevery=_marks(epochs), zorder=3 if own else 2)  # fmt: skip
+            low, high = ([m + side * s for m, s in zip(mean, std, strict=True)] for side in (-1, 1))
+            axis.fill_between(epochs, low, high, color=style.colour, alpha=0.14, lw=0)
+        # Linear over the first epoch, logarithmic beyond: what matters happens early.
+        axis.set_xscale("symlog", linthresh=1)
+        last = max(p.epoch for points in methods.values() for p in points)
+        ticks = [t for t in (0, 1, 2, 5, 10, 25, 50, 100) if t <= last]
+        axis.set_xticks(ticks, [str(t) for t in ticks])
+        axis.set_xticks([], minor=True)
+        axis.set_title(name, fontsize=11, loc="left")
+        axis.set_xlabel("epoch")
+        axis.set_ylabel("validation accuracy, %")
+        axis.grid(alpha=0.25)
+    legend(page, axes, 4 if len(axes) > 1 else 3)
+    return page
+
+
+def _marks(epochs: list[int]) -> list[int]:
+    return [i for i, epoch in enumerate(epochs) if epoch in (0, 1, 2, 5, 10, 25, 50, epochs[-1])]
+
+
+def accuracy_table(rows: list[Row], dataset: str) -> Table:
+    """Methods by epochs, mean and deviation on test images, the paper's figure in brackets."""
+    own = [r for r in rows if r["dataset"] == dataset and r["metric"] == "accuracy"]
+    epochs = sorted({r["epoch"] for r in own})
+    found = {(r["method"], r["epoch"]): r for r in own}
+    body = [
+        [look(method).label, *(_cell(found.get((method, epoch))) for epoch in epochs)]
+        for method in dict.fromkeys(r["method"] for r in own)
+    ]
+    return ["networks", *(f"epoch {epoch}" for epoch in epochs)], body
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return NONE
+    std = "" if row["std"] is None else f" ± {row['std']:.1f}"
+    paper = "" if row["paper"] is None else f" ({row['paper']:.1f})"
+    return f"{row['value']:.1f}{std}{paper}"
+
+
+def bars(rows: list[Row]) -> Table:
+    """What was to be reached, and whether it was."""
+    trained = {r["dataset"] for r in rows if r["metric"] == GAP}
+    body = []
+    for row in rows:
+        value, epoch, known = row["value"], row["epoch"], row["dataset"] in trained
+        if row["metric"] == GAP:
+            bar, held = f"within {_NEAR} points of the zoo", value >= -_NEAR
+        elif row["metric"] == LEAD and (epoch <= _SOON if known else epoch == 1):
+            bar, held = f"ahead of the best initialisation ({look(row['over']).label})", value > 0
+        else:
+            continue
+        body.append([row["dataset"] + ("" if known else " (unseen)"), str(epoch), bar,
+                     f"{value:+.1f}", "held" if held else "missed"])  # fmt: skip
+    return ["data", "epoch", "bar", "points", ""], body
+
+
+def print_table3(rows: list[Row], console: Console) -> None:
+    """Prints every data set's table, then the bars."""
+    for name in dict.fromkeys(row["dataset"] for row in rows):
+        terminal._print(console, f"{name}: test accuracy, %, by epochs of fine-tuning",
+                             accuracy_table(rows, name))  # fmt: skip
+    terminal._print(console, "Generated networks against what was to be reached", bars(rows))
+
+
+def write_table3(path: Path | str, scale: str, rows: list[Row], of: Curves,
+                 about: Mapping[str, Any]) -> None:  # fmt: skip
+    """Writes tables, learning curves and provenance.
+
+    Raises:
+        FlownError: the file cannot be written.
+    """
+    title = f"Table 3 at the {scale} scale"
+    parts = [f"<h1>{escape(title)}</h1>", html._note(_LEAD), html.table_html(*bars(rows)),
+             "<h2>Learning curves</h2>", html._note(
+                 "Mean and, shaded, one standard deviation over a method's networks, on validation "
+                 "images; the axis is logarithmic from the first epoch on.")]  # fmt: skip
+    parts.append(html._figure("Learning curves", curves(of), ""))
+    parts.append("<h2>Test accuracy</h2>")
+    for name in of:
+        parts += [f"<h3>{escape(name)}</h3>", html._note(_about(rows, name)),
+                  html.table_html(*accuracy_table(rows, name))]  # fmt: skip
+    record = escape(json.dumps(about, indent=1, ensure_ascii=False))
+    parts.append(f"<h2>Provenance</h2><pre>{record}</pre>")
+    html.write_page(path, title, parts)
+
+
+_LEAD = (
+    "Networks generated from random support sets, trained further beside initialisations, networks "
+    "of the zoo and their mean: the same images in the same order, the same batches, and the "
+    "learning rate that the best initialisation does best with on validation images."
+)
+
+
+def _about(rows: list[Row], dataset: str) -> str:
+    row = next(r for r in rows if r["dataset"] == dataset and r["method"] == "flown")
+    text = (f"Percent of {row['test_images']} test images, mean ± standard deviation of {row['n']} "
+            f"networks a method; {row['train_images']} training images, batches of "
+            f"{row['batch_size']}, learning rate {row['learning_rate']:g}. Recognised as "
+            f"{row['recognised']} by {row['votes']} support sets, whose activation and preprocessing "
+            "all have; the best lookup was "
+            f"{_lookup(rows, dataset)}'s.")  # fmt: skip
+    if any(r["paper"] is not None for r in rows if r["dataset"] == dataset):
+        text += " In brackets: the paper's figure."
+    return text + (f" {row['note']}." if row["note"] else "")
+
+
+def _lookup(rows: list[Row], dataset: str) -> str:
+    return next(str(r["networks_of"]) for r in rows
+                if r["dataset"] == dataset and r["method"] == "best-lookup")  # fmt: skip

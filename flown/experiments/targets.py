@@ -12,7 +12,7 @@ TEN_WAY = "omniglot"
 # What must be said beside figures on a data set.
 NOTES = {
     "svhn_small": "770 images of SVHN's training set, in grey; its test part is not the official one",
-    TEN_WAY: "ten characters of a test alphabet, 20 images each: 10 to train on, 6 to test",
+    TEN_WAY: "Ten characters of a test alphabet, 20 images each: 10 to train on, 6 to test",
 }
 _GREY = ("svhn_small", "svhn")  # as in Model Zoos
 

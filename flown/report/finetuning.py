@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Curves = Mapping[str, Mapping[str, list[Point]]]  # data set -> method -> points
 LEAD = "lead-over-best-init"  # points of accuracy, generated networks over the best initialisation
 GAP = "gap-to-zoo"  # generated networks minus the zoo's checkpoints
+_TICKS = (0, 1, 2, 5, 10, 25, 50, 100)
 _NEAR, _SOON = 3, 5  # the bars: points that may be missing to the zoo; epochs to be ahead in
 
 
@@ -41,7 +42,7 @@ def curves(of: Curves) -> Figure:
         # Linear over the first epoch, logarithmic beyond: what matters happens early.
         axis.set_xscale("symlog", linthresh=1)
         last = max(p.epoch for points in methods.values() for p in points)
-        ticks = [t for t in (0, 1, 2, 5, 10, 25, 50, 100) if t <= last]
+        ticks = sorted({last, *(t for t in _TICKS if t <= last)})
         axis.set_xticks(ticks, [str(t) for t in ticks])
         axis.set_xticks([], minor=True)
         axis.set_title(name, fontsize=11, loc="left")
@@ -53,7 +54,7 @@ def curves(of: Curves) -> Figure:
 
 
 def _marks(epochs: list[int]) -> list[int]:
-    return [i for i, epoch in enumerate(epochs) if epoch in (0, 1, 2, 5, 10, 25, 50, epochs[-1])]
+    return [i for i, epoch in enumerate(epochs) if epoch in (*_TICKS, epochs[-1])]
 
 
 def accuracy_table(rows: list[Row], dataset: str) -> Table:
@@ -110,11 +111,10 @@ def write_table3(path: Path | str, scale: str, rows: list[Row], of: Curves,
     """
     title = f"Table 3 at the {scale} scale"
     parts = [f"<h1>{escape(title)}</h1>", html._note(_LEAD), html.table_html(*bars(rows)),
-             "<h2>Learning curves</h2>", html._note(
+             html._figure("Learning curves", curves(of),
                  "Mean and, shaded, one standard deviation over a method's networks, on validation "
-                 "images; the axis is logarithmic from the first epoch on.")]  # fmt: skip
-    parts.append(html._figure("Learning curves", curves(of), ""))
-    parts.append("<h2>Test accuracy</h2>")
+                 "images; the axis is logarithmic from the first epoch on."),
+             "<h2>Test accuracy</h2>"]  # fmt: skip
     for name in of:
         parts += [f"<h3>{escape(name)}</h3>", html._note(_about(rows, name)),
                   html.table_html(*accuracy_table(rows, name))]  # fmt: skip

@@ -105,7 +105,7 @@ def config(scale: str, seed: int = 0) -> Table3Config:
     )
     fit = FlownConfig(
         encoder_training=TrainConfig(
-            steps=60 if smoke else 4000, batch_size=32, learning_rate=2e-3, validate_every=500
+            steps=60 if smoke else 3000, batch_size=32, learning_rate=2e-3, validate_every=500
         ),
         velocity=VelocityConfig(channels=32, blocks=1),
         flow_training=TrainConfig(steps=60 if smoke else 3000, batch_size=96),
@@ -115,7 +115,7 @@ def config(scale: str, seed: int = 0) -> Table3Config:
         return Table3Config(recipes=recipes, models=4, fit=fit, unseen=unseen[:1], epochs=(0, 1, 2),
                             samples=2, steps=5, max_train_images=320, rates=(1e-3, 3e-3),
                             rate_epochs=1, rate_samples=1, seed=seed)  # fmt: skip
-    return Table3Config(recipes=recipes, models=40, fit=fit, unseen=unseen, max_train_images=2000,
+    return Table3Config(recipes=recipes, models=32, fit=fit, unseen=unseen, max_train_images=2000,
                         seed=seed)  # fmt: skip
 
 

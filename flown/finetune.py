@@ -257,8 +257,9 @@ class _Files:
         self.curves, self.progress = curves_file(out), out.with_suffix(".progress.safetensors")
         for path in (out, self.curves, self.progress):
             prepare_output(path, overwrite, resume)
-            if not resume:
-                path.unlink(missing_ok=True)
+        if not resume:  # `out` stays until its successor is whole: it may be what is trained
+            self.curves.unlink(missing_ok=True)
+            self.progress.unlink(missing_ok=True)
         self.done = self.curves.exists()
 
     def _check(self, plan: Any, path: Path) -> None:

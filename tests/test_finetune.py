@@ -250,6 +250,9 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert len(WeightBatch.load(out)) == 2 and len(read_points(tmp_path / "tuned.json")) == 3
     assert call(*usual) == 2
     assert "exists already" in capsys.readouterr().err
+    assert call(file, "--data", "digits", "--epochs", 1, "--out", file, "--overwrite") == 0  # itself
+    assert WeightBatch.load(file).provenance["finetuned"]["from"] == "digits"
+    capsys.readouterr()
     assert call(file, "--data", "nowhere", "--out", tmp_path / "x.safetensors") == 2
     assert "unknown dataset 'nowhere'" in capsys.readouterr().err
 

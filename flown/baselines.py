@@ -4,6 +4,9 @@
 is the mean of sixteen, `gaussian` is drawn from every weight's own mean and deviation; much
 published work does not beat them (Zeng et al. 2506.07998). `nearest` looks a training network up:
 what a generator is worth that has learnt its zoo by heart.
+
+A subset of a trained network has controls of its own: the frozen rest may do all the work. The same
+tensors at their default (norms: weight 1, bias 0), with their entries shuffled, filled with their mean.
 """
 
 from __future__ import annotations
@@ -14,7 +17,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from flown import nets
 from flown.errors import FlownError
+from flown.layout import WeightLayout
 from flown.weights import WeightBatch
 from flown.zoo.shard import initial
 
@@ -36,12 +41,12 @@ def random_init(train: WeightBatch, n: int, generator: torch.Generator,
     seeds = torch.randint(2**31, (n,), generator=generator).tolist()
     fresh = [initial(train.layout, init, seed) for seed in seeds]
     stacked = {name: torch.stack([f[name] for f in fresh]) for name in train.layout.names}
-    return WeightBatch(train.layout, train.layout.pack(stacked))
+    return train.on(train.layout.pack(stacked))
 
 
 def nearest(train: WeightBatch, n: int, generator: torch.Generator) -> WeightBatch:
     """Lookup: training networks of the task that the support set is recognised as."""
-    return WeightBatch(train.layout, train.vectors[_rows(train, n, generator)])
+    return train.on(train.vectors[_rows(train, n, generator)])
 
 
 def noise(scale: float, train: WeightBatch, n: int, generator: torch.Generator) -> WeightBatch:
@@ -50,14 +55,14 @@ def noise(scale: float, train: WeightBatch, n: int, generator: torch.Generator) 
     for part in torch.split(base, list(train.layout.numels), dim=1):
         draw = torch.randn(part.shape, generator=generator)
         part += scale * part.std(dim=1, keepdim=True, correction=0) * draw
-    return WeightBatch(train.layout, base)
+    return train.on(base)
 
 
 def average(count: int, train: WeightBatch, n: int, generator: torch.Generator) -> WeightBatch:
     """The mean of `count` different training networks, or of all where there are fewer."""
     count = min(count, len(train))
     means = [train.vectors[_rows(train, count, generator)].mean(dim=0) for _ in range(n)]
-    return WeightBatch(train.layout, torch.stack(means))
+    return train.on(torch.stack(means))
 
 
 def gaussian(train: WeightBatch, n: int, generator: torch.Generator) -> WeightBatch:
@@ -65,7 +70,7 @@ def gaussian(train: WeightBatch, n: int, generator: torch.Generator) -> WeightBa
     _rows(train, 0, generator)
     mean, std = train.vectors.mean(dim=0), train.vectors.std(dim=0, correction=0)
     draw = torch.randn(n, train.layout.size, generator=generator)
-    return WeightBatch(train.layout, mean + std * draw)
+    return train.on(mean + std * draw)
 
 
 BASELINES: dict[str, Baseline] = {
@@ -76,3 +81,54 @@ BASELINES: dict[str, Baseline] = {
     "average-16": partial(average, 16),
     "gaussian": gaussian,
 }
+
+
+def subset_default(train: WeightBatch, n: int, generator: torch.Generator) -> WeightBatch:
+    """The subset as the network itself initialises it, on the trained rest."""
+    seeds = torch.randint(2**31, (n,), generator=generator).tolist()
+    fresh = [_fresh(train.layout, seed) for seed in seeds]
+    stacked = {name: torch.stack([f[name] for f in fresh]) for name in train.layout.names}
+    return train.on(train.layout.pack(stacked))
+
+
+def _fresh(layout: WeightLayout, seed: int) -> dict[str, Tensor]:
+    with torch.random.fork_rng(devices=[]):  # networks initialise themselves from the global one
+        torch.default_generator.manual_seed(seed)
+        return {name: p.detach() for name, p in nets.build_for(layout).named_parameters()}
+
+
+def subset_shuffled(train: WeightBatch, n: int, generator: torch.Generator) -> WeightBatch:
+    """Training networks, the entries of each tensor permuted."""
+    base = train.vectors[_rows(train, n, generator)]
+    parts = []
+    for part in base.split(train.layout.numels, dim=1):
+        order = torch.rand(part.shape, generator=generator).argsort(dim=1)
+        parts.append(part.gather(1, order))
+    return train.on(torch.cat(parts, dim=1))
+
+
+def subset_mean(train: WeightBatch, n: int, generator: torch.Generator) -> WeightBatch:
+    """Training networks, each tensor filled with its mean."""
+    base = train.vectors[_rows(train, n, generator)]
+    for part in base.split(train.layout.numels, dim=1):
+        part.copy_(part.mean(dim=1, keepdim=True).expand_as(part))
+    return train.on(base)
+
+
+SUBSET_BASELINES: dict[str, Baseline] = {
+    "subset-default": subset_default,
+    "subset-shuffled": subset_shuffled,
+    "subset-mean": subset_mean,
+}
+
+
+def fitting(train: WeightBatch, init: str = "default") -> dict[str, Baseline]:
+    """The baselines of such networks: of a subset `subset-default` stands for `random-init`.
+
+    `init` is the recipe's; where it is not PyTorch's, `recipe-init` starts from it.
+    """
+    if train.rest:
+        return {k: v for k, v in BASELINES.items() if k != "random-init"} | SUBSET_BASELINES
+    if init != "default":
+        return BASELINES | {"recipe-init": partial(random_init, init=init)}
+    return BASELINES

@@ -1,8 +1,8 @@
 """The report card: how good, how new, and compared with what.
 
 Every figure is on test images; whatever is chosen is chosen on validation images. Methods share
-the number of networks and the selection. Support sets are drawn from training images. Novelty is
-measured against every checkpoint that the model was fitted on.
+the number of networks and the selection. Support sets and BatchNorm statistics are of training
+images. Novelty is measured against every checkpoint that the model was fitted on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from flown.baselines import BASELINES, random_init
+from flown.baselines import fitting
 from flown.data import ImageData, Split, Support, draw_support
 from flown.errors import FlownError, unknown
 from flown.evaluate import predictions
@@ -180,12 +180,14 @@ class _Sampler:
 
 
 def _joined(samples: list[Samples]) -> WeightBatch:
-    return WeightBatch(samples[0].batch.layout, torch.cat([s.batch.vectors for s in samples]))
+    return samples[0].batch.on(torch.cat([s.batch.vectors for s in samples]))
 
 
-def _wrong(batch: WeightBatch, split: Split) -> Tensor:
-    """Masks (n, N) of wrong predictions."""
-    return predictions(batch, split.images).cpu() != split.labels
+def _wrong(batch: WeightBatch, data: ImageData, *splits: Split) -> list[Tensor]:
+    """Masks (n, N) of wrong predictions on each split; `data` is the networks' own."""
+    vectors, places = batch.vectors.unique(dim=0, return_inverse=True)  # equal networks run once
+    ready = batch.on(vectors).calibrated(data.train.images)
+    return [predictions(ready, x.images)[places].cpu() != x.labels for x in splits]
 
 
 def _accuracy(wrong: Tensor) -> Tensor:
@@ -201,19 +203,22 @@ class _Reference:
 
     def __init__(self, zoo: Zoo, task: str, epochs: tuple[int, ...], data: ImageData,
                  device: torch.device) -> None:  # fmt: skip
-        last, fitted = zoo.select(task=task, epochs=[-1]), zoo.select(task=task, epochs=epochs)
+        fitted = zoo.select(task=task, epochs=epochs or None)
         seen = fitted.select(split="train")
+        # Of a lone network there is one last checkpoint, or it is held out: all stand for it.
+        lone = len({row.seed for row in seen.rows}) == 1
+        last = fitted if lone else zoo.select(task=task, epochs=[-1])
         self.data, self.device = data, device
         self.train = last.select(split="train").batch(task)
         self.held_out = _part(last, task, "held-out")
-        self.epoch = last.rows[0].epoch
+        self.epoch = None if lone and len(seen) > 1 else last.rows[0].epoch
         self.vectors = seen.batch(task).vectors
-        self.wrong = _wrong(WeightBatch(self.train.layout, self.vectors).to(device), data.test)
+        (self.wrong,) = _wrong(self.train.on(self.vectors).to(device), data, data.test)
         self.unit = None
         if self.held_out is not None:
             self.unit = held_out_distance(self.vectors, self.held_out.vectors)
         self.same = None
-        if len({row.seed for row in seen.rows}) > 1:
+        if not lone:
             own = [row.seed for row in last.select(split="train").rows]
             self.same = same_seed(own, [row.seed for row in seen.rows])
         order = torch.randperm(len(data.val), generator=torch.Generator().manual_seed(0))
@@ -221,9 +226,8 @@ class _Reference:
 
     def measure(self, batch: WeightBatch, excluded: Tensor | None = None) -> Measured:
         """Accuracy and novelty; `excluded` (n, training) are pairs of networks of one seed."""
-        wrong = _wrong(batch.to(self.device), self.data.test)
-        val = _accuracy(_wrong(batch.to(self.device), self.choice))
-        measured = Measured(val, _accuracy(wrong), diversity=mutual_iou(wrong))
+        val, wrong = _wrong(batch.to(self.device), self.data, self.choice, self.data.test)
+        measured = Measured(_accuracy(val), _accuracy(wrong), diversity=mutual_iou(wrong))
         if self.unit is not None:
             distances = nearest_distance(batch.vectors.cpu(), self.vectors, excluded)
             measured.ratio = distances / self.unit
@@ -271,11 +275,9 @@ def _compared(sampler: _Sampler, zoo: Zoo, task: str, train: WeightBatch,
     if held_out is not None:
         batches["reconstruction-held-out"] = sampler.model.reconstruct(held_out)
     generator = torch.Generator().manual_seed(sampler.seed)
-    baselines = dict(BASELINES)
     init = zoo.about.get("recipes", {}).get(task, {}).get("init", "default")
-    if init != "default":
-        baselines["recipe-init"] = partial(random_init, init=init)
-    return batches | {name: draw(train, sampler.n, generator) for name, draw in baselines.items()}
+    found = fitting(train, init)
+    return batches | {name: draw(train, sampler.n, generator) for name, draw in found.items()}
 
 
 def _explain(card: TaskCard, sampler: _Sampler, images: Mapping[str, ImageData],
@@ -286,13 +288,13 @@ def _explain(card: TaskCard, sampler: _Sampler, images: Mapping[str, ImageData],
     comparable = [t for t in others if len(images[t].classes) == classes]
     card.on_others = dict.fromkeys(others)
     card.on_others[card.task] = card.methods["flown"].test
-    for other in comparable:
-        card.on_others[other] = _accuracy(_wrong(generated, images[other].test))
+    own = images[card.task]
+    found = _wrong(generated, own, *(images[other].test for other in comparable))
+    card.on_others |= dict(zip(comparable, map(_accuracy, found), strict=True))
     if comparable:
         share = -(-sampler.n // len(comparable))
         drawn = [_joined(sampler.draw(card.task, other, share)) for other in comparable]
-        test = images[card.task].test
-        card.shuffled = torch.cat([_accuracy(_wrong(batch, test)) for batch in drawn])
+        card.shuffled = torch.cat([_accuracy(_wrong(x, own, own.test)[0]) for x in drawn])
 
 
 def _follow(card: TaskCard, model: Flown, samples: Samples, data: ImageData) -> None:
@@ -302,8 +304,8 @@ def _follow(card: TaskCard, model: Flown, samples: Samples, data: ImageData) -> 
     path = samples.path[:, :_FEW]
     places = sorted({round(i * (len(path) - 1) / 10) for i in range(11)})
     card.times = samples.times.cpu()[places]
-    decoded = [model.decode(path[place], card.task) for place in places]
-    card.along = torch.stack([_accuracy(_wrong(batch, data.test)) for batch in decoded])
+    (wrong,) = _wrong(model.decode(path[places].flatten(0, 1), card.task), data, data.test)
+    card.along = _accuracy(wrong).view(len(places), -1)
     card.path = path.flatten(2).cpu()
 
 

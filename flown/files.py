@@ -68,7 +68,8 @@ def save_tensors(
     """Writes a safetensors file whole."""
     whole = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     with replacing(path) as scratch:
-        save_file(whole, scratch, metadata=dict(metadata or {}))
+        # None rather than {}: without tensors, safetensors cannot read back its own empty metadata.
+        save_file(whole, scratch, metadata=dict(metadata or {}) or None)
 
 
 def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:

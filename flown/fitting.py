@@ -31,6 +31,8 @@ from flown.zoo.networks import Networks
 
 _PROBE = 24  # networks a task whose reconstruction accuracy is followed during training
 _PROBE_IMAGES = 500
+_PROBE_LARGE, _LARGE = 8, 100_000  # of large ones: more numbers, or a frozen rest beside them
+_PROBE_BATCH = 16  # images a batch on which BatchNorm is calibrated
 _SETTLED = 4096  # networks on which the latent's scale is fitted
 
 
@@ -56,7 +58,10 @@ class FlowConfig(Config):
 
 
 class FlownConfig(Config):
-    """Everything that `fit` needs to know but the zoo. `epochs`: which checkpoints, -1 the last."""
+    """Everything that `fit` needs to know but the zoo.
+
+    `epochs`: which checkpoints, -1 the last; with none named, all.
+    """
 
     epochs: tuple[int, ...] = (-1,)
     encoder: Union[VAEConfig, IdentityConfig] = Field(default=VAEConfig(), discriminator="kind")
@@ -75,26 +80,38 @@ class FlownConfig(Config):
 
 @dataclass
 class Population:
-    """A zoo's networks in one standardised vector space, training and held-out ones apart."""
+    """A zoo's networks in one standardised vector space, training and held-out ones apart.
+
+    `rests`: what each task's networks share, where a subset of their tensors is generated.
+    """
 
     joint: JointLayout
     standardizer: Standardizer
     train: Networks
     held_out: Networks
+    rests: tuple[dict[str, Tensor], ...]
 
     @classmethod
     def of(cls, zoo: Zoo, epochs: tuple[int, ...]) -> Population:
-        """Raises FlownError when a task has no training model."""
-        chosen = zoo.select(epochs=epochs)
-        for task in chosen.tasks:
-            chosen.select(task, split="train")
+        """Raises FlownError when a task has no training model among these checkpoints."""
+        chosen = zoo.select(epochs=epochs or None)
+        for task in zoo.tasks:
+            if not any(row.task == task and row.split == "train" for row in chosen.rows):
+                raise FlownError(
+                    f"{zoo.path}: task '{task}' has no training network in epochs {epochs}; of a "
+                    "lone network the last checkpoints are held out: epochs [] takes all"
+                )
         places = sorted(range(len(chosen)), key=lambda i: chosen.tasks.index(chosen.rows[i].task))
         parts = [[i for i in places if (chosen.rows[i].split == "train") == train]
                  for train in (True, False)]  # fmt: skip
         train, held_out = (Networks(chosen, chosen.joint, part) for part in parts)
         train.standardizer.fit(train.blocks())
         held_out.standardizer = train.standardizer
-        return cls(chosen.joint, train.standardizer, train, held_out)
+        rests = tuple(
+            WeightBatch(x, torch.empty(0, x.size), rest=zoo.rest(x.task.name)).bare().rest
+            for x in chosen.layouts
+        )
+        return cls(chosen.joint, train.standardizer, train, held_out, rests)
 
 
 class _EncoderObjective(nn.Module):
@@ -153,16 +170,19 @@ def reconstruction_accuracy(encoder: nn.Module, people: Population, images: Mapp
         before: list[float] = []
         after: list[float] = []
         for task, layout in enumerate(people.joint.layouts):
-            rows = (networks.tasks == task).nonzero().flatten()[:_PROBE]
+            rows = (networks.tasks == task).nonzero().flatten()
+            large = people.rests[task] or layout.size > _LARGE
+            rows = rows[: _PROBE_LARGE if large else _PROBE]
             if not len(rows):
                 continue
             some = networks[rows].to(device)
             index = torch.full((len(some),), task, device=device)
-            val = images[layout.task.name].val
+            val, seen = images[layout.task.name].val, images[layout.task.name].train.images
             x, y = val.images[:_PROBE_IMAGES], val.labels[:_PROBE_IMAGES]
             for standard, into in ((some, before), (encoder.decode(encoder.encode(some)), after)):  # type: ignore[operator]
                 raw = people.standardizer.to(device).invert(standard, index)
-                batch = WeightBatch(layout, people.joint.extract(raw, task))
+                bare = WeightBatch(layout, people.joint.extract(raw, task), rest=people.rests[task])
+                batch = bare.calibrated(seen, batch_size=_PROBE_BATCH)
                 into.append(float(evaluate(batch, x, y).mean()))
         if before:
             figures[split] = sum(before) / len(before)

@@ -4,13 +4,14 @@
     x_0 ~ p_0 --dx = v(x, t; c) dt, t: 0 -> 1--> x_1 (4, 4, 4) --decode, unstandardise--> weights (D,)
 
 On disk a model is a folder: `config.json` (written last), `encoder.safetensors`,
-`flow.safetensors`, `context.safetensors` and `README.md`, the model card.
+`flow.safetensors`, `context.safetensors` and `README.md`, the model card. Of a model for a subset of
+tensors, `encoder.safetensors` also holds what the k-th task's networks share, `rest.<k>.<name>`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,6 +67,7 @@ class Flown(nn.Module, ModelHubMixin):
         self.latent_shape: tuple[int, int, int] = self.encoder.latent_shape  # type: ignore[assignment]
         self.velocity = flow.UNet(config.velocity, self.latent_shape, 128)
         self.prior = {k: v for k, v in (prior or {}).items()}
+        self.rests: Sequence[dict[str, Tensor]] = [{} for _ in joint.layouts]  # frozen, by task
         self.support: SupportEncoder | None = None
         self.head: ContextHead | None = None
         self.prototypes: Tensor | None = None  # (tasks, classes * width), mean context of each task
@@ -111,7 +113,7 @@ class Flown(nn.Module, ModelHubMixin):
         prior = load_prior(config)
         write_json(out / "run.json", run)
         model = cls(config, people.joint, prior)
-        model.standardizer = people.standardizer
+        model.standardizer, model.rests = people.standardizer, people.rests
         model.encoder, encoder_history = fit_encoder(people, config, images, out, resume, device)
         model.to(device)
         bank = None
@@ -163,7 +165,7 @@ class Flown(nn.Module, ModelHubMixin):
 
     @torch.no_grad()
     def decode(self, latents: Tensor, task: str) -> WeightBatch:
-        """Latents (n, *latent_shape) to networks of a task.
+        """Latents (n, *latent_shape) to networks of a task; BatchNorm is still to be `calibrated`.
 
         Raises:
             FlownError: unknown task, or the decoded weights hold NaN or Inf.
@@ -174,7 +176,7 @@ class Flown(nn.Module, ModelHubMixin):
         vectors = self.joint.extract(self.standardizer.invert(standard, tasks), index)
         if not torch.isfinite(vectors).all():
             raise FlownError(f"decoding for task '{task}' gave NaN or Inf weights")
-        return WeightBatch(self.joint.layouts[index], vectors)
+        return WeightBatch(self.joint.layouts[index], vectors, rest=self.rests[index])
 
     def reconstruct(self, batch: WeightBatch) -> WeightBatch:
         """decode(encode(w))."""
@@ -270,10 +272,11 @@ class Flown(nn.Module, ModelHubMixin):
             context = modelfiles.prefixed({"support": self.support, "head": self.head})
             context["prototypes"] = self.prototypes
         prior = {f"prior.{k}": v for k, v in self.prior.items()}
+        rests = {f"rest.{i}.{k}": v for i, x in enumerate(self.rests) for k, v in x.items()}
         parts = {
             "encoder": modelfiles.prefixed(
                 {"encoder": self.encoder, "standardizer": self.standardizer}
-            ),
+            ) | rests,
             "flow": modelfiles.prefixed({"velocity": self.velocity}) | prior,
             "context": context,
         }
@@ -321,6 +324,7 @@ class Flown(nn.Module, ModelHubMixin):
         fill(model.encoder, "encoder", "encoder")
         fill(model.standardizer, "standardizer", "encoder")
         fill(model.velocity, "velocity", "flow")
+        model.rests = modelfiles.rests(parts["encoder"], len(layouts))
         if config.context.mode != "none":
             model.support = SupportEncoder.from_values(values["support"])
             fill(model.support, "support", "context")

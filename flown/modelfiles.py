@@ -64,6 +64,14 @@ def floats(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
     return {k: v.float() for k, v in under(prefix, tensors).items()}
 
 
+def rests(tensors: Tensors, tasks: int) -> list[dict[str, Tensor]]:
+    """Each task's frozen rest, stored as `rest.<task>.<name>`; floats in single precision."""
+    return [
+        {k: v.float() if v.is_floating_point() else v for k, v in under(f"rest.{i}", tensors).items()}
+        for i in range(tasks)
+    ]
+
+
 def fill(module: nn.Module, name: str, tensors: Tensors, file: Path) -> None:
     """Loads what `prefixed` stored under `name`.
 

@@ -89,6 +89,20 @@ class WeightBatch:
         buffers = self.architecture.named_buffers()
         return {k: v for k, v in buffers if k in kept and k not in known}
 
+    def on(self, vectors: Tensor) -> WeightBatch:
+        """Other networks (m, D) of the same layout on the same frozen rest."""
+        return WeightBatch(self.layout, vectors, rest=self.rest)
+
+    def bare(self) -> WeightBatch:
+        """The same networks without the BatchNorm statistics that depend on their weights."""
+        if not batchnorm.layers(self.architecture):
+            return self
+        side, some = self.layout.task.size, self.layout.task.channels
+        images = torch.zeros(2, some, side, side, device=self.vectors.device)
+        own = batchnorm.influenced(self.architecture, self.layout.names, images)
+        rest = {name: tensor for name, tensor in self.rest.items() if name not in own}
+        return WeightBatch(self.layout, self.vectors, self.provenance, rest)
+
     def state_dict(self, i: int) -> dict[str, Tensor]:
         """The i-th network's state dict; a copy.
 

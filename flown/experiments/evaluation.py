@@ -29,6 +29,8 @@ def evaluate_file(
             f"{file}: networks of {classes} classes, '{name}' has {len(images.classes)}"
         )
     zoo = Zoo.open(zoo_path) if zoo_path else None
+    if not batch.buffers:
+        batch = batch.calibrated(images.train.images)
     wrong = predictions(batch, images.test.images) != images.test.labels
     val = (predictions(batch, images.val.images) == images.val.labels).float().mean(dim=1)
     test = 100 * (1 - wrong.float().mean(dim=1))
@@ -48,7 +50,8 @@ def evaluate_file(
     held_out = last.select(split="held-out").batch(last.tasks[0])
     batch.layout.check_same_weights(train.layout, str(zoo_path))
     ratio = l2_ratio(batch.vectors, train.vectors, held_out.vectors)
-    wrong_train = predictions(train, images.test.images) != images.test.labels
+    ready = train.calibrated(images.train.images)
+    wrong_train = predictions(ready, images.test.images) != images.test.labels
     accuracy = 100 * (1 - wrong_train.float().mean())
     yield f"zoo '{last.tasks[0]}', {len(train)} training networks: {float(accuracy):.1f} %"
     yield f"L2 to the nearest of them over held-out's own: {float(ratio.mean()):.2f}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from flown.errors import FlownError
 from flown.nets import stacked
+
+_KEPT = "running_mean", "running_var", "num_batches_tracked"  # by a layer
 
 
 def layers(net: nn.Module) -> dict[str, _BatchNorm]:
@@ -62,6 +64,24 @@ def draw(images: Tensor, batches: int, size: int, seed: int) -> Iterator[Tensor]
     return (images[rows] for rows in order[: batches * size].split(size))
 
 
+def influenced(net: nn.Module, tensors: Collection[str], images: Tensor) -> set[str]:
+    """Names of the statistics on which any of the parameters `tensors` has an effect."""
+    net = copy.deepcopy(net).eval()
+    found: set[str] = set()
+
+    def note(name: str, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if inputs[0].requires_grad:
+            found.update(f"{name}.{kept}" for kept in _KEPT)
+
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name in tensors)
+    for name in layers(net):
+        net.get_submodule(name).register_forward_pre_hook(partial(note, name))
+    with torch.enable_grad():
+        net(images)
+    return found
+
+
 @torch.no_grad()
 def statistics(net: nn.Module, tensors: Mapping[str, Tensor], rest: Mapping[str, Tensor],
                batches: Iterable[Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
@@ -77,14 +97,14 @@ def statistics(net: nn.Module, tensors: Mapping[str, Tensor], rest: Mapping[str,
     """
     names = list(layers(net))
     found: dict[str, Tensor] = {}
-    net = copy.deepcopy(net).eval()
+    seen = copy.deepcopy(net).eval()
     for name in names:
-        net.get_submodule(name).register_forward_pre_hook(partial(_note, found, name))
-    by_batch(net, names)
+        seen.get_submodule(name).register_forward_pre_hook(partial(_note, found, name))
+    by_batch(seen, names)
 
     def one(some: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
         found.clear()
-        torch.func.functional_call(net, {**rest, **some}, (x,))
+        torch.func.functional_call(seen, {**rest, **some}, (x,))
         return dict(found)
 
     size = stacked.GROUP * (4 if rest else 1)
@@ -93,16 +113,12 @@ def statistics(net: nn.Module, tensors: Mapping[str, Tensor], rest: Mapping[str,
     own: set[str] = set()
     for count, x in enumerate(batches, 1):
         if count == 1:
-            with torch.enable_grad():
-                first = {k: v[0].detach().requires_grad_() for k, v in tensors.items()}
-                own = {name for name, value in one(first, x).items() if value.requires_grad}
+            own = influenced(net, tensors, x[:2])
         for name, value in every(dict(tensors), x).items():
             means[name] = means[name].lerp(value, 1 / count) if name in means else value
     n, device = len(next(iter(tensors.values()))), next(iter(tensors.values())).device
     for name in names:
-        key = f"{name}.num_batches_tracked"
-        means[key] = torch.full((n,), count, device=device)
-        own |= {key} if f"{name}.running_mean" in own else set()
+        means[f"{name}.num_batches_tracked"] = torch.full((n,), count, device=device)
     shared = {name: value[0] for name, value in means.items() if name not in own}
     return {name: value for name, value in means.items() if name in own}, shared
 

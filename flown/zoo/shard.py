@@ -64,15 +64,17 @@ class Plan:
 def initial(layout: WeightLayout, init: str, seed: int) -> dict[str, Tensor]:
     """One network's fresh parameters by a recipe's rule, from its seed."""
     generator = torch.Generator().manual_seed(seed)
-    tensors, fan_in = {}, 1
+    tensors, fan_in, shift = {}, 1, ""
     for name, shape in zip(layout.names, layout.shapes, strict=True):
         value = torch.empty(shape)
         if len(shape) > 1:
             fan_in = value[0].numel()
         elif name.endswith("weight"):  # of a normalisation
-            tensors[name] = value.fill_(1)
+            tensors[name], shift = value.fill_(1), f"{name.removesuffix('weight')}bias"
             continue
-        if init == "default":  # PyTorch's: kaiming_uniform with a = sqrt(5), biases alike
+        if name == shift:
+            value.zero_()
+        elif init == "default":  # PyTorch's: kaiming_uniform with a = sqrt(5), biases alike
             value.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
         elif len(shape) == 1:
             value.fill_(0.01)

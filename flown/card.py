@@ -173,7 +173,7 @@ class _Sampler:
         if self.model.config.context.mode == "none":
             return None
         names = [
-            self.model.sample(s.images, s.labels, 1, self.seed, "euler", 1).batch.layout.task.name
+            self.model.sample(s.images, s.labels, 1, self.seed, self.solver, 1).batch.layout.task.name
             for s in self.supports[task]
         ]
         return 100 * names.count(task) / len(names)

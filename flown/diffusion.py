@@ -13,24 +13,19 @@ that by clipping to [-1, 1], standardised latents have no such bounds and are no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from flown.errors import FlownError
-from flown.flow import Solution, dropped
+from flown.errors import FlownError, unknown
+from flown.flow import SOLVERS, Solution, dropped, integrate
+from flown.flow.solve import BoundVelocity
 
 TRAIN_STEPS = 1000
-
-
-class NoiseNetwork(Protocol):
-    """What sampling needs of a network; `flow.UNet` has it."""
-
-    def bind(self, context: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
-        """eps_hat(z (n, *L), t ()) under a context (n or 1, C)."""
+SAMPLERS = {"ddpm": "DDPMScheduler", "ddim": "DDIMScheduler"}  # of diffusers
 
 
 def diffusion_loss(
@@ -55,64 +50,57 @@ def diffusion_loss(
     return (eps_hat - eps).square().mean()
 
 
-def sample_ddpm(
-    net: NoiseNetwork,
-    shape: Sequence[int],
-    context: Tensor | None = None,
-    steps: int = TRAIN_STEPS,
-    generator: torch.Generator | None = None,
-    device: torch.device | str = "cpu",
-) -> Solution:
-    """Ancestral sampling (Ho et al.), new noise at every step.
+@torch.no_grad()
+def denoise(eps: BoundVelocity, x0: Tensor, sampler: str = "ddpm", steps: int = TRAIN_STEPS,
+            generator: torch.Generator | None = None, trajectory: bool = False) -> Solution:  # fmt: skip
+    """Follows the noise x0 back to data.
 
     Args:
-        net: the trained network.
-        shape: (n, *L), what to draw.
-        context: (n or 1, C) or None.
+        eps: eps_hat(z (n, *L), t ()), its condition already bound.
+        x0: noise N(0, I), (n, *L).
+        sampler: `ddpm` draws new noise at every step (Ho et al.), `ddim` none (Song et al., eta 0).
         steps: 1 to 1000, evenly spaced noise levels.
-        device: where to draw; the generator's device.
+        generator: of the steps' noise.
+        trajectory: keep the states at all levels.
 
     Raises:
-        FlownError: `diffusers` is missing, steps out of range, or NaN or Inf in the result.
+        FlownError: unknown sampler, `diffusers` is missing, steps out of range, or NaN or Inf in
+            the result.
     """
-    return _sample("DDPM", net, shape, context, steps, generator, device)
-
-
-def sample_ddim(
-    net: NoiseNetwork,
-    shape: Sequence[int],
-    context: Tensor | None = None,
-    steps: int = 100,
-    generator: torch.Generator | None = None,
-    device: torch.device | str = "cpu",
-) -> Solution:
-    """Deterministic sampling (Song et al., eta = 0) from the same network; arguments as above."""
-    return _sample("DDIM", net, shape, context, steps, generator, device)
-
-
-@torch.no_grad()
-def _sample(
-    kind: Literal["DDPM", "DDIM"],
-    net: NoiseNetwork,
-    shape: Sequence[int],
-    context: Tensor | None,
-    steps: int,
-    generator: torch.Generator | None,
-    device: torch.device | str,
-) -> Solution:
+    if sampler not in SAMPLERS:
+        raise unknown("sampler", sampler, SAMPLERS)
     if not 1 <= steps <= TRAIN_STEPS:
-        raise FlownError(f"{kind}: steps must be between 1 and {TRAIN_STEPS}, got {steps}")
-    scheduler, eps = _scheduler(kind), net.bind(context)
+        raise FlownError(f"{sampler}: steps must be between 1 and {TRAIN_STEPS}, got {steps}")
+    scheduler = _scheduler(sampler)
     scheduler.set_timesteps(steps)
-    z = torch.randn(tuple(shape), generator=generator, device=device)
-    nfe = 0
+    states = [x0]
     for k in scheduler.timesteps:
+        z = states[-1]
         z = scheduler.step(eps(z, _time(k, z)), k, z, generator=generator).prev_sample
-        nfe += 1
-    if not torch.isfinite(z).all():
-        raise FlownError(f"{kind}, steps {steps}: the result holds NaN or Inf; check the loss")
-    times = torch.cat([_time(scheduler.timesteps, z), torch.ones(1, device=z.device)])
-    return Solution(z, nfe, times, None)
+        states = [*states, z] if trajectory else [z]
+    x1 = states[-1]
+    if not torch.isfinite(x1).all():
+        raise FlownError(f"{sampler}, steps {steps}: the result holds NaN or Inf; check the loss")
+    times = torch.cat([_time(scheduler.timesteps, x1), torch.ones(1, device=x1.device)])
+    nfe = len(scheduler.timesteps) * getattr(eps, "evaluations", 1)
+    return Solution(x1, nfe, times, torch.stack(states) if trajectory else None)
+
+
+def sample(process: str, network: BoundVelocity, x0: Tensor, solver: str, steps: int,
+           generator: torch.Generator, trajectory: bool = False) -> Solution:  # fmt: skip
+    """From x0 to weights, by what the network was trained as: `flow` or `diffusion`.
+
+    Raises:
+        FlownError: the solver is unknown or of the other process, or as `integrate`, `denoise`.
+    """
+    own, other = (SOLVERS, SAMPLERS) if process == "flow" else (SAMPLERS, SOLVERS)
+    if solver in other:
+        raise FlownError(
+            f"solver '{solver}': this model was trained as a {process}; choose {', '.join(own)}"
+        )
+    if process == "flow":
+        return integrate(network, x0, solver=solver, steps=steps, trajectory=trajectory)
+    return denoise(network, x0, solver, steps, generator, trajectory)
 
 
 def _time(k: Tensor, like: Tensor) -> Tensor:
@@ -122,11 +110,11 @@ def _time(k: Tensor, like: Tensor) -> Tensor:
 
 @lru_cache
 def _alphas() -> Tensor:
-    alphas: Tensor = _scheduler("DDPM").alphas_cumprod
+    alphas: Tensor = _scheduler("ddpm").alphas_cumprod
     return alphas
 
 
-def _scheduler(kind: Literal["DDPM", "DDIM"]) -> Any:
+def _scheduler(sampler: str) -> Any:
     try:
         import diffusers
     except ImportError:
@@ -134,7 +122,7 @@ def _scheduler(kind: Literal["DDPM", "DDIM"]) -> Any:
             "diffusion: the package 'diffusers' is missing; pip install 'flown[diffusion]'"
         ) from None
     # "trailing" starts at pure noise for any number of steps, which is where samples start.
-    scheduler = getattr(diffusers, f"{kind}Scheduler")
+    scheduler = getattr(diffusers, SAMPLERS[sampler])
     return scheduler(
         TRAIN_STEPS, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False,
         prediction_type="epsilon", timestep_spacing="trailing",

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, Literal, Union
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from flown import encoders, flow
 from flown.config import Config
 from flown.context import ContextHead, SupportEncoder
 from flown.data import ImageData, draw_support
+from flown.diffusion import diffusion_loss
 from flown.encoders import IdentityConfig, VAEConfig
 from flown.errors import FlownError, unknown
 from flown.evaluate import evaluate
@@ -49,12 +50,24 @@ class ContextConfig(Config):
 
 
 class FlowConfig(Config):
-    """The flow's source p0, coupling and path; `sigma` is the path's noise."""
+    """The flow's source p0, coupling and path; `sigma` is the path's noise.
 
+    `process: diffusion` trains the same network as a DDPM instead: with context it is D2NWG,
+    without p-diff. Diffusion starts at uncoupled Gaussian noise.
+    """
+
+    process: Literal["flow", "diffusion"] = "flow"
     source: str = "gaussian"
     coupling: str = "independent"
     sigma: float = 0.0
     prior: str | None = None
+
+    @model_validator(mode="after")
+    def _of_flows_only(self) -> FlowConfig:
+        own = (self.source, self.coupling, self.sigma)
+        if self.process == "diffusion" and own != ("gaussian", "independent", 0.0):
+            raise ValueError("a diffusion has no choice of source, coupling and sigma; leave them out")
+        return self
 
 
 class FlownConfig(Config):
@@ -212,7 +225,7 @@ def context_bank(support: SupportEncoder, images: Mapping[str, ImageData], tasks
 
 
 class FlowObjective(nn.Module):
-    """Flow matching (eq. 1) on latents, conditioned on the context of a task's random support set."""
+    """Flow matching (eq. 1), or the diffusion loss, on latents under a task's random support set."""
 
     def __init__(self, velocity: flow.UNet, head: nn.Module | None, source: flow.Source,
                  config: FlownConfig, latents: Tensor, tasks: Tensor,
@@ -229,12 +242,15 @@ class FlowObjective(nn.Module):
         batch = self.config.flow_training.batch_size
         rows = torch.multinomial(self.chances, batch, replacement=True, generator=generator)
         x1, tasks = self.latents[rows], self.tasks[rows]
-        x0 = self.couple(self.source.sample(tasks, generator), x1, tasks, generator)
-        context = None
+        x0 = context = None
+        if self.config.flow.process == "flow":
+            x0 = self.couple(self.source.sample(tasks, generator), x1, tasks, generator)
         if self.head is not None and self.bank is not None:
             draws = torch.randint(self.bank.shape[1], (batch,), generator=generator,
                                   device=tasks.device)  # fmt: skip
             context = self.head(self.bank[tasks, draws])
+        if x0 is None:
+            return diffusion_loss(self.velocity, x1, context, generator)
         return flow.flow_matching_loss(
             self.velocity, x0, x1, context, sigma=self.config.flow.sigma, generator=generator
         )

@@ -20,7 +20,7 @@ import torch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
-from flown import data, encoders, flow, modelcard, modelfiles
+from flown import data, diffusion, encoders, flow, modelcard, modelfiles
 from flown.context import ContextHead, SupportEncoder
 from flown.data import ImageData
 from flown.errors import FlownError, unknown
@@ -222,11 +222,12 @@ class Flown(nn.Module, ModelHubMixin):
             images, labels: the support set; None only for a model without context.
             task: which task's metadata (activation, preprocessing) and tensor shapes the networks
                 get; recognised from the context when None.
+            solver: `euler` and others for a flow, `ddpm` or `ddim` for a diffusion.
             guidance: classifier-free guidance scale; needs `velocity.context_dropout` in training.
             trajectory: keep the latents of all steps.
 
         Raises:
-            FlownError: n < 1, bad support set, unknown solver or task.
+            FlownError: n < 1, bad support set, a solver unknown or not of this model, unknown task.
         """
         if n < 1:
             raise FlownError(f"n: at least one network must be asked for, got {n}")
@@ -246,7 +247,8 @@ class Flown(nn.Module, ModelHubMixin):
         rows = torch.full((n,), self._task(task), device=self.device)
         x0 = self.source().sample(rows, generator)
         velocity = self._velocity(vector, guidance)
-        solution = flow.integrate(velocity, x0, solver=solver, steps=steps, trajectory=trajectory)
+        process = self.config.flow.process
+        solution = diffusion.sample(process, velocity, x0, solver, steps, generator, trajectory)
         batch = self.decode(solution.x, task)
         seconds = time.perf_counter() - start
         batch.provenance |= {

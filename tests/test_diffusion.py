@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+import flown
 from flown import diffusion
+from flown.data import draw_support, load
 from flown.errors import FlownError
-from flown.flow import UNet, VelocityConfig
+from flown.fitting import FlownConfig, FlowObjective
+from flown.flow import UNet, VelocityConfig, guided
 
 pytest.importorskip("diffusers")
 
@@ -32,39 +39,34 @@ class GaussianData:
         a = self.alphas[((1 - t) * 1000).round().long() - 1].view(-1, *[1] * (z.ndim - 1))
         return (1 - a).sqrt() * (z - a.sqrt() * self.mean) / (a * self.std**2 + 1 - a)
 
-    def bind(self, context: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
-        return self
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=seeded(seed))
 
 
-SAMPLERS = {"ddpm": diffusion.sample_ddpm, "ddim": diffusion.sample_ddim}
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", diffusion.SAMPLERS)
 def test_samples_have_the_datas_moments(name: str) -> None:
-    found = SAMPLERS[name](GaussianData(1.5, 0.5), (8_000, 1), generator=seeded()).x
+    found = diffusion.denoise(GaussianData(1.5, 0.5), noise(8_000, 1), name, generator=seeded(1)).x
     assert found.mean().item() == pytest.approx(1.5, abs=0.03)
     assert found.std().item() == pytest.approx(0.5, abs=0.03)
 
 
 @pytest.mark.parametrize("steps", [1, 10, 100])
 def test_ddim_finds_a_single_point_in_any_number_of_steps(steps: int) -> None:
-    found = diffusion.sample_ddim(GaussianData(2.0, 0.0), (4, 3), steps=steps, generator=seeded())
+    found = diffusion.denoise(GaussianData(2.0, 0.0), noise(4, 3), "ddim", steps)
     torch.testing.assert_close(found.x, torch.full((4, 3), 2.0), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(("name", "steps"), [("ddpm", 1000), ("ddpm", 50), ("ddim", 7)])
 def test_nfe_is_the_number_of_calls(name: str, steps: int) -> None:
     net = GaussianData(0.0, 1.0)
-    found = SAMPLERS[name](net, (2, 1), steps=steps, generator=seeded())
+    found = diffusion.denoise(net, noise(2, 1), name, steps, seeded(), trajectory=True)
     assert found.nfe == net.calls == steps
     assert found.times.shape == (steps + 1,)
     assert (found.times.diff() > 0).all()
     assert found.times[[0, -1]].tolist() == pytest.approx([0, 1], abs=1e-6)
-
-
-def test_default_steps_are_the_papers() -> None:
-    assert diffusion.sample_ddpm(GaussianData(0.0, 1.0), (1, 1), generator=seeded()).nfe == 1000
-    assert diffusion.sample_ddim(GaussianData(0.0, 1.0), (1, 1), generator=seeded()).nfe == 100
+    assert found.path is not None and found.path.shape == (steps + 1, 2, 1)
+    assert torch.equal(found.path[0], noise(2, 1)) and torch.equal(found.path[-1], found.x)
 
 
 def test_loss_of_the_best_prediction() -> None:
@@ -76,17 +78,16 @@ def test_loss_of_the_best_prediction() -> None:
     assert best.item() == pytest.approx(expected.item(), rel=0.05)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", diffusion.SAMPLERS)
 def test_with_the_flows_network(name: str) -> None:
     unet = UNet(VelocityConfig(channels=8, blocks=1, context_dropout=0.3), (4, 4, 4), 12)
     torch.nn.init.normal_(unet.out.weight, std=0.01, generator=seeded())
-    x1 = torch.randn(6, 4, 4, 4, generator=seeded())
-    context = torch.randn(6, 12, generator=seeded())
+    x1, context = noise(6, 4, 4, 4), noise(6, 12)
     diffusion.diffusion_loss(unet, x1, context, seeded()).backward()
     assert [k for k, p in unet.named_parameters() if p.grad is None] == []
+    eps = unet.eval().bind(context)
     draws = [
-        SAMPLERS[name](unet.eval(), (6, 4, 4, 4), context, steps=5, generator=seeded(s)).x
-        for s in (1, 1, 2)
+        diffusion.denoise(eps, noise(6, 4, 4, 4, seed=s), name, 5, seeded(s)).x for s in (1, 1, 2)
     ]
     assert draws[0].shape == (6, 4, 4, 4)
     assert not draws[0].requires_grad
@@ -94,18 +95,86 @@ def test_with_the_flows_network(name: str) -> None:
     assert not torch.equal(draws[0], draws[2])
 
 
+def test_guidance_spends_two_evaluations_a_step() -> None:
+    unet = UNet(VelocityConfig(channels=8, blocks=1, context_dropout=0.3), (4, 4, 4), 12)
+    eps = guided(unet.eval(), noise(1, 12), 2.0)
+    assert diffusion.denoise(eps, noise(2, 4, 4, 4), "ddim", 7).nfe == 14
+
+
 @pytest.mark.parametrize("steps", [0, 1001])
 def test_steps_out_of_range_are_refused(steps: int) -> None:
     with pytest.raises(FlownError, match=f"between 1 and 1000, got {steps}"):
-        diffusion.sample_ddim(GaussianData(0.0, 1.0), (1, 1), steps=steps)
+        diffusion.denoise(GaussianData(0.0, 1.0), noise(1, 1), "ddim", steps)
+
+
+def test_unknown_samplers_are_refused() -> None:
+    with pytest.raises(FlownError, match=r"unknown sampler 'dpm'\. Did you mean 'ddpm'"):
+        diffusion.denoise(GaussianData(0.0, 1.0), noise(1, 1), "dpm")
 
 
 def test_divergence_is_reported() -> None:
-    with pytest.raises(FlownError, match=r"DDIM, steps 3.*NaN"):
-        diffusion.sample_ddim(GaussianData(float("nan"), 1.0), (1, 1), steps=3)
+    with pytest.raises(FlownError, match=r"ddim, steps 3.*NaN"):
+        diffusion.denoise(GaussianData(float("nan"), 1.0), noise(1, 1), "ddim", 3)
 
 
 def test_missing_diffusers_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(FlownError, match=r"flown\[diffusion\]"):
-        diffusion.sample_ddim(GaussianData(0.0, 1.0), (1, 1))
+        diffusion.denoise(GaussianData(0.0, 1.0), noise(1, 1))
+
+
+@pytest.mark.parametrize("mode", ["none", "ordered"])
+def test_a_model_is_a_diffusion_by_its_config(
+    run: Path, zoo: flown.Zoo, config: FlownConfig, tmp_path: Path, mode: str
+) -> None:
+    """p-diff without context, D2NWG with: trained, resumed, kept and sampled as a flow is."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    values = config.model_dump(mode="json")
+    values["flow"] = {"process": "diffusion"}
+    values["context"]["mode"] = mode
+    values["flow_training"] |= {"steps": 12, "checkpoint_every": 6}
+    for folder in (whole, cut):
+        folder.mkdir()
+        shutil.copy(run / "encoder.checkpoint.safetensors", folder)
+    fit = partial(flown.Flown.fit, zoo, FlownConfig.parse(values), resume=True)
+    model = fit(out=whole)
+    with interrupted(after=7), pytest.raises(KeyboardInterrupt):
+        fit(out=cut)
+    support = () if mode == "none" else _support()
+    first = model.sample(*support, n=3, solver="ddpm", steps=20)
+    assert first.nfe == 20 and first.batch.provenance["solver"] == "ddpm"
+    for again in (fit(out=cut), flown.Flown.from_pretrained(whole / "model")):
+        vectors = again.generate(*support, n=3, solver="ddpm", steps=20).vectors
+        assert torch.equal(vectors, first.batch.vectors)
+    with pytest.raises(FlownError, match=r"'euler': this model was trained as a diffusion; .* ddim"):
+        model.generate(*support, n=1)
+
+
+def test_a_flow_refuses_diffusions_samplers(model: flown.Flown) -> None:
+    with pytest.raises(FlownError, match="'ddpm': this model was trained as a flow; choose euler"):
+        model.generate(*_support(), n=1, solver="ddpm")
+
+
+def test_a_diffusion_has_no_source_to_choose() -> None:
+    with pytest.raises(FlownError, match="no choice of source, coupling and sigma"):
+        FlownConfig.parse({"flow": {"process": "diffusion", "coupling": "ot"}})
+
+
+def _support() -> tuple[Tensor, Tensor]:
+    some = draw_support(load("digits").train, 10, 3, seeded())
+    return some.images, some.labels
+
+
+@contextmanager
+def interrupted(after: int) -> Iterator[None]:
+    """Ctrl-C in the flow's training after some steps."""
+    calls, forward = iter(range(after)), FlowObjective.forward
+
+    def once(self: FlowObjective, generator: torch.Generator) -> Tensor:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return forward(self, generator)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FlowObjective, "forward", once)
+        yield

@@ -67,3 +67,8 @@ def test_config_names_the_nearest_key(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("seed: 3\nflow: {source: kaiming-normal}\n")
     loaded = FlownConfig.load(tmp_path / "c.yaml").override(["flow.sigma=0.1"])
     assert (loaded.seed, loaded.flow.source, loaded.flow.sigma) == (3, "kaiming-normal", 0.1)
+
+
+def test_a_file_without_tensors_is_read_back(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "none.safetensors", {})
+    assert load_tensors(tmp_path / "none.safetensors") == ({}, {})

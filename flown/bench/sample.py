@@ -5,37 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from flown import data, flow
 from flown.bench.timing import medians, timed_rows
-from flown.diffusion import diffusion_loss, sample_ddpm
+from flown.diffusion import denoise
 from flown.evaluate import evaluate as accuracy
-from flown.fitting import Population, context_bank
+from flown.fitting import FlowConfig, Population, context_bank, fit_flow
 from flown.model import Flown, shipped_zoo
 from flown.provenance import Row
-from flown.training import train
 from flown.zoo import Zoo
 
 STEPS = (1, 2, 5, 10, 20, 50, 100)
-
-
-class _Loop(nn.Module):
-    """Trains a network as eps_theta on a model's latents, in the flow's own training loop."""
-
-    def __init__(self, model: Flown, network: nn.Module, latents: torch.Tensor,
-                 tasks: torch.Tensor, bank: torch.Tensor) -> None:  # fmt: skip
-        super().__init__()
-        self.network, self.batch = network, model.config.flow_training.batch_size
-        self.head = model.head
-        self.latents, self.tasks, self.bank = latents, tasks, bank
-
-    def forward(self, generator: torch.Generator) -> torch.Tensor:
-        rows = torch.randint(len(self.latents), (self.batch,), generator=generator)
-        draws = torch.randint(self.bank.shape[1], (self.batch,), generator=generator)
-        assert self.head is not None
-        context = self.head(self.bank[self.tasks[rows], draws]).detach()
-        return diffusion_loss(self.network, self.latents[rows], context, generator)
 
 
 def sample(name: str, repeats: int, scratch: Path, networks: int = 100) -> list[Row]:
@@ -49,29 +29,26 @@ def sample(name: str, repeats: int, scratch: Path, networks: int = 100) -> list[
 
     model, zoo = Flown.from_pretrained(name), Zoo.open(shipped_zoo(name))
     images = {task: data.load(task) for task in zoo.tasks}
-    people = Population.of(zoo, model.config.epochs)
     assert model.support is not None and model.head is not None
     bank = context_bank(model.support, images, model.tasks, model.classes, model.config)
-    with torch.no_grad():
-        latents = model.encoder.encode(people.train[torch.arange(len(people.train))])  # type: ignore[operator]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        rival = flow.UNet(model.config.velocity, model.latent_shape, 128)
-    loop = _Loop(model, rival, latents, people.train.tasks, bank)
-    train(loop, model.config.flow_training, out=scratch, name="ddpm", resume=True)
-    rival.requires_grad_(False)
-    task = model.tasks[0]
-    context = model.head(bank[:1, 0])
+    config = model.config.model_copy(update={"flow": FlowConfig(process="diffusion")})
+    people = Population.of(zoo, config.epochs)
+    rival, head, _ = fit_flow(
+        people, model.encoder, model.source(), bank, config, scratch, True, "cpu"
+    )
+    assert head is not None
+    task, one = model.tasks[0], bank[:1, 0]
+    context = model.head(one)
     test = images[task].test
-    shape = (networks, *model.latent_shape)
-    x0 = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    x0 = torch.randn(networks, *model.latent_shape, generator=torch.Generator().manual_seed(0))
     many = context.expand(networks, -1)
 
     def euler(steps: int) -> torch.Tensor:
         return flow.integrate(model.velocity.bind(context), x0, steps=steps).x
 
     def ddpm() -> torch.Tensor:
-        return sample_ddpm(rival, shape, context, generator=torch.Generator().manual_seed(0)).x
+        eps, generator = rival.bind(head(one)), torch.Generator().manual_seed(1)
+        return denoise(eps, x0, generator=generator).x
 
     def theirs() -> torch.Tensor:
         grid = torch.linspace(0, 1, 101)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flown import encoders
-from flown.encoders import VAEConfig
+from flown.encoders import PDiffConfig, VAEConfig
 from flown.errors import FlownError
 from flown.layout import JointLayout
 from tests.fakes import layout
@@ -45,6 +45,26 @@ def test_identity_is_exact() -> None:
     assert torch.equal(encoder.decode(encoder.encode(vectors)), vectors)
 
 
+@pytest.mark.parametrize(("kernel", "stride"), [(7, 2), (7, 4), (5, 5), (3, 2), (9, 4)])
+def test_pdiffs_levels_undo_each_other(kernel: int, stride: int) -> None:
+    """Whatever the length, each level's transposed convolution restores what its own shortened."""
+    config = PDiffConfig(channels=(4, 6, 8), kernel=kernel, stride=stride)
+    encoder = encoders.build(config, JOINT)
+    vectors = torch.randn(2, SIZE)
+    assert encoder.decode(encoder.encode(vectors)).shape == vectors.shape
+    assert encoder.decoder(torch.randn(1, 64)).shape[1] - SIZE == encoder.padding
+    assert 0 <= encoder.padding < stride**3
+
+
+def test_pdiff_as_published() -> None:
+    encoder = encoders.build(PDiffConfig.published(), JOINT)
+    assert encoder.latent_shape == (8, 4, 4)
+    convs = [m for m in encoder.encoder if isinstance(m, torch.nn.Conv1d)]
+    assert [(c.out_channels, c.kernel_size[0], c.stride[0]) for c in convs] == [
+        (64, 7, 2), (128, 7, 2), (256, 7, 2), (256, 7, 2), (32, 7, 2)
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(("few_shot", "shape"), [(False, (4, 4, 4)), (True, (4, 8, 8))])
 def test_published_latents(few_shot: bool, shape: tuple[int, int, int]) -> None:
     config = VAEConfig.published(few_shot)
@@ -64,8 +84,9 @@ def test_padding_does_not_count(generator: torch.Generator) -> None:
     torch.testing.assert_close(encoders.reconstruction_error(wild, vectors, mask), expected)
 
 
-def test_latents_settle_to_unit_scale() -> None:
-    encoder = encoders.build(VAEConfig(), JOINT)
+@pytest.mark.parametrize("config", [VAEConfig(), PDiffConfig()])
+def test_latents_settle_to_unit_scale(config: VAEConfig | PDiffConfig) -> None:
+    encoder = encoders.build(config, JOINT)
     vectors = torch.randn(200, SIZE)
     encoder.settle(vectors)
     latents = encoder.encode(vectors).flatten(1)
@@ -75,5 +96,8 @@ def test_latents_settle_to_unit_scale() -> None:
 def test_bad_sizes_are_refused() -> None:
     with pytest.raises(FlownError, match="side 18"):
         encoders.build(VAEConfig(side=18), JOINT)
+    for sizes in ({"kernel": 6}, {"kernel": 3, "stride": 4}):
+        with pytest.raises(FlownError, match=r"pdiff: kernel \d must be odd"):
+            encoders.build(PDiffConfig(**sizes), JOINT)
     with pytest.raises(FlownError, match=r"unknown encoder 'vea'. Did you mean 'vae'"):
         encoders.from_values({"kind": "vea"})

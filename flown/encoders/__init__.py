@@ -2,9 +2,10 @@
 
 from flown.encoders.base import ENCODERS, Encoder, build, from_values, reconstruction_error
 from flown.encoders.identity import Identity, IdentityConfig
+from flown.encoders.pdiff import PDiff, PDiffConfig
 from flown.encoders.vae import VAE, VAEConfig
 
 __all__ = [
-    "ENCODERS", "VAE", "Encoder", "Identity", "IdentityConfig", "VAEConfig", "build", "from_values",
-    "reconstruction_error",
+    "ENCODERS", "VAE", "Encoder", "Identity", "IdentityConfig", "PDiff", "PDiffConfig", "VAEConfig",
+    "build", "from_values", "reconstruction_error",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flown.config import Config
 from flown.encoders.identity import Identity, IdentityConfig
+from flown.encoders.pdiff import PDiff, PDiffConfig
 from flown.encoders.vae import VAE, VAEConfig
 from flown.errors import unknown
 from flown.layout import JointLayout
@@ -40,6 +41,7 @@ class Encoder(Protocol):
 ENCODERS: dict[str, tuple[type[Config], Any]] = {
     "vae": (VAEConfig, VAE),
     "identity": (IdentityConfig, Identity),
+    "pdiff": (PDiffConfig, PDiff),
 }
 
 

@@ -6,7 +6,7 @@ import sys
 import traceback
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Optional
+from typing import Annotated, NoReturn, Optional
 
 import typer
 from rich.table import Table
@@ -155,6 +155,7 @@ def export(model: Path, out: Out, overwrite: Overwrite = False) -> None:
 
 
 class Experiment(str, Enum):
+    table1 = "table1"
     table2 = "table2"
     table3 = "table3"
 
@@ -164,17 +165,18 @@ def reproduce(table: Experiment, out: Out, scale: Scale = Scale.cpu, seed: Seed 
               resume: Resume = False, overwrite: Overwrite = False,
               device: Device = "auto") -> None:  # fmt: skip
     """Rebuild a table of the paper, with what it leaves out: baselines, novelty, every sample."""
-    from flown.experiments.table2 import table2
-    from flown.experiments.table3 import table3
+    from importlib import import_module
+
     from flown.report import print_card
     from flown.report.finetuning import print_table3
 
-    settings: dict[str, Any] = {"seed": seed, "resume": resume, "overwrite": overwrite,
-                                "device": device_of(device)}  # fmt: skip
+    rebuild = getattr(import_module(f"flown.experiments.{table.value}"), table.value)
+    result = rebuild(out, scale.value, seed=seed, resume=resume, overwrite=overwrite,
+                     device=device_of(device))  # fmt: skip
     if table is Experiment.table3:
-        print_table3(table3(out, scale.value, **settings), console)
+        print_table3(result, console)
     else:
-        print_card(table2(out, scale.value, **settings).card, console)
+        print_card(result.card, console)
     wrote(out / "results.json", out / "report.html")
 
 

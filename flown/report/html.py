@@ -76,10 +76,11 @@ def write_page(path: Path | str, title: str, parts: list[str]) -> None:
 
 
 def _tables(card: Card) -> list[str]:
+    origin = f"from {SUPPORTS} support sets of {card.shots} images a class"
     parts = ["<h2>Accuracy</h2>", _note(
         f"Mean ± standard deviation over all networks, none chosen, in percent of test images; "
-        f"{card.n} networks a task were generated from {SUPPORTS} support sets of {card.shots} "
-        "images a class."), table_html(*tables.summary(card))]  # fmt: skip
+        f"{card.n} networks a task were generated {origin if card.shots else 'unconditionally'}."
+        ), table_html(*tables.summary(card))]  # fmt: skip
     if card.compares_tasks:
         parts += ["<h2>Contexts</h2>", _note(
             "Networks generated for the row's task, tested on the column's images; in the last "

@@ -29,7 +29,8 @@ def print_card(card: Card, console: Console | None = None) -> None:
     if card.compares_tasks:
         _print(console, "Mean test accuracy, %, by task generated for and images tested on",
                tables.confusion(card))  # fmt: skip
-    _print(console, f"Sampling on {card.device}, seed {card.seed}, {card.shots} images a class",
+    shots = f", {card.shots} images a class" if card.shots else ""
+    _print(console, f"Sampling on {card.device}, seed {card.seed}{shots}",
            tables.sampling(card))  # fmt: skip
 
 

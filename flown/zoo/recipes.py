@@ -155,12 +155,9 @@ _DEMOS: dict[str, dict[str, Any]] = {
 # p-diff's zoos of the last two norm layers. The paper keeps 200 checkpoints; every fifth step, since
 # successive ones hardly differ. From scratch, not from published weights: FLoWN does not say which.
 _NORMS: dict[str, dict[str, Any]] = {
-    "cifar10-resnet18-norms": {"dataset": "cifar10", "net": "resnet18"},
-    "cifar100-resnet18-norms": {"dataset": "cifar100", "net": "resnet18"},
-    "natural10-resnet18-norms": {"dataset": "natural10", "net": "resnet18"},
-    "stl10-resnet18-norms": {"dataset": "stl10", "net": "resnet18"},
-    "cifar10-vit_base-norms": {"dataset": "cifar10", "net": "vit_base"},
-    "cifar10-convnext_tiny-norms": {"dataset": "cifar10", "net": "convnext_tiny"},
+    f"{dataset}-{net}-norms": {"dataset": dataset, "net": net}
+    for net in ("resnet18", "vit_base", "convnext_tiny")
+    for dataset in ("mnist", "cifar10", "cifar100", "stl10", "natural10")
 }
 RECIPES = tuple(sorted([*_PAPER, *_DEMOS, *_NORMS]))
 

@@ -1,0 +1,211 @@
+"""Unconditional generation (FLoWN 3.1): one generator a network and data set, beside a diffusion.
+
+For every cell a zoo is trained (or resumed) by recipe and an encoder on it; on the same latents a
+flow and, with the same network and budget, a diffusion are trained: FLoWN and p-diff. Everything is
+measured alike, the zoo's own networks too.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flown import data, zoo
+from flown.baselines import BASELINES
+from flown.card import CHOICE, Card, Measured, TaskCard
+from flown.config import Config
+from flown.data import ImageData
+from flown.evaluate import predictions
+from flown.files import replacing
+from flown.fitting import FlowConfig, FlownConfig
+from flown.model import Flown
+from flown.novelty import held_out_distance, largest_iou, mutual_iou, nearest_distance, same_seed
+from flown.progress import bar
+from flown.provenance import Row, digest, provenance
+from flown.weights import WeightBatch
+from flown.zoo import Recipe, Zoo
+
+_ENCODER = "encoder.checkpoint.safetensors"
+
+
+class Cell(Config):
+    """A zoo and what is fitted on it."""
+
+    recipe: Recipe
+    models: int
+    fit: FlownConfig
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What the rows of the cell have in common."""
+        return {"net": self.recipe.net, "encoder": self.fit.encoder.kind,
+                "dataset": self.recipe.dataset}  # fmt: skip
+
+    @property
+    def name(self) -> str:
+        return "{net} ({encoder}), {dataset}".format(**self.about)
+
+
+class UnconditionalConfig(Config):
+    """What decides the experiment: `samples` networks a method, in so many steps of each sampler."""
+
+    cells: tuple[Cell, ...]
+    samples: int = 200
+    steps: int = 100
+    ddpm_steps: int = 1000
+    seed: int = 0
+
+
+@dataclass
+class Result:
+    """A cell, measured: every method's networks; seconds and NFE of the two generators."""
+
+    cell: Cell
+    methods: dict[str, Measured]
+    costs: dict[str, tuple[float, int]]
+
+    def rows(self) -> list[Row]:
+        """In the schema of `results.json`; the best network is chosen on validation images."""
+        found: list[Row] = []
+
+        def add(method: str, metric: str, value: float, n: int, selection: str = "all",
+                **more: float | None) -> None:  # fmt: skip
+            found.append({**self.cell.about, "method": method, "metric": metric, "value": value,
+                          "std": None, "n": n, "selection": selection, "epoch": None,
+                          "paper": None, **more})  # fmt: skip
+
+        for method, m in self.methods.items():
+            n, test = len(m.test), m.test
+            add(method, "accuracy", float(test.mean()), n, std=float(test.std()),
+                median=float(test.quantile(0.5)), min=float(test.min()), max=float(test.max()))  # fmt: skip
+            add(method, "accuracy", float(m.top(1)), 1, f"val-best-of-{n}")
+            for metric, values in (("l2-ratio", m.ratio), ("max-iou", m.iou)):
+                if values is not None:
+                    add(method, metric, float(values.mean()), n, std=float(values.std()))
+            if m.diversity is not None:
+                add(method, "diversity-iou", m.diversity, n)
+        for method, (seconds, nfe) in self.costs.items():
+            n = len(self.methods[method].test)
+            add(method, "seconds", seconds, n)
+            add(method, "nfe", nfe, n)
+        return found
+
+
+@dataclass
+class Unconditional:
+    """A finished experiment; `card` has a task a cell."""
+
+    results: list[Result]
+    card: Card
+    about: dict[str, Any]
+
+
+class _Originals:
+    """A zoo's checkpoints and what is cheap to make of them, measured once for all encoders."""
+
+    def __init__(self, trained: Zoo, images: ImageData, n: int, seed: int, device: str) -> None:
+        self.images, self.device = images, device
+        order = torch.randperm(len(images.val), generator=torch.Generator().manual_seed(0))
+        self.choice = images.val[order[:CHOICE]]
+        seen, task = trained.select(split="train"), images.name
+        held_out = trained.select(split="held-out").batch(task)
+        self.train = seen.batch(task)
+        self.unit = held_out_distance(self.train.vectors, held_out.vectors)
+        self.wrong, val = self._tested(self.train)
+        seeds = [row.seed for row in seen.rows]
+        own = self._measured(self.train, self.wrong, val, same_seed(seeds, seeds))
+        if len(set(seeds)) == 1:  # there is no other training to compare a checkpoint with
+            own.ratio = own.iou = None
+        self.methods = {"zoo": own, "zoo-held-out": self.measure(held_out)}
+        generator = torch.Generator().manual_seed(seed)
+        for name, draw in BASELINES.items():
+            if name != "nearest":  # the zoo's own row
+                self.methods[name] = self.measure(draw(self.train, n, generator))
+
+    def measure(self, batch: WeightBatch) -> Measured:
+        """Accuracies, novelty, diversity."""
+        return self._measured(batch, *self._tested(batch))
+
+    def _tested(self, batch: WeightBatch) -> tuple[Tensor, Tensor]:
+        """Wrong predictions (n, N) on test images, validation accuracies (n,)."""
+        whole = WeightBatch(self.train.layout, batch.vectors.to(self.device), rest=self.train.rest)
+        ready = whole.calibrated(self.images.train.images)
+        test, choice = self.images.test, self.choice
+        wrong = predictions(ready, test.images).cpu() != test.labels
+        right = predictions(ready, choice.images).cpu() == choice.labels
+        return wrong, 100 * right.float().mean(dim=1)
+
+    def _measured(self, batch: WeightBatch, wrong: Tensor, val: Tensor,
+                  excluded: Tensor | None = None) -> Measured:  # fmt: skip
+        distances = nearest_distance(batch.vectors.cpu(), self.train.vectors, excluded)
+        return Measured(
+            val, 100 * (1 - wrong.float().mean(dim=1)), distances / self.unit,
+            largest_iou(wrong, self.wrong, excluded), mutual_iou(wrong),
+        )  # fmt: skip
+
+
+def run(config: UnconditionalConfig, out: Path, *, device: str) -> Unconditional:
+    """All cells, each going on from what is under `out` already.
+
+    Raises:
+        FlownError: data that is not here; as `zoo.train`, `Flown.fit` and `Flown.sample`.
+    """
+    start = time.monotonic()
+    originals: dict[str, _Originals] = {}
+    results, counts, zoos = [], {}, {}
+    for cell in config.cells:
+        name, images = cell.recipe.name, data.load(cell.recipe.dataset)
+        trained = zoo.train(cell.recipe, cell.models, out / "zoos" / name, seed=config.seed,
+                            resume=True, device=device)  # fmt: skip
+        models = _fit(cell, trained, images, out / "runs" / f"{name}-{cell.fit.encoder.kind}", device)
+        if name not in originals:
+            originals[name] = _Originals(trained, images, config.samples, config.seed, device)
+        results.append(_result(cell, models, originals[name], config))
+        zoos[name] = trained.identity
+        counts[cell.recipe.dataset] = {"train": len(images.train), "test": len(images.test),
+                                       "val": len(originals[name].choice)}  # fmt: skip
+    seconds = time.monotonic() - start
+    about = provenance(config, {**counts, "zoos": zoos}, seconds, device)
+    tasks = {x.cell.name: TaskCard(x.cell.name, x.methods, seconds=x.costs["flown"][0],
+                                   nfe=x.costs["flown"][1]) for x in results}  # fmt: skip
+    card = Card(tasks, config.samples, 1, 0, "euler", config.steps, config.seed, device,
+                digest(config), digest(config), counts)  # fmt: skip
+    return Unconditional(results, card, about)
+
+
+def _fit(cell: Cell, trained: Zoo, images: ImageData, out: Path, device: str) -> dict[str, Flown]:
+    """The flow, then the diffusion on the flow's encoder."""
+    about: Mapping[str, ImageData] = {images.name: images}
+    flow = Flown.fit(trained, cell.fit, out=out / "flown", images=about, resume=True, device=device)
+    target = out / "p-diff" / _ENCODER
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target) as scratch:
+            shutil.copy(out / "flown" / _ENCODER, scratch)
+    other = cell.fit.model_copy(update={"flow": FlowConfig(process="diffusion")})
+    diffusion = Flown.fit(trained, other, out=out / "p-diff", images=about, resume=True,
+                          device=device)  # fmt: skip
+    return {"flown": flow, "p-diff": diffusion}
+
+
+def _result(cell: Cell, models: Mapping[str, Flown], originals: _Originals,
+            config: UnconditionalConfig) -> Result:  # fmt: skip
+    samplers = {"flown": ("euler", config.steps), "p-diff": ("ddpm", config.ddpm_steps)}
+    rebuilt = models["flown"].reconstruct(originals.train[: config.samples])
+    measured = {"reconstruction-train": originals.measure(rebuilt)}
+    costs = {}
+    with bar(f"measuring {cell.name}", len(models)) as update:
+        for done, (method, model) in enumerate(models.items(), 1):
+            solver, steps = samplers[method]
+            samples = model.sample(n=config.samples, seed=config.seed, solver=solver, steps=steps)
+            measured[method] = originals.measure(samples.batch)
+            costs[method] = (samples.seconds, samples.nfe)
+            update(done, f"{method}: {float(measured[method].test.mean()):.1f} %")
+    return Result(cell, originals.methods | measured, costs)

@@ -31,10 +31,10 @@ def settings() -> UnconditionalConfig:
             epochs=(-4, -3, -2, -1), encoder=encoder, context=ContextConfig(mode="none"),
             encoder_training=TrainConfig(steps=100, batch_size=12, learning_rate=4e-3),
             velocity=VelocityConfig(channels=16, blocks=1, attention=False),
-            flow_training=TrainConfig(steps=120, batch_size=32)))
+            flow_training=TrainConfig(steps=120, batch_size=32)), samples=8, images=200)
         for encoder in (VAEConfig(), PDiffConfig(channels=(8, 8)))
     ]  # fmt: skip
-    return UnconditionalConfig(cells=tuple(cells), samples=8, steps=10, ddpm_steps=50)
+    return UnconditionalConfig(cells=tuple(cells), steps=10, ddpm_steps=50)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +65,7 @@ def test_the_table(out: Path) -> None:
         assert rows[encoder, "p-diff", "seconds", "all"]["value"] > 0
         assert rows[encoder, "zoo", "l2-ratio", "all"]["value"] == pytest.approx(1, abs=0.1)
         assert {m for e, m, *_ in rows if e == encoder} >= {"gaussian", "random-init", "zoo-held-out"}
+    assert found["provenance"]["data"]["tiny"]["test"] == 200
     assert found["provenance"]["config"]["cells"][1]["fit"]["encoder"]["kind"] == "pdiff"
     page = (out / "report.html").read_text()
     assert "cnn-small (pdiff), digits" in page and "unconditionally" in page

@@ -28,7 +28,7 @@ class PDiffConfig(Config):
     """Sizes of the autoencoder. The defaults are a CPU preset, `published()` is p-diff's."""
 
     kind: Literal["pdiff"] = "pdiff"
-    channels: tuple[int, ...] = Field(default=(16, 32, 32), min_length=1)
+    channels: tuple[int, ...] = Field(default=(8, 16, 32), min_length=1)
     kernel: int = Field(default=7, ge=1)
     stride: int = Field(default=4, ge=2)
     latent_shape: tuple[int, int, int] = (4, 4, 4)

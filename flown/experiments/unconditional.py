@@ -21,7 +21,7 @@ from flown import data, zoo
 from flown.baselines import BASELINES
 from flown.card import CHOICE, Card, Measured, TaskCard
 from flown.config import Config
-from flown.data import ImageData
+from flown.data import ImageData, Split
 from flown.evaluate import predictions
 from flown.files import replacing
 from flown.fitting import FlowConfig, FlownConfig
@@ -36,11 +36,17 @@ _ENCODER = "encoder.checkpoint.safetensors"
 
 
 class Cell(Config):
-    """A zoo and what is fitted on it."""
+    """A zoo, what is fitted on it, and how that is measured.
+
+    `samples` networks a method; `images` limits the test and validation images, drawn at random,
+    where evaluation is what costs.
+    """
 
     recipe: Recipe
     models: int
     fit: FlownConfig
+    samples: int = 200
+    images: int | None = None
 
     @property
     def about(self) -> dict[str, str]:
@@ -54,10 +60,9 @@ class Cell(Config):
 
 
 class UnconditionalConfig(Config):
-    """What decides the experiment: `samples` networks a method, in so many steps of each sampler."""
+    """What decides the experiment: its cells, and how many steps each sampler takes."""
 
     cells: tuple[Cell, ...]
-    samples: int = 200
     steps: int = 100
     ddpm_steps: int = 1000
     seed: int = 0
@@ -110,10 +115,10 @@ class Unconditional:
 class _Originals:
     """A zoo's checkpoints and what is cheap to make of them, measured once for all encoders."""
 
-    def __init__(self, trained: Zoo, images: ImageData, n: int, seed: int, device: str) -> None:
+    def __init__(self, cell: Cell, trained: Zoo, images: ImageData, seed: int, device: str) -> None:
         self.images, self.device = images, device
-        order = torch.randperm(len(images.val), generator=torch.Generator().manual_seed(0))
-        self.choice = images.val[order[:CHOICE]]
+        self.test = _some(images.test, cell.images)
+        self.choice = _some(images.val, min(CHOICE, cell.images or CHOICE))
         seen, task = trained.select(split="train"), images.name
         held_out = trained.select(split="held-out").batch(task)
         self.train = seen.batch(task)
@@ -127,7 +132,7 @@ class _Originals:
         generator = torch.Generator().manual_seed(seed)
         for name, draw in BASELINES.items():
             if name != "nearest":  # the zoo's own row
-                self.methods[name] = self.measure(draw(self.train, n, generator))
+                self.methods[name] = self.measure(draw(self.train, cell.samples, generator))
 
     def measure(self, batch: WeightBatch) -> Measured:
         """Accuracies, novelty, diversity."""
@@ -137,9 +142,8 @@ class _Originals:
         """Wrong predictions (n, N) on test images, validation accuracies (n,)."""
         whole = WeightBatch(self.train.layout, batch.vectors.to(self.device), rest=self.train.rest)
         ready = whole.calibrated(self.images.train.images)
-        test, choice = self.images.test, self.choice
-        wrong = predictions(ready, test.images).cpu() != test.labels
-        right = predictions(ready, choice.images).cpu() == choice.labels
+        wrong = predictions(ready, self.test.images).cpu() != self.test.labels
+        right = predictions(ready, self.choice.images).cpu() == self.choice.labels
         return wrong, 100 * right.float().mean(dim=1)
 
     def _measured(self, batch: WeightBatch, wrong: Tensor, val: Tensor,
@@ -166,18 +170,25 @@ def run(config: UnconditionalConfig, out: Path, *, device: str) -> Unconditional
                             resume=True, device=device)  # fmt: skip
         models = _fit(cell, trained, images, out / "runs" / f"{name}-{cell.fit.encoder.kind}", device)
         if name not in originals:
-            originals[name] = _Originals(trained, images, config.samples, config.seed, device)
+            originals[name] = _Originals(cell, trained, images, config.seed, device)
         results.append(_result(cell, models, originals[name], config))
         zoos[name] = trained.identity
-        counts[cell.recipe.dataset] = {"train": len(images.train), "test": len(images.test),
-                                       "val": len(originals[name].choice)}  # fmt: skip
+        used = originals[name]
+        counts[name] = {"train": len(images.train), "val": len(used.choice), "test": len(used.test)}
     seconds = time.monotonic() - start
     about = provenance(config, {**counts, "zoos": zoos}, seconds, device)
     tasks = {x.cell.name: TaskCard(x.cell.name, x.methods, seconds=x.costs["flown"][0],
                                    nfe=x.costs["flown"][1]) for x in results}  # fmt: skip
-    card = Card(tasks, config.samples, 1, 0, "euler", config.steps, config.seed, device,
-                digest(config), digest(config), counts)  # fmt: skip
+    most = max(cell.samples for cell in config.cells)
+    card = Card(tasks, most, 1, 0, "euler", config.steps, config.seed, device, "", digest(config),
+                counts)  # fmt: skip
     return Unconditional(results, card, about)
+
+
+def _some(split: Split, most: int | None) -> Split:
+    """At most so many images, drawn at random, always the same."""
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
+    return split if most is None else split[order[:most]]
 
 
 def _fit(cell: Cell, trained: Zoo, images: ImageData, out: Path, device: str) -> dict[str, Flown]:
@@ -198,13 +209,13 @@ def _fit(cell: Cell, trained: Zoo, images: ImageData, out: Path, device: str) ->
 def _result(cell: Cell, models: Mapping[str, Flown], originals: _Originals,
             config: UnconditionalConfig) -> Result:  # fmt: skip
     samplers = {"flown": ("euler", config.steps), "p-diff": ("ddpm", config.ddpm_steps)}
-    rebuilt = models["flown"].reconstruct(originals.train[: config.samples])
+    rebuilt = models["flown"].reconstruct(originals.train[: cell.samples])
     measured = {"reconstruction-train": originals.measure(rebuilt)}
     costs = {}
     with bar(f"measuring {cell.name}", len(models)) as update:
         for done, (method, model) in enumerate(models.items(), 1):
             solver, steps = samplers[method]
-            samples = model.sample(n=config.samples, seed=config.seed, solver=solver, steps=steps)
+            samples = model.sample(n=cell.samples, seed=config.seed, solver=solver, steps=steps)
             measured[method] = originals.measure(samples.batch)
             costs[method] = (samples.seconds, samples.nfe)
             update(done, f"{method}: {float(measured[method].test.mean()):.1f} %")

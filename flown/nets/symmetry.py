@@ -86,6 +86,18 @@ def groups(net: nn.Module, example: Tensor) -> tuple[Group, ...]:
     for name, _ in net.named_parameters(remove_duplicate=False):
         if name not in names:
             raise FlownError(f"tensor '{name}' has a second name; permuting both is not supported")
+    walk = Walk(*trace(net, example))
+    for node in walk.graph.nodes:
+        walk.visit(node)
+    return walk.groups()
+
+
+def trace(net: nn.Module, example: Tensor) -> tuple[fx.GraphModule, dict[fx.Node, tuple[int, ...]]]:
+    """A network's graph in eval mode, and the shape of every tensor in it.
+
+    Raises:
+        FlownError: the network cannot be traced, or not run on `example`.
+    """
     # Nothing is computed on meta tensors, and a copy keeps the caller's training mode as it is.
     bare = copy.deepcopy(net).eval().to("meta")
     try:
@@ -102,10 +114,7 @@ def groups(net: nn.Module, example: Tensor) -> tuple[Group, ...]:
         got = tuple(example.shape)
         reason = str(error).strip().split("\n")[0]
         raise FlownError(f"{type(net).__name__} cannot run on an input {got}: {reason}") from None
-    walk = _Walk(dict(traced.named_modules()), shapes.found)
-    for node in traced.graph.nodes:
-        walk.visit(node)
-    return walk.groups()
+    return traced, shapes.found
 
 
 class _Shapes(fx.Interpreter):
@@ -123,7 +132,7 @@ class _Shapes(fx.Interpreter):
 
 
 @dataclass(frozen=True)
-class _Units:
+class Units:
     """Along `axis` of a value lie the units of `space`, each `inner` times."""
 
     space: int
@@ -131,15 +140,14 @@ class _Units:
     inner: int
 
 
-class _Walk:
+class Walk:
     """Follows units through a graph. Values without an entry in `units` are never permuted."""
 
-    def __init__(
-        self, modules: Mapping[str, nn.Module], shapes: Mapping[fx.Node, tuple[int, ...]]
-    ) -> None:
-        self.modules = modules
+    def __init__(self, traced: fx.GraphModule, shapes: Mapping[fx.Node, tuple[int, ...]]) -> None:
+        self.graph = traced.graph
+        self.modules: dict[str, nn.Module] = dict(traced.named_modules())
         self.shapes = shapes
-        self.units: dict[fx.Node, _Units] = {}
+        self.units: dict[fx.Node, Units] = {}
         self.parents: list[int] = []  # of the union-find over spaces
         self.sizes: list[int] = []
         self.fixed: set[int] = set()
@@ -220,7 +228,7 @@ class _Walk:
         size = self.shapes[node][out]
         self.parents.append(len(self.parents))
         self.sizes.append(size)
-        made = self.units[node] = _Units(len(self.parents) - 1, out, 1)
+        made = self.units[node] = Units(len(self.parents) - 1, out, 1)
         self._use(node, "weight", 0, made)
         self._use(node, "bias", 0, made)
 
@@ -234,7 +242,7 @@ class _Walk:
         if module.groups != module.in_channels or units.axis != at:
             raise self._refusal(node, "groups its channels; only depthwise groups are supported")
         repeats = module.out_channels // module.in_channels
-        made = self.units[node] = _Units(units.space, at, units.inner * repeats)
+        made = self.units[node] = Units(units.space, at, units.inner * repeats)
         # A flipped unit would have to leave the kernel as it is and flip the bias.
         self.unsigned.add(made.space)
         self._use(node, "weight", 0, made)
@@ -266,7 +274,7 @@ class _Walk:
         if after[: axis + 1] == before[: axis + 1]:
             self.units[node] = units
         elif after[:axis] == before[:axis] and len(after) == axis + 1:
-            self.units[node] = _Units(units.space, axis, units.inner * after[-1] // before[axis])
+            self.units[node] = Units(units.space, axis, units.inner * after[-1] // before[axis])
         else:
             raise self._refusal(node, f"makes {after} of {before}, units at axis {axis}")
 
@@ -279,7 +287,7 @@ class _Walk:
             raise self._refusal(node, "takes the mean over units")
         kept = len(self.shapes[node]) == rank
         axis = units.axis - (0 if kept else sum(d < units.axis for d in reduced))
-        self.units[node] = _Units(units.space, axis, units.inner)
+        self.units[node] = Units(units.space, axis, units.inner)
 
     def _combine(self, node: fx.Node, product: bool) -> None:
         """A sum or product of two values, elementwise: the units of both are the same."""
@@ -307,7 +315,7 @@ class _Walk:
         if not odd:
             self.unsigned.add(first.space)
 
-    def _use(self, node: fx.Node, name: str, axis: int, units: _Units) -> None:
+    def _use(self, node: fx.Node, name: str, axis: int, units: Units) -> None:
         """Notes that an axis of a layer's tensor, if it has that tensor, is indexed by units."""
         if not isinstance(getattr(self.modules[str(node.target)], name, None), Tensor):
             return

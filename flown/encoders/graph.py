@@ -1,0 +1,106 @@
+"""The graph encoder: permuting a network's hidden units does not change its latent (FLoWN A.2.2).
+
+    encode: node and edge features -> layers -> mean of nodes that share a position -> mu, log sigma^2
+    decode: z -> a state for every node and edge of the fixed layout -> layers -> biases and weights
+
+The graph and what its positions are: `flown.nets.graph`; the layers: `relational`, or `pna`. Kofinas
+et al. (2403.12143) have no decoder. Ours writes the networks in one order, that of its queries, so a
+zoo of independently trained networks has to be aligned first (`flown zoo align`): the latent does not
+say which order a network came in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from flown.encoders.latent import GaussianLatent, LatentConfig
+from flown.encoders.relational import RelationalLayer
+from flown.errors import FlownError
+from flown.layout import JointLayout
+from flown.nets.graph import NetGraph
+
+
+class GraphConfig(LatentConfig):
+    """Sizes of the graph encoder. The defaults are the CPU preset, `published()` is Table 7's.
+
+    `node` and `edge` are the widths of their states; `layers` come `depth` times in the encoder and
+    as often in the decoder, with `heads` where they attend.
+    """
+
+    kind: Literal["graph"] = "graph"
+    layers: Literal["relational", "pna"] = "relational"
+    node: int = 32
+    edge: int = 16
+    depth: int = 2
+    heads: int = 4
+    latent_shape: tuple[int, int, int] = (4, 4, 4)
+
+    @classmethod
+    def published(cls) -> GraphConfig:
+        """Table 7; the width of the edges is Kofinas et al.'s."""
+        return cls(node=64, edge=32, depth=4, heads=8)
+
+
+class GraphEncoder(GaussianLatent):
+    """Standardised weight vectors (n, D) <-> latents (n, *latent_shape) by way of graphs."""
+
+    def __init__(self, config: GraphConfig, joint: JointLayout) -> None:
+        super().__init__(config, config.latent_shape)
+        if config.node % config.heads:
+            raise FlownError(f"graph: node {config.node} is not divisible by heads {config.heads}")
+        self.config, self.graph = config, NetGraph.of(joint)
+        latent, graph = math.prod(config.latent_shape), self.graph
+        self.embed_nodes = nn.Linear(1, config.node)
+        self.embed_edges = nn.Linear(graph.kernel, config.edge)
+        counts = torch.bincount(graph.positions)
+        self.position = nn.Embedding(len(counts), config.node)
+        self.encoder = _layers(config, graph, last_edges=False)
+        self.posterior = nn.Sequential(
+            nn.LayerNorm(config.node), nn.Flatten(), nn.Linear(len(counts) * config.node, 2 * latent)
+        )
+        self.node_queries = nn.Linear(latent, graph.nodes * config.node)
+        self.edge_queries = nn.Linear(latent, graph.edges * config.edge)
+        self.decoder = _layers(config, graph, last_edges=True)
+        self.biases = nn.Sequential(nn.LayerNorm(config.node), nn.Linear(config.node, 1))
+        self.weights = nn.Sequential(nn.LayerNorm(config.edge), nn.Linear(config.edge, graph.kernel))
+        share = torch.zeros(len(counts), graph.nodes)
+        share[graph.positions, torch.arange(graph.nodes)] = 1 / counts[graph.positions]
+        self.register_buffer("_share", share, persistent=False)
+
+    def node_states(self, vectors: Tensor) -> Tensor:
+        """What the layers make of vectors (n, D), node by node: (n, V, node)."""
+        nodes, edges = self.graph.features(vectors)
+        nodes = self.embed_nodes(nodes) + self.position(self.graph.positions)
+        return self._run(self.encoder, nodes, self.embed_edges(edges))[0]
+
+    def moments(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        pooled = torch.einsum("pv,nvd->npd", self._share, self.node_states(vectors))
+        mean, logvar = self.posterior(pooled).chunk(2, dim=1)
+        return mean, logvar.clamp(-20, 4)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        z = latents.flatten(1)
+        nodes = self.node_queries(z).unflatten(1, (self.graph.nodes, -1))
+        edges = self.edge_queries(z).unflatten(1, (self.graph.edges, -1))
+        nodes, edges = self._run(self.decoder, nodes, edges)
+        return self.graph.vectors(self.biases(nodes), self.weights(edges))
+
+    def _run(self, layers: Iterable[nn.Module], nodes: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
+        for layer in layers:
+            nodes, edges = layer(self.graph, nodes, edges)
+        return nodes, edges
+
+
+def _layers(config: GraphConfig, graph: NetGraph, last_edges: bool) -> nn.ModuleList:
+    """The stack; its last layer need not make edges that nothing reads."""
+    ends = [last_edges or i + 1 < config.depth for i in range(config.depth)]
+    if config.layers == "pna":
+        from flown.encoders.pna import PNALayer  # needs torch-geometric
+
+        return nn.ModuleList(PNALayer(config.node, config.edge, graph, e) for e in ends)
+    return nn.ModuleList(RelationalLayer(config.node, config.edge, config.heads, e) for e in ends)

@@ -1,0 +1,115 @@
+"""Relational transformer layers on a network's graph (Diao & Loynd 2023, 2210.05062).
+
+    score_ij = (q_i + Q e_ij) . (k_j + K e_ij) / sqrt(d)      every node attends to every node
+    value_ij = v_j * (1 + M e_ij) + V e_ij                    modulated, as Kofinas et al. have it
+    e_ij    += MLP(e_ij, e_ji, x_i, x_j),  then an MLP of its own
+
+A network is sparse: where there is no weight, e_ij = 0 and both are plain attention's q_i . k_j and
+v_j. So tensors of all pairs hold one number a head, and those of features exist at edges alone, layer
+by layer, where receivers and senders broadcast. sum_j a_ij V e_ij = V sum_j a_ij e_ij besides, which
+needs no value per edge. The result is that of the dense transformer with zeros.
+
+Axes: n networks, V nodes, E edges, h heads, c numbers a head.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flown.nets.graph import NetGraph
+
+
+class RelationalLayer(nn.Module):
+    """Nodes (n, V, node) and edges (n, E, edge) to new ones; `edges=False` keeps edges."""
+
+    def __init__(self, node: int, edge: int, heads: int, edges: bool = True) -> None:
+        super().__init__()
+        self.node_norm, self.edge_norm = nn.LayerNorm(node), nn.LayerNorm(edge)
+        self.attention = RelationalAttention(node, edge, heads)
+        self.mlp = mlp(node)
+        self.update = EdgeUpdate(node, edge) if edges else None
+
+    def forward(self, graph: NetGraph, nodes: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
+        nodes = nodes + self.attention(graph, self.node_norm(nodes), self.edge_norm(edges))
+        nodes = nodes + self.mlp(nodes)
+        if self.update is not None:
+            edges = self.update(graph, nodes, edges)
+        return nodes, edges
+
+
+class RelationalAttention(nn.Module):
+    """Multi-head attention of all nodes (n, V, node) to all, with edges (n, E, edge)."""
+
+    def __init__(self, node: int, edge: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(node, 3 * node, bias=False)
+        self.edge_target = nn.Linear(edge, node, bias=False)
+        self.edge_source = nn.Linear(edge, node, bias=False)
+        self.edge_gain = nn.Linear(edge, 2 * node, bias=False)  # along the edge, and back
+        self.edge_value = nn.Linear(edge, 2 * node, bias=False)
+        self.out = nn.Linear(node, node)
+
+    def forward(self, graph: NetGraph, nodes: Tensor, edges: Tensor) -> Tensor:
+        q, k, v = self.qkv(nodes).unflatten(2, (3, self.heads, -1)).unbind(2)  # (n, V, h, c)
+        scores = torch.einsum("nihc,njhc->nhij", q, k).flatten(2)
+        there, back = self._related(graph, q, k, edges)
+        target, source = graph.ends.unbind(1)
+        pairs = torch.cat([target * graph.nodes + source, source * graph.nodes + target])
+        scores = scores.index_add(2, pairs, torch.cat([there, back], dim=1).transpose(1, 2))
+        attention = (scores * q.shape[-1] ** -0.5).unflatten(2, (graph.nodes, -1)).softmax(-1)
+        weights = attention.flatten(2)[:, :, pairs].transpose(1, 2)  # (n, 2 E, h)
+        mixed = torch.einsum("nhij,njhc->nihc", attention, v)
+        for i, along in enumerate(weights.chunk(2, dim=1)):
+            gains = self.edge_gain.weight.chunk(2)[i]
+            values = self.edge_value.weight.chunk(2)[i].unflatten(0, (self.heads, -1))
+            parts = graph.by_block(along), graph.by_block(F.linear(edges, gains)), graph.by_block(edges)
+            for block, a, gain, e in zip(graph.blocks, *parts, strict=True):
+                to, of = (block.source, block.target) if i else (block.target, block.source)
+                modulated = to.sum(a[..., None] * (of.of(v) * gain.unflatten(3, (self.heads, -1))))
+                plain = torch.einsum("nihe,hce->nihc", to.sum_products(a, e), values)
+                mixed[:, to.place] += modulated + plain
+        return self.out(mixed.flatten(2))  # type: ignore[no-any-return]
+
+    def _related(self, graph: NetGraph, q: Tensor, k: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
+        """What edges add to the scores of their targets and of their sources, (n, E, h) each."""
+        split = (self.heads, -1)
+        p, r = (linear.weight.unflatten(0, split) for linear in (self.edge_target, self.edge_source))
+        square = (self.edge_target(edges) * self.edge_source(edges)).unflatten(2, split).sum(-1)
+        qp, qr, kp, kr = (torch.einsum("nihc,hce->nihe", x, w) for x in (q, k) for w in (p, r))
+        there, back = [], []
+        for block, e in zip(graph.blocks, graph.by_block(edges), strict=True):
+            there.append((block.target.dot(qr, e) + block.source.dot(kp, e)).flatten(1, 2))
+            back.append((block.source.dot(qp, e) + block.target.dot(kr, e)).flatten(1, 2))
+        return torch.cat(there, dim=1) + square, torch.cat(back, dim=1) + square
+
+
+class EdgeUpdate(nn.Module):
+    """New edges (n, E, edge) from the old and the nodes at both ends."""
+
+    def __init__(self, node: int, edge: int) -> None:
+        super().__init__()
+        self.norm, self.own = nn.LayerNorm(edge), nn.Linear(edge, 2 * edge)
+        self.target = nn.Linear(node, 2 * edge, bias=False)
+        self.source = nn.Linear(node, 2 * edge, bias=False)
+        self.out = nn.Linear(2 * edge, edge)
+        self.mlp = mlp(edge)
+
+    def forward(self, graph: NetGraph, nodes: Tensor, edges: Tensor) -> Tensor:
+        targets, sources = self.target(nodes), self.source(nodes)
+        own = graph.by_block(self.own(self.norm(edges)))
+        hidden = torch.cat([
+            (part + block.target.of(targets) + block.source.of(sources)).flatten(1, 2)
+            for block, part in zip(graph.blocks, own, strict=True)
+        ], dim=1)  # fmt: skip
+        edges = edges + self.out(F.gelu(hidden))
+        return edges + self.mlp(edges)  # type: ignore[no-any-return]
+
+
+def mlp(width: int) -> nn.Sequential:
+    """LayerNorm -> Linear -> GELU -> Linear, twice as wide inside."""
+    return nn.Sequential(
+        nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+    )

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,8 +37,6 @@ from flown.training import History
 from flown.version import __version__
 from flown.weights import WeightBatch
 from flown.zoo import Zoo
-
-BUILTIN = ("flown-small",)
 
 
 class Samples(NamedTuple):
@@ -163,9 +160,10 @@ class Flown(nn.Module, ModelHubMixin):
         vectors = self.joint.embed(batch.vectors.to(self.device), task)
         return self._encode_raw(vectors, torch.full((len(batch),), task, device=self.device))
 
-    @torch.no_grad()
     def decode(self, latents: Tensor, task: str) -> WeightBatch:
-        """Latents (n, *latent_shape) to networks of a task; BatchNorm is still to be `calibrated`.
+        """Latents (n, *latent_shape) to networks of a task, whose BatchNorm is to be `calibrated`.
+
+        Differentiable.
 
         Raises:
             FlownError: unknown task, or the decoded weights hold NaN or Inf.
@@ -298,12 +296,12 @@ class Flown(nn.Module, ModelHubMixin):
             FlownError: no such model, a file of it is missing, broken or of another model.
         """
         name = str(pretrained_model_name_or_path)
-        if name in BUILTIN:
-            return cls._load(_shipped(name))
+        if name in modelfiles.SHIPPED:
+            return cls._load(modelfiles.shipped(name))
         if Path(name).exists():
             return cls._load(Path(name))
         if name.count("/") != 1 or name.startswith((".", "/")):
-            raise FlownError(f"{name}: no such model folder. {unknown('model', name, BUILTIN)}")
+            raise FlownError(f"{name}: no such model folder. {unknown('model', name, modelfiles.SHIPPED)}")
         from huggingface_hub import snapshot_download
 
         try:
@@ -335,18 +333,3 @@ class Flown(nn.Module, ModelHubMixin):
             model.prototypes = parts["context"]["prototypes"].float()
         model.card = values.get("card", {})
         return model.eval().requires_grad_(False)
-
-
-def _shipped(name: str) -> Path:
-    return Path(str(resources.files("flown") / "pretrained" / name))
-
-
-def shipped_zoo(name: str) -> Path:
-    """The zoo that a shipped model was fitted on; it ships too.
-
-    Raises:
-        FlownError: no such shipped model.
-    """
-    if name not in BUILTIN:
-        raise unknown("shipped model", name, BUILTIN)
-    return _shipped(f"{name}-zoo")

@@ -59,7 +59,21 @@ def render(model: Described) -> str:
         for x in model.joint.layouts
     )
     head = _HEAD.format(net=model.joint.layouts[0].net, tasks=tasks)
-    return head + _card(model.card) + _LIMITS
+    return head + _adapted(model.card) + _card(model.card) + _LIMITS
+
+
+def _adapted(card: dict[str, Any]) -> str:
+    """What the model was trained on after its fit, if it was."""
+    about = card.get("adapted")
+    if about is None:
+        return ""
+    return (
+        f"\n## Adapted\n\nAfterwards adapted to '{about['data']}' (parts: "
+        f"{', '.join(about['config']['parts'])}; method: {about['config']['method']}): networks for "
+        f"task '{about['task']}' are for those images and their order of classes, preprocessed as "
+        f"the task's. Mean validation accuracy there: {about['static']:.1f} % before, "
+        f"{about['val']:.1f} % after.\n"
+    )
 
 
 def _card(card: dict[str, Any]) -> str:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from flown.errors import FlownError
+from flown.errors import FlownError, unknown
 from flown.files import check_finite, load_tensors, read_json, save_tensors, write_json, write_text
 
 FORMAT = "flown-model-1"
 PARTS = ("encoder", "flow", "context")
+SHIPPED = ("flown-small",)
 
 Tensors = Mapping[str, Tensor]
 
@@ -101,3 +103,19 @@ def export(source: Path, target: Path) -> None:
 
 def _half(tensor: Tensor) -> Tensor:
     return tensor.half() if tensor.is_floating_point() else tensor
+
+
+def shipped(name: str) -> Path:
+    """The folder of a model that ships with the package."""
+    return Path(str(resources.files("flown") / "pretrained" / name))
+
+
+def shipped_zoo(name: str) -> Path:
+    """The zoo that a shipped model was fitted on; it ships too.
+
+    Raises:
+        FlownError: no such shipped model.
+    """
+    if name not in SHIPPED:
+        raise unknown("shipped model", name, SHIPPED)
+    return shipped(f"{name}-zoo")

@@ -97,7 +97,7 @@ def test_data(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize("command", [
     [], ["demo"], ["data"], ["data", "list"], ["data", "show"], ["zoo"], ["zoo", "train"],
     ["zoo", "inspect"], ["zoo", "join"], ["fit"], ["generate"], ["evaluate"], ["export"],
-    ["reproduce"], ["bench"],
+    ["reproduce"], ["bench"], ["adapt"],
 ])  # fmt: skip
 def test_help_teaches(command: list[str], monkeypatch: pytest.MonkeyPatch,
                       capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import flown
-from flown.model import BUILTIN, shipped_zoo
+from flown.modelfiles import SHIPPED, shipped_zoo
 from flown.zoo import Zoo
 
 README = Path(__file__).parent.parent / "README.md"
@@ -28,7 +28,7 @@ def test_the_python_example_runs(
 
 
 def test_what_ships_is_whole() -> None:
-    for name in BUILTIN:
+    for name in SHIPPED:
         model, zoo = flown.Flown.from_pretrained(name), Zoo.open(shipped_zoo(name))
         assert model.tasks == zoo.tasks
         assert len(zoo.vectors()[0]) == len(zoo) >= 60 * len(zoo.tasks)

@@ -11,7 +11,8 @@ from flown.bench.timing import medians, timed_rows
 from flown.diffusion import denoise
 from flown.evaluate import evaluate as accuracy
 from flown.fitting import FlowConfig, Population, context_bank, fit_flow
-from flown.model import Flown, shipped_zoo
+from flown.model import Flown
+from flown.modelfiles import shipped_zoo
 from flown.provenance import Row
 from flown.zoo import Zoo
 

@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn, Optional
 import typer
 from rich.table import Table
 
+from flown.cli.adapt import adapt
 from flown.cli.finetune import finetune
 from flown.cli.options import (
     Device,
@@ -44,6 +45,7 @@ app.add_typer(zoo_app, name="zoo")
 app.command(epilog="Example: flown finetune nets.safetensors --data digits --out tuned.safetensors")(
     finetune
 )
+app.command(epilog="Example: flown adapt flown-small --data usps --out run")(adapt)
 
 
 @app.command(epilog="Example: flown demo --out demo-out")

@@ -10,6 +10,7 @@ it favours them. STL-10 is used where its data is here, `natural10` in its place
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -59,8 +60,8 @@ class Table3Config(Config):
 
     `samples` networks a method; test images are measured at `epochs`. `max_train_images` are
     trained on at most, in batches of `batch_size`, smaller ones where an epoch would have fewer
-    than ten. The learning rate is chosen among `rates` by `rate_samples` networks of each
-    initialisation after `rate_epochs`.
+    than ten; at most `max_val_images` validation images are looked at. The learning rate is chosen
+    among `rates` by `rate_samples` networks of each initialisation after `rate_epochs`.
     """
 
     recipes: tuple[Recipe, ...]
@@ -72,6 +73,7 @@ class Table3Config(Config):
     steps: int = 100
     batch_size: int = 32
     max_train_images: Optional[int] = None
+    max_val_images: Optional[int] = None
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
     rate_epochs: int = 5
     rate_samples: int = 2
@@ -80,7 +82,7 @@ class Table3Config(Config):
 
 def config(scale: str, seed: int = 0) -> Table3Config:
     """The experiment at a scale; `cpu` trains zoos to the middle of their recipes only, and
-    fine-tunes on at most 2000 images."""
+    fine-tunes on at most 1000 images."""
     here = present()
     last = "stl10" if "stl10" in here else "natural10"
     unseen = tuple(x for x in UNSEEN if x in here and not (x == "svhn_small" and "svhn" in here))
@@ -115,8 +117,8 @@ def config(scale: str, seed: int = 0) -> Table3Config:
         return Table3Config(recipes=recipes, models=4, fit=fit, unseen=unseen[:1], epochs=(0, 1, 2),
                             samples=2, steps=5, max_train_images=320, rates=(1e-3, 3e-3),
                             rate_epochs=1, rate_samples=1, seed=seed)  # fmt: skip
-    return Table3Config(recipes=recipes, models=32, fit=fit, unseen=unseen, max_train_images=2000,
-                        seed=seed)  # fmt: skip
+    return Table3Config(recipes=recipes, models=32, fit=fit, unseen=unseen, max_train_images=1000,
+                        max_val_images=500, seed=seed)  # fmt: skip
 
 
 def table3(out: Path, scale: str, *, seed: int = 0, resume: bool = False, overwrite: bool = False,
@@ -140,6 +142,7 @@ def run(settings: Table3Config, out: Path, scale: str, device: str) -> list[Row]
     counts: dict[str, Any] = {"checkpoints": len(zoo), "zoo": zoo.identity}
     for name in (*zoo.tasks, *settings.unseen):
         images = targets.target(name, settings.seed)
+        images = replace(images, val=images.val[: settings.max_val_images])
         counts[name] = {part: len(getattr(images, part)) for part in ("train", "val", "test")}
         found = _Target(settings, images, starts(model, seen, images, settings.samples,
                                                  settings.steps, settings.seed), out, device)  # fmt: skip

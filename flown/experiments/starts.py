@@ -14,7 +14,6 @@ from flown.model import Flown
 from flown.weights import WeightBatch
 from flown.zoo import Zoo
 
-SHOTS = 5
 INITS = ("recipe-init", "default-init", "kaiming")
 
 
@@ -37,7 +36,8 @@ def generated(model: Flown, images: ImageData, n: int, steps: int,
     Also returns how many they were.
     """
     draw, classes = torch.Generator().manual_seed(seed + 20_011), len(images.classes)
-    supports = [draw_support(images.train, classes, SHOTS, draw) for _ in range(n)]
+    shots = model.config.context.shots
+    supports = [draw_support(images.train, classes, shots, draw) for _ in range(n)]
     votes = Counter(
         model.recognise(model.context(some.images, some.labels, seed + i))
         for i, some in enumerate(supports)
@@ -81,7 +81,7 @@ def best_lookup(zoo: Zoo, images: ImageData, n: int) -> WeightBatch:
     found = {}
     for task in zoo.tasks:
         batch = zoo.batch(task)
-        order = evaluate(batch, images.val.images, images.val.labels)
-        best = order.argsort(descending=True, stable=True)[:n]
-        found[task] = float(order[best[0]]), batch[best]
+        accuracies = evaluate(batch, images.val.images, images.val.labels)
+        best = accuracies.argsort(descending=True, stable=True)[:n]
+        found[task] = float(accuracies[best[0]]), batch[best]
     return max(found.values(), key=lambda pair: pair[0])[1]

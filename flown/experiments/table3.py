@@ -117,7 +117,7 @@ def config(scale: str, seed: int = 0) -> Table3Config:
         return Table3Config(recipes=recipes, models=4, fit=fit, unseen=unseen[:1], epochs=(0, 1, 2),
                             samples=2, steps=5, max_train_images=320, rates=(1e-3, 3e-3),
                             rate_epochs=1, rate_samples=1, seed=seed)  # fmt: skip
-    return Table3Config(recipes=recipes, models=32, fit=fit, unseen=unseen, max_train_images=1000,
+    return Table3Config(recipes=recipes, models=24, fit=fit, unseen=unseen, max_train_images=1000,
                         max_val_images=500, seed=seed)  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from flown.config import Config
 from flown.context import ContextHead, SupportEncoder
 from flown.data import ImageData, draw_support
 from flown.diffusion import diffusion_loss
-from flown.encoders import IdentityConfig, PDiffConfig, VAEConfig
+from flown.encoders import GraphConfig, IdentityConfig, PDiffConfig, VAEConfig
 from flown.errors import FlownError, unknown
 from flown.evaluate import evaluate
 from flown.flow import VelocityConfig
@@ -79,7 +79,7 @@ class FlownConfig(Config):
     """
 
     epochs: tuple[int, ...] = (-1,)
-    encoder: Union[VAEConfig, IdentityConfig, PDiffConfig] = Field(
+    encoder: Union[VAEConfig, IdentityConfig, PDiffConfig, GraphConfig] = Field(
         default=VAEConfig(), discriminator="kind"
     )
     encoder_training: TrainConfig = TrainConfig(steps=4000, batch_size=64)

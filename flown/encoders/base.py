@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flown.config import Config
+from flown.encoders.graph import GraphConfig, GraphEncoder
 from flown.encoders.identity import Identity, IdentityConfig
 from flown.encoders.pdiff import PDiff, PDiffConfig
 from flown.encoders.vae import VAE, VAEConfig
@@ -40,6 +41,7 @@ class Encoder(Protocol):
 
 ENCODERS: dict[str, tuple[type[Config], Any]] = {
     "vae": (VAEConfig, VAE),
+    "graph": (GraphConfig, GraphEncoder),
     "identity": (IdentityConfig, Identity),
     "pdiff": (PDiffConfig, PDiff),
 }

@@ -72,14 +72,15 @@ class GraphEncoder(GaussianLatent):
         share[graph.positions, torch.arange(graph.nodes)] = 1 / counts[graph.positions]
         self.register_buffer("_share", share, persistent=False)
 
-    def node_states(self, vectors: Tensor) -> Tensor:
-        """What the layers make of vectors (n, D), node by node: (n, V, node)."""
+    def embed(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors (n, D) to what the layers start from: nodes (n, V, node), edges (n, E, edge)."""
         nodes, edges = self.graph.features(vectors)
         nodes = self.embed_nodes(nodes) + self.position(self.graph.positions)
-        return self._run(self.encoder, nodes, self.embed_edges(edges))[0]
+        return nodes, self.embed_edges(edges)
 
     def moments(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        pooled = torch.einsum("pv,nvd->npd", self._share, self.node_states(vectors))
+        nodes, _ = run(self.encoder, self.graph, *self.embed(vectors))
+        pooled = torch.einsum("pv,nvd->npd", self._share, nodes)
         mean, logvar = self.posterior(pooled).chunk(2, dim=1)
         return mean, logvar.clamp(-20, 4)
 
@@ -87,13 +88,16 @@ class GraphEncoder(GaussianLatent):
         z = latents.flatten(1)
         nodes = self.node_queries(z).unflatten(1, (self.graph.nodes, -1))
         edges = self.edge_queries(z).unflatten(1, (self.graph.edges, -1))
-        nodes, edges = self._run(self.decoder, nodes, edges)
+        nodes, edges = run(self.decoder, self.graph, nodes, edges)
         return self.graph.vectors(self.biases(nodes), self.weights(edges))
 
-    def _run(self, layers: Iterable[nn.Module], nodes: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
-        for layer in layers:
-            nodes, edges = layer(self.graph, nodes, edges)
-        return nodes, edges
+
+def run(layers: Iterable[nn.Module], graph: NetGraph, nodes: Tensor,
+        edges: Tensor) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Nodes (n, V, node) and edges (n, E, edge) after all layers."""
+    for layer in layers:
+        nodes, edges = layer(graph, nodes, edges)
+    return nodes, edges
 
 
 def _layers(config: GraphConfig, graph: NetGraph, last_edges: bool) -> nn.ModuleList:

@@ -3,12 +3,7 @@
     h = LeakyReLU(Linear(D -> side^2)), read as a one-channel image, through a convolutional encoder
     q(z | w) = N(mu(w), sigma(w)^2),  z in R^(4 x s x s),  s = side / 2^(levels - 1)
 
-    loss = |w_hat - w|^2 / D + beta KL(q || N(0, I)) / D                                    (eq. 2)
-    z = f(w + xi_in),  w_hat = g(z + xi_lat),  xi ~ N(0, sigma^2)                           (A.3.2)
-
-The latent means are brought to unit scale per dimension, by batch statistics during training and by
-those of the whole training split afterwards: without it, sigma_lat would mean nothing, and an
-unscaled latent is the usual cause of "reconstruction is fine, generation is at chance".
+Its loss, noise and latent scale: `flown.encoders.latent`.
 """
 
 from __future__ import annotations
@@ -16,16 +11,15 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flown.config import Config
+from flown.encoders.latent import GaussianLatent, LatentConfig
 from flown.errors import FlownError
 from flown.layout import JointLayout
 
 
-class VAEConfig(Config):
+class VAEConfig(LatentConfig):
     """Sizes of the VAE. The defaults are the CPU preset, `published()` is Table 6's."""
 
     kind: Literal["vae"] = "vae"
@@ -34,9 +28,6 @@ class VAEConfig(Config):
     multipliers: tuple[int, ...] = (1, 2, 2)
     blocks: int = 1
     latent_channels: int = 4
-    beta: float = 1e-2
-    sigma_in: float = 1e-3
-    sigma_lat: float = 0.5
 
     @classmethod
     def published(cls, few_shot: bool = False) -> VAEConfig:
@@ -46,20 +37,16 @@ class VAEConfig(Config):
         return cls(side=64, width=128, multipliers=multipliers, blocks=2, beta=beta)
 
 
-class VAE(nn.Module):
+class VAE(GaussianLatent):
     """Standardised weight vectors (n, D) <-> latents (n, latent_channels, s, s)."""
 
-    latent_mean: Tensor
-    latent_std: Tensor
-
     def __init__(self, config: VAEConfig, joint: JointLayout) -> None:
-        super().__init__()
         shrink = 2 ** (len(config.multipliers) - 1)
         if config.side % shrink:
             raise FlownError(f"vae: side {config.side} is not divisible by {shrink}")
-        self.config, self.size = config, joint.size
         side = config.side // shrink
-        self.latent_shape = (config.latent_channels, side, side)
+        super().__init__(config, (config.latent_channels, side, side))
+        self.config, self.size = config, joint.size
         pixels = config.side**2
         widths = [config.width * m for m in config.multipliers]
         self.expand = nn.Linear(joint.size, pixels)
@@ -67,8 +54,6 @@ class VAE(nn.Module):
         self.posterior = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
         self.up = _up(widths[::-1], config.blocks, config.latent_channels)
         self.contract = nn.Linear(pixels, joint.size)
-        self.register_buffer("latent_mean", torch.zeros(math.prod(self.latent_shape)))
-        self.register_buffer("latent_std", torch.ones(math.prod(self.latent_shape)))
 
     def moments(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z | w), each (n, L), the mean not yet at unit scale."""
@@ -76,36 +61,9 @@ class VAE(nn.Module):
         mean, logvar = self.posterior(self.down(image)).flatten(2).chunk(2, dim=1)
         return mean.flatten(1), logvar.flatten(1).clamp(-20, 4)
 
-    def encode(self, vectors: Tensor) -> Tensor:
-        """Vectors (n, D) to posterior means (n, *latent_shape), standardised."""
-        mean, _ = self.moments(vectors)
-        standard = (mean - self.latent_mean) / self.latent_std
-        return standard.view(-1, *self.latent_shape)
-
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (n, *latent_shape) to vectors (n, D)."""
         return self.contract(self.up(latents).flatten(1))  # type: ignore[no-any-return]
-
-    def training_pass(self, vectors: Tensor, mask: Tensor,
-                      generator: torch.Generator) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Standardised vectors (n, D) decoded under noise, and equation 2's KL term."""
-        c = self.config
-
-        def noise(like: Tensor) -> Tensor:
-            return torch.randn(like.shape, generator=generator, device=like.device)
-
-        mean, logvar = self.moments(vectors + c.sigma_in * noise(vectors) * mask)
-        mean = (mean - mean.mean(dim=0)) / mean.std(dim=0, correction=0).clamp_min(1e-4)
-        z = mean + (logvar / 2).exp() * noise(mean) + c.sigma_lat * noise(mean)
-        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum() / mask.sum()
-        return self.decode(z.unflatten(1, self.latent_shape)), c.beta * kl
-
-    @torch.no_grad()
-    def settle(self, vectors: Tensor) -> None:
-        """Fits the latent's scale on the training vectors (n, D)."""
-        mean = torch.cat([self.moments(some)[0] for some in vectors.split(256)])
-        self.latent_mean.copy_(mean.mean(dim=0))
-        self.latent_std.copy_(mean.std(dim=0, correction=0).clamp_min(1e-4))
 
 
 class _Block(nn.Module):

@@ -27,7 +27,7 @@ from flown.zoo import Zoo
 
 SUPPORTS = 5  # support sets that share the n samples, so that none is one lucky draw
 CHOICE = 2000  # validation images, at most, that the top networks are chosen on
-_FEW = 10  # samples whose trajectory is decoded and drawn
+_FEW, _BATCH = 10, 32  # samples whose trajectory is drawn; images a batch to calibrate BatchNorm on
 
 
 @dataclass
@@ -186,7 +186,7 @@ def _joined(samples: list[Samples]) -> WeightBatch:
 def _wrong(batch: WeightBatch, data: ImageData, *splits: Split) -> list[Tensor]:
     """Masks (n, N) of wrong predictions on each split; `data` is the networks' own."""
     vectors, places = batch.vectors.unique(dim=0, return_inverse=True)  # equal networks run once
-    ready = batch.on(vectors).calibrated(data.train.images)
+    ready = batch.on(vectors).calibrated(data.train.images, batch_size=_BATCH)
     return [predictions(ready, x.images)[places].cpu() != x.labels for x in splits]
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 from torch import Tensor, nn
 
 from flown import encoders, flow
@@ -20,7 +20,7 @@ from flown.config import Config
 from flown.context import ContextHead, SupportEncoder
 from flown.data import ImageData, draw_support
 from flown.diffusion import diffusion_loss
-from flown.encoders import GraphConfig, IdentityConfig, PDiffConfig, VAEConfig
+from flown.encoders import EncoderConfig, VAEConfig
 from flown.errors import FlownError, unknown
 from flown.evaluate import evaluate
 from flown.flow import VelocityConfig
@@ -79,9 +79,7 @@ class FlownConfig(Config):
     """
 
     epochs: tuple[int, ...] = (-1,)
-    encoder: Union[VAEConfig, IdentityConfig, PDiffConfig, GraphConfig] = Field(
-        default=VAEConfig(), discriminator="kind"
-    )
+    encoder: EncoderConfig = VAEConfig()
     encoder_training: TrainConfig = TrainConfig(steps=4000, batch_size=64)
     functional: FunctionalConfig = FunctionalConfig()
     context: ContextConfig = ContextConfig()

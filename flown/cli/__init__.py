@@ -160,6 +160,7 @@ class Experiment(str, Enum):
     table1 = "table1"
     table2 = "table2"
     table3 = "table3"
+    chunked = "chunked"
 
 
 @app.command(epilog="Example: flown reproduce table2 --scale smoke --out table2")

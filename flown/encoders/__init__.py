@@ -1,12 +1,21 @@
 """Weight encoders: standardised weight vectors <-> a small latent."""
 
-from flown.encoders.base import ENCODERS, Encoder, build, from_values, reconstruction_error
+from flown.encoders.base import (
+    ENCODERS,
+    Encoder,
+    EncoderConfig,
+    build,
+    from_values,
+    reconstruction_error,
+)
+from flown.encoders.chunked import Chunked, ChunkedConfig
 from flown.encoders.graph import GraphConfig, GraphEncoder
 from flown.encoders.identity import Identity, IdentityConfig
 from flown.encoders.pdiff import PDiff, PDiffConfig
 from flown.encoders.vae import VAE, VAEConfig
 
 __all__ = [
-    "ENCODERS", "VAE", "Encoder", "GraphConfig", "GraphEncoder", "Identity", "IdentityConfig", "PDiff",
-    "PDiffConfig", "VAEConfig", "build", "from_values", "reconstruction_error",
+    "ENCODERS", "VAE", "Chunked", "ChunkedConfig", "Encoder", "EncoderConfig", "GraphConfig",
+    "GraphEncoder", "Identity", "IdentityConfig", "PDiff", "PDiffConfig", "VAEConfig", "build",
+    "from_values", "reconstruction_error",
 ]  # fmt: skip

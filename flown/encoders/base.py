@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol, Union
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from flown.config import Config
+from flown.encoders.chunked import Chunked, ChunkedConfig
 from flown.encoders.graph import GraphConfig, GraphEncoder
 from flown.encoders.identity import Identity, IdentityConfig
 from flown.encoders.pdiff import PDiff, PDiffConfig
@@ -41,10 +43,15 @@ class Encoder(Protocol):
 
 ENCODERS: dict[str, tuple[type[Config], Any]] = {
     "vae": (VAEConfig, VAE),
+    "chunked": (ChunkedConfig, Chunked),
     "graph": (GraphConfig, GraphEncoder),
     "identity": (IdentityConfig, Identity),
     "pdiff": (PDiffConfig, PDiff),
 }
+EncoderConfig = Annotated[
+    Union[VAEConfig, ChunkedConfig, GraphConfig, IdentityConfig, PDiffConfig],
+    Field(discriminator="kind"),
+]
 
 
 def from_values(values: Mapping[str, Any], where: str = "encoder") -> Config:

@@ -159,7 +159,12 @@ _NORMS: dict[str, dict[str, Any]] = {
     for net in ("resnet18", "vit_base", "convnext_tiny")
     for dataset in ("mnist", "cifar10", "cifar100", "stl10", "natural10")
 }
-RECIPES = tuple(sorted([*_PAPER, *_DEMOS, *_NORMS]))
+# Whole networks of more than 250,000 weights: checkpoints late in one training or few.
+_WHOLE: dict[str, dict[str, Any]] = {
+    "cifar10-resnet20": {"dataset": "cifar10", "net": "resnet20"},
+    "fashion_mnist-resnet20": {"dataset": "fashion_mnist", "net": "resnet20"},
+}
+RECIPES = tuple(sorted([*_PAPER, *_DEMOS, *_NORMS, *_WHOLE]))
 
 
 def recipe(name: str, scale: str = "cpu") -> Recipe:
@@ -174,6 +179,8 @@ def recipe(name: str, scale: str = "cpu") -> Recipe:
         raise unknown("scale", scale, SCALES)
     if name in _NORMS:
         return _norms(name, scale)
+    if name in _WHOLE:
+        return _whole(name, scale)
     if name in _DEMOS:
         base = Recipe(name=name, **_DEMOS[name])
     else:
@@ -211,3 +218,16 @@ def _norms(name: str, scale: str) -> Recipe:
                   "batch_size": 128, "size": None},
     }  # fmt: skip
     return Recipe(**(of | shared | sizes[scale]))
+
+
+def _whole(name: str, scale: str) -> Recipe:
+    """At smaller scales fewer images, of half the side, and fewer steps."""
+    shared = {"name": name, "keep": (), "activation": "relu", "learning_rate": 1e-3}
+    sizes: dict[str, dict[str, Any]] = {
+        "smoke": {"epochs": 1, "keep_steps": (5, 6, 7, 8), "batch_size": 16, "max_train_images": 128,
+                  "size": 16},
+        "cpu": {"epochs": 6, "keep_steps": tuple(range(306, 373, 6)), "batch_size": 64,
+                "max_train_images": 4000, "size": 16},
+        "paper": {"epochs": 100, "keep_steps": tuple(range(30_000, 34_000, 20)), "batch_size": 128},
+    }  # fmt: skip
+    return Recipe(**(_WHOLE[name] | shared | sizes[scale]))

@@ -7,9 +7,8 @@
     rest-<task>.safetensors   where only a subset of tensors varies: all others, once
 
 Rows of one shard belong to one task. `split` is by seed: a network and all its checkpoints are
-either in `train` or in `held-out`; of a lone network of a subset zoo, the last checkpoints are held
-out. Shards are mapped into memory, not read: a zoo may be larger than the memory, and costs what is
-asked of it.
+either in `train` or in `held-out`; of a lone network, the last checkpoints are held out. Shards are
+mapped into memory, not read: a zoo may be larger than the memory, and costs what is asked of it.
 """
 
 from __future__ import annotations

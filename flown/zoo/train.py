@@ -44,16 +44,16 @@ def train(
         ray: train shards on a Ray cluster: `auto` starts one here, an address joins one.
 
     Raises:
-        FlownError: fewer than two models (one will do for a subset with several checkpoints, the
-            last of which are held out), unknown names, `out` exists, or is another zoo's.
+        FlownError: fewer than two models (one will do where several checkpoints are kept, the last
+            of which are held out), unknown names, `out` exists, or is another zoo's.
         TrainingError: a network diverged (named by its seed).
     """
     recipe = recipe_by_name(recipe, scale) if isinstance(recipe, str) else recipe
-    lone = recipe.subset is not None and len({*recipe.keep, *recipe.keep_steps}) > 1
+    lone = len({*recipe.keep, *recipe.keep_steps}) > 1
     if models < (1 if lone else 2):
         raise FlownError(
             f"a zoo needs at least 2 models (one to train on, one held out), got {models}; "
-            "one will do for a subset of which several checkpoints are kept"
+            "one will do where several checkpoints are kept"
         )
     plan = Plan(recipe, models, seed, held_out)
     out = prepare_output(out, overwrite, resume)

@@ -1,0 +1,90 @@
+"""A VAE for big networks, layer-wise vectorised (FLoWN A.2.1): chunk by chunk, one latent for all.
+
+    w, zero-padded, = (w_1, ..., w_K), chunks of one length, all through the same encoder
+    h_k = LeakyReLU(Linear(w_k)) + p_k -> N(mu_k, sigma_k^2),  w_hat_k = Linear(up(z_k) + q_k)
+
+p and q are embeddings of a chunk's position: what a number means depends on where it stands. The
+latents of all chunks, (c, s, s) each, are tiles of one image, which the flow generates at once;
+tiles beyond the last chunk are zero. Noise, loss and latent scale are the VAE's.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flown.encoders.vae import VAE, VAEConfig, _down, _up
+from flown.errors import FlownError
+from flown.layout import JointLayout
+
+
+class ChunkedConfig(VAEConfig):
+    """Sizes of the encoder that all chunks of `chunk` numbers share."""
+
+    kind: Literal["chunked"] = "chunked"  # type: ignore[assignment]
+    chunk: int = 4096
+    width: int = 4
+    multipliers: tuple[int, ...] = (1, 2, 2, 2)
+
+
+class Chunked(VAE):
+    """Standardised weight vectors (n, D) <-> latents (n, latent_channels, rows * s, columns * s)."""
+
+    def __init__(self, config: ChunkedConfig, joint: JointLayout) -> None:
+        nn.Module.__init__(self)  # VAE's would make layers for the whole vector
+        shrink = 2 ** (len(config.multipliers) - 1)
+        if config.side % shrink or config.chunk < 1:
+            raise FlownError(
+                f"chunked: side {config.side} is not divisible by {shrink}, or chunk "
+                f"{config.chunk} is not positive"
+            )
+        self.config: ChunkedConfig = config
+        self.size = joint.size
+        self.chunks = math.ceil(joint.size / config.chunk)
+        self.tile = config.side // shrink
+        self.columns = _even(math.ceil(math.sqrt(self.chunks)))
+        self.rows = _even(math.ceil(self.chunks / self.columns))
+        self.latent_shape = (config.latent_channels, self.rows * self.tile, self.columns * self.tile)
+        pixels, channels = config.side**2, config.latent_channels
+        widths = [config.width * m for m in config.multipliers]
+        self.expand, self.contract = (nn.Linear(config.chunk, pixels), nn.Linear(pixels, config.chunk))
+        self.position_in = nn.Parameter(torch.randn(self.chunks, pixels))
+        self.position_out = nn.Parameter(torch.randn(self.chunks, pixels))
+        self.down = _down(widths, config.blocks, 2 * channels)
+        self.posterior = nn.Conv2d(2 * channels, 2 * channels, 1)
+        self.up = _up(widths[::-1], config.blocks, channels)
+        self.register_buffer("latent_mean", torch.zeros(math.prod(self.latent_shape)))
+        self.register_buffer("latent_std", torch.ones(math.prod(self.latent_shape)))
+
+    def moments(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of q(z | w), each (n, L), the mean not yet at unit scale."""
+        padded = F.pad(vectors, (0, self.chunks * self.config.chunk - self.size))
+        h = F.leaky_relu(self.expand(padded.unflatten(1, (self.chunks, -1)))) + self.position_in
+        image = h.flatten(0, 1).unflatten(1, (1, self.config.side, -1))  # (n * chunks, 1, side, side)
+        tiles = self.posterior(self.down(image)).unflatten(0, (-1, self.chunks))
+        mean, logvar = tiles.chunk(2, dim=2)
+        return self._tiled(mean).flatten(1), self._tiled(logvar).flatten(1).clamp(-20, 4)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (n, *latent_shape) to vectors (n, D)."""
+        tiles = latents.unflatten(3, (self.columns, -1)).unflatten(2, (self.rows, -1))
+        tiles = tiles.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)[:, : self.chunks]  # (n, k, c, s, s)
+        h = self.up(tiles.flatten(0, 1)).flatten(1).unflatten(0, (-1, self.chunks))
+        vectors: Tensor = self.contract(h + self.position_out)  # (n, chunks, chunk)
+        return vectors.flatten(1)[:, : self.size]
+
+    def _tiled(self, tiles: Tensor) -> Tensor:
+        """Chunks' latents (n, chunks, c, s, s) as one image (n, c, rows * s, columns * s)."""
+        empty = self.rows * self.columns - self.chunks
+        whole = F.pad(tiles, (0, 0, 0, 0, 0, 0, 0, empty)).unflatten(1, (self.rows, self.columns))
+        image: Tensor = whole.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        return image
+
+
+def _even(count: int) -> int:
+    """Rounded up, so that the velocity network can halve the image of latents."""
+    return count + count % 2

@@ -1,0 +1,103 @@
+"""Layer-wise vectorisation (FLoWN A.2.1) on whole networks of more than 250,000 weights: ResNet-20.
+
+One training run's late checkpoints are the zoo, the last of them held out; the chunked VAE encodes a
+network chunk by chunk, and an unconditional flow generates the latents of all chunks at once. To
+show: reconstructions and generated networks within a point of the originals.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from flown import data, zoo
+from flown.card import report_card
+from flown.config import Config
+from flown.data import ImageData
+from flown.encoders import ChunkedConfig
+from flown.experiments.retrieval import Retrieval
+from flown.files import prepare_output, write_json
+from flown.fitting import ContextConfig, FlownConfig
+from flown.flow import VelocityConfig
+from flown.model import Flown
+from flown.provenance import provenance, write_results
+from flown.report import write_report
+from flown.training import TrainConfig
+from flown.zoo import Recipe, recipe
+
+
+class ChunkedExperiment(Config):
+    """What decides the experiment; of validation and test images the first so many are used."""
+
+    recipe: Recipe
+    models: int
+    fit: FlownConfig
+    val_images: int
+    test_images: int
+    samples: int
+    top: int = 3
+    steps: int = 50
+    seed: int = 0
+
+
+def config(scale: str, seed: int = 0) -> ChunkedExperiment:
+    """The experiment at a scale; `paper` is meant for a GPU."""
+    encoder, flow, batch, channels = {
+        "smoke": (20, 20, 4, 16), "cpu": (400, 300, 8, 16), "paper": (20_000, 20_000, 32, 64),
+    }[scale]  # fmt: skip
+    fit = FlownConfig(
+        epochs=(),
+        encoder=ChunkedConfig(),
+        encoder_training=TrainConfig(steps=encoder, batch_size=batch, learning_rate=2e-3,
+                                     validate_every=encoder),
+        context=ContextConfig(mode="none"),
+        velocity=VelocityConfig(channels=channels, blocks=1),
+        flow_training=TrainConfig(steps=flow, batch_size=2 * batch),
+        seed=seed,
+    )  # fmt: skip
+    val, test, samples = {"smoke": (50, 50, 4), "cpu": (500, 1000, 8), "paper": (2000, 10_000, 50)}[
+        scale
+    ]
+    return ChunkedExperiment(recipe=recipe("fashion_mnist-resnet20", scale), models=1, fit=fit,
+                             val_images=val, test_images=test, samples=samples, seed=seed)  # fmt: skip
+
+
+def chunked(out: Path, scale: str, *, seed: int = 0, resume: bool = False, overwrite: bool = False,
+            device: str = "cpu") -> Retrieval:  # fmt: skip
+    """Runs the experiment; writes `results.json`, `report.html` and the model under `out`."""
+    out = prepare_output(out, overwrite, resume)
+    write_json(out / "progress.json", {"experiment": "chunked", "scale": scale, "seed": seed})
+    result = run(config(scale, seed), out, device)
+    write_results(out / "results.json", "chunked", scale, result.about, result.card.rows())
+    write_report(out / "report.html", f"The chunked VAE at the {scale} scale", result.card,
+                 result.model.history, result.about, _LEAD)  # fmt: skip
+    return result
+
+
+_LEAD = (
+    "Whole ResNet-20 from noise: every network is cut into chunks that share one encoder, and the "
+    "latents of all chunks are generated at once, without context. The zoo is the late checkpoints "
+    "of one training run, so nothing here is as far apart as independently trained networks."
+)
+
+
+def run(settings: ChunkedExperiment, out: Path, device: str) -> Retrieval:
+    """Zoo, fit, report card; goes on from what is in `out`."""
+    start = time.monotonic()
+    images = _cut(data.load(settings.recipe.dataset), settings)
+    made = zoo.train(settings.recipe, settings.models, out / "zoo", seed=settings.seed, resume=True,
+                     device=device, images=images)  # fmt: skip
+    by_task = {images.name: images}
+    model = Flown.fit(made, settings.fit, out=out / "run", images=by_task, resume=True,
+                      device=device)  # fmt: skip
+    card = report_card(model, made, by_task, n=settings.samples, top=settings.top, full=False,
+                       seed=settings.seed, steps=settings.steps)  # fmt: skip
+    counts = {**card.counts, "checkpoints": len(made), "weights": made.joint.size,
+              "zoo": made.identity}  # fmt: skip
+    return Retrieval(made, model, card, provenance(settings, counts, time.monotonic() - start, device))
+
+
+def _cut(images: ImageData, settings: ChunkedExperiment) -> ImageData:
+    val, test = images.val[: settings.val_images], images.test[: settings.test_images]
+    return ImageData(images.name, images.classes, images.train[: settings.recipe.max_train_images],
+                     val, test)  # fmt: skip

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from flown.errors import FlownError, unknown
-from flown.flow import SOLVERS, Solution, dropped, integrate
+from flown.flow import Solution, dropped
 from flown.flow.solve import BoundVelocity
 
 TRAIN_STEPS = 1000
@@ -73,34 +73,16 @@ def denoise(eps: BoundVelocity, x0: Tensor, sampler: str = "ddpm", steps: int = 
         raise FlownError(f"{sampler}: steps must be between 1 and {TRAIN_STEPS}, got {steps}")
     scheduler = _scheduler(sampler)
     scheduler.set_timesteps(steps)
-    states = [x0]
+    z, path = x0, [x0]
     for k in scheduler.timesteps:
-        z = states[-1]
         z = scheduler.step(eps(z, _time(k, z)), k, z, generator=generator).prev_sample
-        states = [*states, z] if trajectory else [z]
-    x1 = states[-1]
-    if not torch.isfinite(x1).all():
+        if trajectory:
+            path.append(z)
+    if not torch.isfinite(z).all():
         raise FlownError(f"{sampler}, steps {steps}: the result holds NaN or Inf; check the loss")
-    times = torch.cat([_time(scheduler.timesteps, x1), torch.ones(1, device=x1.device)])
+    times = torch.cat([_time(scheduler.timesteps, z), torch.ones(1, device=z.device)])
     nfe = len(scheduler.timesteps) * getattr(eps, "evaluations", 1)
-    return Solution(x1, nfe, times, torch.stack(states) if trajectory else None)
-
-
-def sample(process: str, network: BoundVelocity, x0: Tensor, solver: str, steps: int,
-           generator: torch.Generator, trajectory: bool = False) -> Solution:  # fmt: skip
-    """From x0 to weights, by what the network was trained as: `flow` or `diffusion`.
-
-    Raises:
-        FlownError: the solver is unknown or of the other process, or as `integrate`, `denoise`.
-    """
-    own, other = (SOLVERS, SAMPLERS) if process == "flow" else (SAMPLERS, SOLVERS)
-    if solver in other:
-        raise FlownError(
-            f"solver '{solver}': this model was trained as a {process}; choose {', '.join(own)}"
-        )
-    if process == "flow":
-        return integrate(network, x0, solver=solver, steps=steps, trajectory=trajectory)
-    return denoise(network, x0, solver, steps, generator, trajectory)
+    return Solution(z, nfe, times, torch.stack(path) if trajectory else None)
 
 
 def _time(k: Tensor, like: Tensor) -> Tensor:

@@ -13,13 +13,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
-from flown import data, diffusion, encoders, flow, modelcard, modelfiles
+from flown import data, encoders, flow, modelcard, modelfiles
 from flown.context import ContextHead, SupportEncoder
 from flown.data import ImageData
 from flown.errors import FlownError, unknown
@@ -33,22 +33,12 @@ from flown.fitting import (
     load_prior,
 )
 from flown.layout import JointLayout, Standardizer, WeightLayout
+from flown.sampling import Samples as Samples  # part of this module's interface
+from flown.sampling import solve
 from flown.training import History
 from flown.version import __version__
 from flown.weights import WeightBatch
 from flown.zoo import Zoo
-
-
-class Samples(NamedTuple):
-    """Generated networks and how they came about: latents (n, *L), source, path (T+1, n, *L)."""
-
-    batch: WeightBatch
-    latents: Tensor
-    source: Tensor
-    path: Tensor | None
-    times: Tensor
-    nfe: int
-    seconds: float
 
 
 class Flown(nn.Module, ModelHubMixin):
@@ -246,7 +236,7 @@ class Flown(nn.Module, ModelHubMixin):
         x0 = self.source().sample(rows, generator)
         velocity = self._velocity(vector, guidance)
         process = self.config.flow.process
-        solution = diffusion.sample(process, velocity, x0, solver, steps, generator, trajectory)
+        solution = solve(process, velocity, x0, solver, steps, generator, trajectory)
         batch = self.decode(solution.x, task)
         seconds = time.perf_counter() - start
         batch.provenance |= {

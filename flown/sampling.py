@@ -1,0 +1,46 @@
+"""From x_0 to generated networks, by what the network was trained as: a flow or a diffusion."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flown.diffusion import SAMPLERS, denoise
+from flown.errors import FlownError
+from flown.flow import SOLVERS, Solution, integrate
+from flown.flow.solve import BoundVelocity
+from flown.weights import WeightBatch
+
+
+class Samples(NamedTuple):
+    """Generated networks and how they came about: latents (n, *L), source, path (T+1, n, *L)."""
+
+    batch: WeightBatch
+    latents: Tensor
+    source: Tensor
+    path: Tensor | None
+    times: Tensor
+    nfe: int
+    seconds: float
+
+
+def solve(process: str, network: BoundVelocity, x0: Tensor, solver: str, steps: int,
+          generator: torch.Generator, trajectory: bool) -> Solution:  # fmt: skip
+    """Follows x0 (n, *L) to latents.
+
+    Args:
+        process: `flow` or `diffusion`, what `network` was trained as.
+
+    Raises:
+        FlownError: the solver is unknown or of the other process, or as `integrate`, `denoise`.
+    """
+    own, other = (SOLVERS, SAMPLERS) if process == "flow" else (SAMPLERS, SOLVERS)
+    if solver in other:
+        raise FlownError(
+            f"solver '{solver}': this model was trained as a {process}; choose {', '.join(own)}"
+        )
+    if process == "flow":
+        return integrate(network, x0, solver=solver, steps=steps, trajectory=trajectory)
+    return denoise(network, x0, solver, steps, generator, trajectory)

@@ -19,12 +19,12 @@ from flown.cli.options import (
     Overrides,
     Overwrite,
     Resume,
-    Scale,
     Seed,
     console,
     device_of,
     wrote,
 )
+from flown.cli.reproduce import reproduce
 from flown.cli.zoo import app as zoo_app
 from flown.errors import FlownError
 
@@ -45,6 +45,7 @@ app.add_typer(zoo_app, name="zoo")
 app.command(epilog="Example: flown finetune nets.safetensors --data digits --out tuned.safetensors")(
     finetune
 )
+app.command(epilog="Example: flown reproduce table2 --scale smoke --out table2")(reproduce)
 app.command(epilog="Example: flown adapt flown-small --data usps --out run")(adapt)
 
 
@@ -154,33 +155,6 @@ def export(model: Path, out: Out, overwrite: Overwrite = False) -> None:
 
     modelfiles.export(model, prepare_output(out, overwrite))
     wrote(out)
-
-
-class Experiment(str, Enum):
-    table1 = "table1"
-    table2 = "table2"
-    table3 = "table3"
-    chunked = "chunked"
-
-
-@app.command(epilog="Example: flown reproduce table2 --scale smoke --out table2")
-def reproduce(table: Experiment, out: Out, scale: Scale = Scale.cpu, seed: Seed = 0,
-              resume: Resume = False, overwrite: Overwrite = False,
-              device: Device = "auto") -> None:  # fmt: skip
-    """Rebuild a table of the paper, with what it leaves out: baselines, novelty, every sample."""
-    from importlib import import_module
-
-    from flown.report import print_card
-    from flown.report.finetuning import print_table3
-
-    rebuild = getattr(import_module(f"flown.experiments.{table.value}"), table.value)
-    result = rebuild(out, scale.value, seed=seed, resume=resume, overwrite=overwrite,
-                     device=device_of(device))  # fmt: skip
-    if table is Experiment.table3:
-        print_table3(result, console)
-    else:
-        print_card(result.card, console)
-    wrote(out / "results.json", out / "report.html")
 
 
 class Bench(str, Enum):

@@ -1,6 +1,8 @@
-"""From a report card and loss curves to tables on a terminal and one self-contained HTML file."""
+"""From report cards, curves and rows to tables on a terminal and one self-contained HTML file."""
 
+from flown.report.finetuning import print_table3
 from flown.report.html import write_report
+from flown.report.novelty import print_study
 from flown.report.terminal import print_card
 
-__all__ = ["print_card", "write_report"]
+__all__ = ["print_card", "print_study", "print_table3", "write_report"]

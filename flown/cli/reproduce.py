@@ -1,0 +1,52 @@
+"""The command that rebuilds the paper's tables and our own studies."""
+
+from __future__ import annotations
+
+from enum import Enum
+from importlib import import_module
+from typing import Any
+
+from flown.cli.options import (
+    Device,
+    Out,
+    Overwrite,
+    Resume,
+    Scale,
+    Seed,
+    console,
+    device_of,
+    wrote,
+)
+
+
+class Experiment(str, Enum):
+    table1 = "table1"
+    table2 = "table2"
+    table3 = "table3"
+    chunked = "chunked"
+    novelty = "novelty"
+
+
+def reproduce(table: Experiment, out: Out, scale: Scale = Scale.cpu, seed: Seed = 0,
+              resume: Resume = False, overwrite: Overwrite = False,
+              device: Device = "auto") -> None:  # fmt: skip
+    """Rebuild a table of the paper, with what it leaves out: baselines, novelty, every sample.
+
+    Two studies are our own: `chunked` generates a whole network of 270,000 weights, `novelty` asks
+    what makes generated networks both new and accurate.
+    """
+    rebuild = getattr(import_module(f"flown.experiments.{table.value}"), table.value)
+    _show(table, rebuild(out, scale.value, seed=seed, resume=resume, overwrite=overwrite,
+                         device=device_of(device)))  # fmt: skip
+    wrote(out / "results.json", out / "report.html")
+
+
+def _show(table: Experiment, result: Any) -> None:
+    from flown import report
+
+    if table is Experiment.table3:
+        report.print_table3(result, console)
+    elif table is Experiment.novelty:
+        report.print_study(result, console)
+    else:
+        report.print_card(result.card, console)

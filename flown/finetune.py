@@ -145,7 +145,7 @@ def finetune(batch: WeightBatch, images: ImageData, config: FinetuneConfig | Non
     if files:
         files.restore(run)
     start = len(run.points)
-    with bar("fine-tuning", config.epochs, max(0, start - 1)) as update:
+    with bar(f"fine-tuning on {images.name}", config.epochs, max(0, start - 1)) as update:
         for epoch in range(start, config.epochs + 1):
             run.advance(epoch)
             if files:

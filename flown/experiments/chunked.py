@@ -43,19 +43,19 @@ class ChunkedExperiment(Config):
 def config(scale: str, seed: int = 0) -> ChunkedExperiment:
     """The experiment at a scale; `paper` is meant for a GPU."""
     encoder, flow, batch, channels = {
-        "smoke": (20, 20, 4, 16), "cpu": (400, 300, 8, 16), "paper": (20_000, 20_000, 32, 64),
+        "smoke": (20, 20, 4, 16), "cpu": (300, 300, 4, 16), "paper": (20_000, 20_000, 32, 64),
     }[scale]  # fmt: skip
     fit = FlownConfig(
         epochs=(),
         encoder=ChunkedConfig(),
-        encoder_training=TrainConfig(steps=encoder, batch_size=batch, learning_rate=2e-3,
+        encoder_training=TrainConfig(steps=encoder, batch_size=batch, learning_rate=3e-3,
                                      validate_every=encoder),
         context=ContextConfig(mode="none"),
         velocity=VelocityConfig(channels=channels, blocks=1),
-        flow_training=TrainConfig(steps=flow, batch_size=2 * batch),
+        flow_training=TrainConfig(steps=flow, batch_size=4 * batch),
         seed=seed,
     )  # fmt: skip
-    val, test, samples = {"smoke": (50, 50, 4), "cpu": (500, 1000, 8), "paper": (2000, 10_000, 50)}[
+    val, test, samples = {"smoke": (50, 50, 4), "cpu": (500, 1000, 6), "paper": (2000, 10_000, 50)}[
         scale
     ]
     return ChunkedExperiment(recipe=recipe("fashion_mnist-resnet20", scale), models=1, fit=fit,

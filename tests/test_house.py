@@ -22,7 +22,8 @@ ROOMS = """
 """.split()
 APART = {"encoders", "context", "flow"}  # they meet in `model` and know nothing of each other
 HEAVY = {
-    "accelerate", "diffusers", "matplotlib", "mlxtend", "numba", "sklearn", "timm", "torchvision",
+    "accelerate", "diffusers", "matplotlib", "mlxtend", "numba", "sklearn", "timm", "torch_geometric",
+    "torchvision",
 }  # fmt: skip
 
 

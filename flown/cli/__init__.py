@@ -161,7 +161,7 @@ class Bench(str, Enum):
     zoo = "zoo"
     store = "store"
     sample = "sample"
-    encode = "encode"
+    encoding = "encode"  # `encode` is a method of str
     evaluate = "evaluate"
 
 
@@ -188,13 +188,13 @@ def bench(what: Bench, out: Annotated[Optional[Path], typer.Option("--out")] = N
             rows = benches.store(repeats, Path(scratch))
         elif what is Bench.sample:
             rows = benches.sample(model, repeats, Path(scratch))
-        elif what is Bench.encode:
+        elif what is Bench.encoding:
             rows = benches.encode(repeats)
         else:
             rows = benches.evaluate(repeats)
     benches.show(rows, console)
     if out is not None:
-        counts = {Bench.zoo: 64, Bench.store: 100_000, Bench.encode: 32}
+        counts = {Bench.zoo: 64, Bench.store: 100_000, Bench.encoding: 32}
         config = benches.BenchConfig(
             what=what.value, repeats=repeats, model=model if what is Bench.sample else None,
             networks=counts.get(what, 100), device=device,

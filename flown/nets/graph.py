@@ -26,66 +26,10 @@ from torch.nn.modules import batchnorm, conv, instancenorm
 from flown.errors import FlownError
 from flown.layout import JointLayout, Task
 from flown.nets import build
+from flown.nets.blocks import Block
 from flown.nets.symmetry import Units, Walk, trace
 
 _NORMS = batchnorm._BatchNorm, instancenorm._InstanceNorm, nn.GroupNorm, nn.LayerNorm
-
-
-@dataclass(frozen=True)
-class End:
-    """The nodes `place` at one end of a block's edges; the grid's axes `axes` run over them."""
-
-    place: slice
-    axes: str
-    grid: tuple[int, int]
-
-    def of(self, nodes: Tensor) -> Tensor:
-        """Node values (n, V, ...) at each edge, broadcasting over its grid (n, A, B, ...)."""
-        some = nodes[:, self.place]
-        if self.axes == "ab":
-            return some.unflatten(1, self.grid)
-        return some[:, :, None] if self.axes == "a" else some[:, None]
-
-    def sum(self, values: Tensor) -> Tensor:
-        """Edge values (n, A, B, ...) summed for each node, (n, nodes, ...)."""
-        return values.flatten(1, 2) if self.axes == "ab" else values.sum(2 if self.axes == "a" else 1)
-
-    def dot(self, nodes: Tensor, edges: Tensor) -> Tensor:
-        """Node values (n, V, h, f) times edge values (n, A, B, f), summed over f: (n, A, B, h)."""
-        some = nodes[:, self.place]
-        if self.axes == "ab":
-            some = some.unflatten(1, self.grid)
-        return torch.einsum(f"n{self.axes}hf,nabf->nabh", some, edges)
-
-    def sum_products(self, a: Tensor, b: Tensor) -> Tensor:
-        """Edge values (n, A, B, h) times (n, A, B, f), summed for each node: (n, nodes, h, f)."""
-        products = torch.einsum(f"nabh,nabf->n{self.axes}hf", a, b)
-        return products.flatten(1, 2) if self.axes == "ab" else products
-
-
-@dataclass(frozen=True)
-class Block:
-    """Edges from nodes to nodes, laid out as a grid (A, B).
-
-    All pairs: A targets, B sources. Diagonal: A sources, each with B targets beside each other (more
-    than one where the targets' units are repeated).
-    """
-
-    layer: str  # the module's name, empty for a sum
-    target: End
-    source: End
-    grid: tuple[int, int]
-
-    @classmethod
-    def of(cls, layer: str, targets: slice, sources: slice, diagonal: bool) -> Block:
-        t, s = targets.stop - targets.start, sources.stop - sources.start
-        grid = (s, t // s) if diagonal else (t, s)
-        ends = ("ab", "a") if diagonal else ("a", "b")
-        return cls(layer, End(targets, ends[0], grid), End(sources, ends[1], grid), grid)
-
-    @property
-    def edges(self) -> int:
-        return self.grid[0] * self.grid[1]
 
 
 class NetGraph(nn.Module):
@@ -98,6 +42,9 @@ class NetGraph(nn.Module):
 
     positions: Tensor
     ends: Tensor
+    _biases: Tensor
+    _weights: Tensor
+    _order: Tensor
 
     def __init__(self, net: nn.Module, example: Tensor, subset: Sequence[str] | None = None) -> None:
         """Reads the graph off a network; of the example (1, ...) only the shape matters.

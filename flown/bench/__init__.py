@@ -1,5 +1,6 @@
 """Side-by-side timings: every ratio is measured in one run, medians over several repeats."""
 
+from flown.bench.adapt import adapt
 from flown.bench.encode import encode
 from flown.bench.evaluate import evaluate
 from flown.bench.sample import sample
@@ -7,4 +8,4 @@ from flown.bench.store import store
 from flown.bench.timing import BenchConfig, show, write
 from flown.bench.zoo import zoo
 
-__all__ = ["BenchConfig", "encode", "evaluate", "sample", "show", "store", "write", "zoo"]
+__all__ = ["BenchConfig", "adapt", "encode", "evaluate", "sample", "show", "store", "write", "zoo"]

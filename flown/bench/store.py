@@ -95,7 +95,7 @@ def _train_encoder(path: Path) -> float:
 
     def watch() -> None:
         while not done.wait(0.02):
-            most[0] = max(most[0], _held())
+            most[0] = max(most[0], held())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -105,7 +105,7 @@ def _train_encoder(path: Path) -> float:
     return most[0]
 
 
-def _held() -> float:
+def held() -> float:
     """Anonymous resident memory of this process in megabytes (Linux)."""
     status = Path("/proc/self/status").read_text()
     found = re.search(r"RssAnon:\s+(\d+) kB", status)

@@ -163,6 +163,7 @@ class Bench(str, Enum):
     sample = "sample"
     encoding = "encode"  # `encode` is a method of str
     evaluate = "evaluate"
+    adapt = "adapt"
 
 
 @app.command(epilog="Example: flown bench evaluate --out bench.json")
@@ -190,13 +191,16 @@ def bench(what: Bench, out: Annotated[Optional[Path], typer.Option("--out")] = N
             rows = benches.sample(model, repeats, Path(scratch))
         elif what is Bench.encoding:
             rows = benches.encode(repeats)
+        elif what is Bench.adapt:
+            rows = benches.adapt(model, repeats, Path(scratch))
         else:
             rows = benches.evaluate(repeats)
     benches.show(rows, console)
     if out is not None:
-        counts = {Bench.zoo: 64, Bench.store: 100_000, Bench.encoding: 32}
+        counts = {Bench.zoo: 64, Bench.store: 100_000, Bench.encoding: 32, Bench.adapt: 8}
+        shipped = what in (Bench.sample, Bench.adapt)
         config = benches.BenchConfig(
-            what=what.value, repeats=repeats, model=model if what is Bench.sample else None,
+            what=what.value, repeats=repeats, model=model if shipped else None,
             networks=counts.get(what, 100), device=device,
         )  # fmt: skip
         benches.write(out, config, time.monotonic() - start, rows)

@@ -5,12 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import statistics
 import threading
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-
-import torch
 
 from flown import adapt as library
 from flown import data

@@ -23,6 +23,7 @@ class Experiment(str, Enum):
     table1 = "table1"
     table2 = "table2"
     table3 = "table3"
+    table4 = "table4"
     chunked = "chunked"
     novelty = "novelty"
 
@@ -46,6 +47,11 @@ def _show(table: Experiment, result: Any) -> None:
 
     if table is Experiment.table3:
         report.print_table3(result, console)
+    elif table is Experiment.table4:
+        from flown.experiments.table4 import summary
+
+        title = "Test accuracy of networks generated for another data set, %"
+        report.print_table(console, title, summary(result))
     elif table is Experiment.novelty:
         report.print_study(result, console)
     else:

@@ -3,6 +3,6 @@
 from flown.report.finetuning import print_table3
 from flown.report.html import write_report
 from flown.report.novelty import print_study
-from flown.report.terminal import print_card
+from flown.report.terminal import print_card, print_table
 
-__all__ = ["print_card", "print_study", "print_table3", "write_report"]
+__all__ = ["print_card", "print_study", "print_table", "print_table3", "write_report"]

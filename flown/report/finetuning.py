@@ -97,9 +97,9 @@ def bars(rows: list[Row]) -> Table:
 def print_table3(rows: list[Row], console: Console) -> None:
     """Prints every data set's table, then the bars."""
     for name in dict.fromkeys(row["dataset"] for row in rows):
-        terminal._print(console, f"{name}: test accuracy, %, by epochs of fine-tuning",
+        terminal.print_table(console, f"{name}: test accuracy, %, by epochs of fine-tuning",
                              accuracy_table(rows, name))  # fmt: skip
-    terminal._print(console, "Generated networks against what was to be reached", bars(rows))
+    terminal.print_table(console, "Generated networks against what was to be reached", bars(rows))
 
 
 def write_table3(path: Path | str, scale: str, rows: list[Row], of: Curves,

@@ -73,7 +73,7 @@ def _cell(row: Row | None) -> str:
 def print_study(rows: Sequence[Row], console: Console) -> None:
     """Prints every data set's table."""
     for dataset in dict.fromkeys(row["dataset"] for row in rows):
-        terminal._print(console, f"{dataset}: accuracy on test images, and novelty",
+        terminal.print_table(console, f"{dataset}: accuracy on test images, and novelty",
                         (list(HEAD), table(rows, dataset)))  # fmt: skip
 
 

@@ -87,7 +87,7 @@ def print_accuracies(zoo: Zoo, console: Console) -> None:
     for layout in zoo.layouts:
         name = layout.task.name
         title = escape_markup(f"{name}: {layout.net}, {layout.size:,} weights")
-        terminal._print(console, title, accuracy_rows(zoo, name))
+        terminal.print_table(console, title, accuracy_rows(zoo, name))
 
 
 def print_population(population: Population, console: Console) -> None:

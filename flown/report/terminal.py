@@ -23,18 +23,19 @@ def print_card(card: Card, console: Console | None = None) -> None:
     """
     console = console or Console()
     for name in card.tasks:
-        _print(console, f"{name}: accuracy on test images, %, and novelty",
+        print_table(console, f"{name}: accuracy on test images, %, and novelty",
                tables.methods(card, name))  # fmt: skip
     console.print(_NOTES.format(top=card.top), style="dim", highlight=False)
     if card.compares_tasks:
-        _print(console, "Mean test accuracy, %, by task generated for and images tested on",
+        print_table(console, "Mean test accuracy, %, by task generated for and images tested on",
                tables.confusion(card))  # fmt: skip
     shots = f", {card.shots} images a class" if card.shots else ""
-    _print(console, f"Sampling on {card.device}, seed {card.seed}{shots}",
+    print_table(console, f"Sampling on {card.device}, seed {card.seed}{shots}",
            tables.sampling(card))  # fmt: skip
 
 
-def _print(console: Console, title: str, content: tables.Table) -> None:
+def print_table(console: Console, title: str, content: tables.Table) -> None:
+    """Prints a titled table; a wide one goes on below itself, its first column repeated."""
     head, body = content
     widths = [max(len(line[i]) for line in (head, *body)) + 2 for i in range(len(head))]
     parts: list[list[int]] = [[]]

@@ -1,0 +1,113 @@
+"""A generator of one data set's networks on another's images: as it is, adapted, and beside controls.
+
+One gradient evaluation is the forward and backward pass of one network on one batch. The controls
+spend as many on each of their networks as an adaptation does in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from flown import nets
+from flown.baselines import random_init
+from flown.card import Measured
+from flown.data import ImageData, Split
+from flown.evaluate import evaluate, predictions
+from flown.nets import batchnorm
+from flown.novelty import mutual_iou
+from flown.progress import bar
+from flown.weights import WeightBatch
+from flown.zoo.trainers import trainer
+
+RATES = (3e-4, 1e-3, 3e-3)  # Adam's, of which each control has the one best on validation images
+LOOKS = 10  # times along the way that a control's networks are validated, the best of which count
+_SAME = {"automobile": "car"}  # one class under two names
+
+
+def match_classes(images: ImageData, names: Sequence[str]) -> ImageData:
+    """The same images, labelled as outputs of networks for the classes `names`, as many.
+
+    A class that both have keeps the network's place. The rest of the images' classes, in their own
+    order, take the places left, in theirs: arbitrary, and always the same.
+    """
+    known = [_SAME.get(name, name) for name in names]
+    own = [_SAME.get(name, name) for name in images.classes]
+    free = iter([place for place, name in enumerate(known) if name not in own])
+    places = [known.index(name) if name in known else next(free) for name in own]
+    table = torch.tensor(places)
+
+    def matched(split: Split) -> Split:
+        return Split(split.images, table[split.labels])
+
+    classes = tuple(images.classes[places.index(place)] for place in range(len(places)))
+    return replace(images, classes=classes, train=matched(images.train), val=matched(images.val),
+                   test=matched(images.test))  # fmt: skip
+
+
+def measure(batch: WeightBatch, images: ImageData) -> Measured:
+    """Validation and test accuracies, and how much the networks' errors agree."""
+    ready = batch.calibrated(images.train.images)
+    wrong = predictions(ready, images.test.images).cpu() != images.test.labels
+    val = evaluate(ready, images.val.images, images.val.labels).cpu()
+    return Measured(val, 100 * (1 - wrong.float().mean(dim=1)), diversity=mutual_iou(wrong))
+
+
+def from_default_init(like: WeightBatch, images: ImageData, count: int, evaluations: int,
+                      batch_size: int, seed: int = 0) -> WeightBatch:  # fmt: skip
+    """The control that needs no generator: `count` networks from PyTorch's initialisation."""
+    fresh = random_init(like, count, torch.Generator().manual_seed(seed))
+    starts = WeightBatch(like.layout, fresh.vectors.to(like.vectors), rest=like.rest)
+    return _trained(starts, images, evaluations, batch_size, seed)
+
+
+def from_best(samples: WeightBatch, images: ImageData, count: int, evaluations: int,
+              batch_size: int, seed: int = 0) -> WeightBatch:  # fmt: skip
+    """The control that needs no gradient through a generator: the sample that is best on validation
+    images, trained on, `count` times in other orders of the images."""
+    val = evaluate(samples.calibrated(images.train.images), images.val.images, images.val.labels)
+    best = int(val.argmax())
+    starts = WeightBatch(samples.layout, samples.vectors[best].repeat(count, 1), rest=samples.rest)
+    return _trained(starts, images, evaluations, batch_size, seed)
+
+
+def _trained(starts: WeightBatch, images: ImageData, evaluations: int, batch_size: int,
+             seed: int) -> WeightBatch:  # fmt: skip
+    """`starts` trained for so many batches each; rate and stopping chosen on validation images."""
+    layout, rest, n = starts.layout, starts.rest or None, len(starts)
+    rates = [rate for rate in RATES for _ in range(n)]
+    net = nets.build_for(layout).eval()
+    batchnorm.by_batch(net, batchnorm.layers(net))
+    x = images.train.images if rest else layout.task.preprocess(images.train.images).contiguous()
+    device = starts.vectors.device
+    engine = trainer(net, layout, starts.vectors.repeat(len(RATES), 1), x, images.train.labels,
+                     batch_size, rates, [0.0] * len(rates), device.type, rest)  # fmt: skip
+    orders = torch.stack([
+        _order(len(x), evaluations * batch_size, seed * 1_000 + i) for i in range(n)
+    ]).repeat(len(RATES), 1)  # fmt: skip
+    best = torch.full((len(rates),), -1.0)
+    kept = engine.vectors.clone()
+    stops = sorted({max(1, evaluations * (k + 1) // LOOKS) for k in range(LOOKS)})
+    with bar(f"control on {images.name}", evaluations) as update:
+        for first, last in zip([0, *stops], stops, strict=False):
+            engine.run(orders[:, first * batch_size : last * batch_size], first)
+            now = WeightBatch(layout, engine.vectors, rest=rest)
+            val = evaluate(now.calibrated(images.train.images), images.val.images,
+                           images.val.labels).cpu()  # fmt: skip
+            better = val > best
+            best = torch.where(better, val, best)
+            kept[better.to(kept.device)] = engine.vectors[better.to(kept.device)]
+            update(last, f"validation accuracy {float(best.max()):.1f} %")
+    chosen = int(best.view(len(RATES), n).mean(dim=1).argmax())
+    vectors = kept[chosen * n : (chosen + 1) * n]
+    return WeightBatch(layout, vectors, {"rate": RATES[chosen]}, rest=rest)
+
+
+def _order(images: int, count: int, seed: int) -> Tensor:
+    """`count` places of images; none comes again before all have come."""
+    generator = torch.Generator().manual_seed(seed)
+    passes = -(-count // images)
+    return torch.cat([torch.randperm(images, generator=generator) for _ in range(passes)])[:count]

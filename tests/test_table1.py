@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from flown import cli
 from flown.encoders import PDiffConfig, VAEConfig
-from flown.errors import FlownError
 from flown.experiments import table1
 from flown.experiments.unconditional import Cell, UnconditionalConfig, run
 from flown.fitting import ContextConfig, FlownConfig
@@ -97,11 +98,15 @@ def test_it_goes_on_where_it_was_cut_off(out: Path, tmp_path: Path) -> None:
     assert [r["value"] for x in results for r in x.rows() if r["metric"] == "accuracy"] == before
 
 
-def test_another_scale_does_not_go_on(out: Path) -> None:
-    with pytest.raises(FlownError, match="another scale or seed"):
-        table1.table1(out, "cpu", resume=True)
-    with pytest.raises(FlownError, match="--overwrite"):
-        table1.table1(out, "smoke")
+def test_the_command_refuses_to_go_on_with_another_scale(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more, message in (("--resume", "another scale or seed"), ("--seed=0", "--overwrite")):
+        words = ("flown", "reproduce", "table1", "--scale", "cpu", "--out", str(out), more)
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit, match="2"):
+            cli.main()
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("scale", ["smoke", "cpu", "paper"])

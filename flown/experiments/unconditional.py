@@ -45,7 +45,7 @@ class Cell(Config):
     recipe: Recipe
     models: int
     fit: FlownConfig
-    samples: int = 200
+    samples: int = 100
     images: int | None = None
 
     @property

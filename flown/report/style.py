@@ -29,7 +29,7 @@ LOOKS = {
     "reconstruction-train": Look("rebuilt, train", "#00664B", "<"),
     "reconstruction-held-out": Look("rebuilt, held-out", "#009E73", ">"),
     "flown": Look("generated", "#D55E00", "o"),
-    "p-diff": Look("p-diff", "#F0E442", "H"),
+    "p-diff": Look("p-diff", "#882255", "H"),
     "nearest": Look("lookup", "#CC79A7", "p"),
     "noise-0.06": Look("noise 0.06", "#E69F00", "^"),
     "noise-0.12": Look("noise 0.12", "#A6761D", "v"),

@@ -182,6 +182,7 @@ def test_terminal_shows_every_figure(cards: dict[str, Card], width: int) -> None
         assert max(map(len, lines)) <= width
         assert not any("…" in line for line in lines)  # nothing is cut off
         text = "\n".join(lines)
-        wanted = [*(look(m).label for m in LOOKS), *tables.methods(card, "digits")[0], "NFE"]
+        methods = card.tasks["digits"].methods
+        wanted = [*(look(m).label for m in methods), *tables.methods(card, "digits")[0], "NFE"]
         assert all(word in text for word in wanted)
         assert ("others' context" in text) == card.compares_tasks

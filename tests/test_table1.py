@@ -134,3 +134,20 @@ def test_the_papers_figures_stand_beside_the_best() -> None:
     assert table1._beside_paper(row)["paper"] == 69.97
     assert table1._beside_paper({**row, "selection": "all"})["paper"] is None
     assert table1._beside_paper({**row, "dataset": "natural10"})["paper"] is None
+
+
+def test_a_subset_of_one_training(tmp_path: Path) -> None:
+    """p-diff's recipe: one trajectory, the last checkpoints held out, controls beside."""
+    brief = TrainConfig(steps=40, batch_size=8)
+    how = Recipe(name="tiny-norms", dataset="digits", net="tests.fakes:ConvNorm", size=10,
+                 activation="relu", subset="last-2-norms", base_epochs=2, learning_rate=3e-3,
+                 batch_size=16, epochs=1, keep=(), keep_steps=tuple(range(2, 17, 2)))  # fmt: skip
+    fit = FlownConfig(epochs=tuple(range(-8, 0)), context=ContextConfig(mode="none"),
+                      encoder_training=brief, flow_training=brief,
+                      velocity=VelocityConfig(channels=8, blocks=1))  # fmt: skip
+    cell = Cell(recipe=how, models=1, fit=fit, samples=3, images=50)
+    once = run(UnconditionalConfig(cells=(cell,), steps=4, ddpm_steps=20), tmp_path, device="cpu")
+    methods = once.results[0].methods
+    assert methods["zoo"].ratio is None, "there is no other training to compare with"
+    assert {"subset-default", "subset-shuffled", "subset-mean", "zoo-held-out"} <= set(methods)
+    assert len(methods["flown"].test) == len(methods["p-diff"].test) == 3

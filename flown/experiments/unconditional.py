@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from flown import data, zoo
-from flown.baselines import BASELINES
+from flown.baselines import fitting
 from flown.card import CHOICE, Card, Measured, TaskCard
 from flown.config import Config
 from flown.data import ImageData, Split
@@ -130,7 +130,7 @@ class _Originals:
             own.ratio = own.iou = None
         self.methods = {"zoo": own, "zoo-held-out": self.measure(held_out)}
         generator = torch.Generator().manual_seed(seed)
-        for name, draw in BASELINES.items():
+        for name, draw in fitting(self.train).items():
             if name != "nearest":  # the zoo's own row
                 self.methods[name] = self.measure(draw(self.train, cell.samples, generator))
 
@@ -140,8 +140,7 @@ class _Originals:
 
     def _tested(self, batch: WeightBatch) -> tuple[Tensor, Tensor]:
         """Wrong predictions (n, N) on test images, validation accuracies (n,)."""
-        whole = WeightBatch(self.train.layout, batch.vectors.to(self.device), rest=self.train.rest)
-        ready = whole.calibrated(self.images.train.images)
+        ready = self.train.on(batch.vectors.to(self.device)).calibrated(self.images.train.images)
         wrong = predictions(ready, self.test.images).cpu() != self.test.labels
         right = predictions(ready, self.choice.images).cpu() == self.choice.labels
         return wrong, 100 * right.float().mean(dim=1)

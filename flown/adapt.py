@@ -262,7 +262,7 @@ def adapt(model: Flown, images: ImageData, config: AdaptConfig | None = None, *,
             a batch of n networks that returns (n,), as
 
                 lambda batch: -batch.vectors.abs().mean(dim=1)                     # sparse
-                lambda batch: -(batch.logits(x).logsumexp(-1)).mean(dim=1)         # calibrated
+                lambda batch: -(confidence(batch.logits(x)) - right).square()      # calibrated
                 lambda batch: (batch.logits(x + noise).log_softmax(-1)             # robust
                                .gather(2, y.expand(len(batch), -1)[..., None]).mean((1, 2)))
 
@@ -283,8 +283,7 @@ def adapt(model: Flown, images: ImageData, config: AdaptConfig | None = None, *,
     task = objective.task
     run = {
         "config": config.model_dump(mode="json"), "data": images.name, "task": task,
-        "model": [checksum(torch.cat([p.flatten() for p in part.parameters()] or [torch.empty(0)]))
-                  for part in (model.encoder, model.velocity)],
+        "model": [_fingerprint(part) for part in (model.encoder, model.velocity)],
         "reward": None if reward is None else getattr(reward, "__name__", type(reward).__name__),
         "flown": __version__,
     }  # fmt: skip
@@ -307,6 +306,10 @@ def adapt(model: Flown, images: ImageData, config: AdaptConfig | None = None, *,
     write_json(out / "history.json", new.history)
     new.save_pretrained(str(out / "model"))
     return new
+
+
+def _fingerprint(part: nn.Module) -> int:
+    return checksum(torch.cat([p.flatten() for p in part.parameters()] or [torch.empty(0)]))
 
 
 def _nearest(model: Flown, images: ImageData) -> str:

@@ -63,11 +63,19 @@ class GraphEncoder(GaussianLatent):
         self.posterior = nn.Sequential(
             nn.LayerNorm(config.node), nn.Flatten(), nn.Linear(len(counts) * config.node, 2 * latent)
         )
-        self.node_queries = nn.Linear(latent, graph.nodes * config.node)
-        self.edge_queries = nn.Linear(latent, graph.edges * config.edge)
+        self.draft = nn.Sequential(
+            nn.Linear(latent, 4 * latent), nn.GELU(), nn.Linear(4 * latent, graph.size)
+        )
+        self.node_queries = nn.Parameter(torch.randn(graph.nodes, config.node))
+        self.edge_queries = nn.Parameter(torch.randn(graph.edges, config.edge))
+        self.node_draft = nn.Linear(1, config.node)
+        self.edge_draft = nn.Linear(graph.kernel, config.edge)
+        self.node_latent = nn.Linear(latent, config.node)
         self.decoder = _layers(config, graph, last_edges=True)
-        self.biases = nn.Sequential(nn.LayerNorm(config.node), nn.Linear(config.node, 1))
-        self.weights = nn.Sequential(nn.LayerNorm(config.edge), nn.Linear(config.edge, graph.kernel))
+        self.biases = nn.Sequential(nn.LayerNorm(config.node), _zero(nn.Linear(config.node, 1)))
+        self.weights = nn.Sequential(
+            nn.LayerNorm(config.edge), _zero(nn.Linear(config.edge, graph.kernel))
+        )
         share = torch.zeros(len(counts), graph.nodes)
         share[graph.positions, torch.arange(graph.nodes)] = 1 / counts[graph.positions]
         self.register_buffer("_share", share, persistent=False)
@@ -86,10 +94,12 @@ class GraphEncoder(GaussianLatent):
 
     def decode(self, latents: Tensor) -> Tensor:
         z = latents.flatten(1)
-        nodes = self.node_queries(z).unflatten(1, (self.graph.nodes, -1))
-        edges = self.edge_queries(z).unflatten(1, (self.graph.edges, -1))
+        draft: Tensor = self.draft(z)
+        nodes, edges = self.graph.features(draft)
+        nodes = self.node_queries + self.node_draft(nodes) + self.node_latent(z)[:, None]
+        edges = self.edge_queries + self.edge_draft(edges)
         nodes, edges = run(self.decoder, self.graph, nodes, edges)
-        return self.graph.vectors(self.biases(nodes), self.weights(edges))
+        return draft + self.graph.vectors(self.biases(nodes), self.weights(edges))
 
 
 def run(layers: Iterable[nn.Module], graph: NetGraph, nodes: Tensor,
@@ -98,6 +108,13 @@ def run(layers: Iterable[nn.Module], graph: NetGraph, nodes: Tensor,
     for layer in layers:
         nodes, edges = layer(graph, nodes, edges)
     return nodes, edges
+
+
+def _zero(linear: nn.Linear) -> nn.Linear:
+    """A layer whose output starts at zero: at first the draft is what is decoded."""
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
 
 
 def _layers(config: GraphConfig, graph: NetGraph, last_edges: bool) -> nn.ModuleList:

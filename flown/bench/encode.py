@@ -23,14 +23,13 @@ from flown.nets.graph import NetGraph
 from flown.provenance import Row
 
 NET, BATCH = "cnn-medium", 32
-"""What is timed: the encoder's layers, of published size, on networks with three channels."""
 
 
 def dense(layers: list[RelationalLayer], graph: NetGraph, nodes: Tensor, edges: Tensor) -> Tensor:
     """The same layers as tensors of all pairs, (n, V, V, ...), as Kofinas et al. compute them.
 
     Queries, keys and values are made for every pair, (n, V, V, h, c), from the states of the edge
-    along the pair and of its reverse beside each other; where there is no edge both are zero.
+    between the two and of its reverse side by side; where there is none they are zero.
     """
     target, source = graph.ends.unbind(1)
     size = (len(nodes), graph.nodes, graph.nodes)
@@ -107,7 +106,9 @@ class Case:
 
 
 def encode(repeats: int, net: str = NET, batch: int = BATCH) -> list[Row]:
-    """Seconds and peak memory of one batch, forward and forward with backward, side by side.
+    """Seconds and peak memory of the encoder's layers, forward and with backward, side by side.
+
+    The layers have the published sizes, the networks three input channels.
 
     Raises:
         RuntimeError: the two do not compute the same.

@@ -1,12 +1,14 @@
 """The graph encoder: permuting a network's hidden units does not change its latent (FLoWN A.2.2).
 
     encode: node and edge features -> layers -> mean of nodes that share a position -> mu, log sigma^2
-    decode: z -> a state for every node and edge of the fixed layout -> layers -> biases and weights
+    decode: z -> a draft w of the vector, by an MLP -> its graph, with a learned query for every node
+            and edge -> layers -> w + what they change
 
 The graph and what its positions are: `flown.nets.graph`; the layers: `relational`, or `pna`. Kofinas
-et al. (2403.12143) have no decoder. Ours writes the networks in one order, that of its queries, so a
-zoo of independently trained networks has to be aligned first (`flown zoo align`): the latent does not
-say which order a network came in.
+et al. (2403.12143) have no decoder. Ours writes networks in one order, that of its queries, so a zoo
+of independently trained networks has to be aligned first (`flown zoo align`): the latent does not say
+which order a network came in. The draft is there because states alone would be a bottleneck: a 5x5
+kernel has more numbers than an edge's state, and a readout that all layers share loses the zoo's mean.
 """
 
 from __future__ import annotations

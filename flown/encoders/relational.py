@@ -1,13 +1,15 @@
 """Relational transformer layers on a network's graph (Diao & Loynd 2023, 2210.05062).
 
-    score_ij = (q_i + Q e_ij) . (k_j + K e_ij) / sqrt(d)      every node attends to every node
-    value_ij = v_j * (1 + M e_ij) + V e_ij                    modulated, as Kofinas et al. have it
-    e_ij    += MLP(e_ij, e_ji, x_i, x_j),  then an MLP of its own
+    score_ij = (q_i + Q e) . (k_j + K e) / sqrt(c)      every node i attends to every node j
+    value_ij = v_j * (1 + M e) + V e                    modulated, as Kofinas et al. have it
+    e       += MLP(e, x_target, x_source),  then an MLP of its own
 
-A network is sparse: where there is no weight, e_ij = 0 and both are plain attention's q_i . k_j and
-v_j. So tensors of all pairs hold one number a head, and those of features exist at edges alone, layer
-by layer, where receivers and senders broadcast. sum_j a_ij V e_ij = V sum_j a_ij e_ij besides, which
-needs no value per edge. The result is that of the dense transformer with zeros.
+A weight has one edge and one state e, which both of its ends read: the target with Q, K = P, R, the
+source with R, P, each with an M and a V of its own. Where there is no weight, e = 0 and what is left
+is plain attention. So only scores exist for all pairs, one a head; what has features exists at edges
+alone, block by block. The product of the scores is expanded, (P e).(R e) serves both ends, and
+sum_j a_ij V e = V sum_j a_ij e needs no value per edge. The result is the dense transformer's
+(`flown bench encode` compares them).
 
 Axes: n networks, V nodes, E edges, h heads, c numbers a head.
 """
@@ -40,15 +42,15 @@ class RelationalLayer(nn.Module):
 
 
 class RelationalAttention(nn.Module):
-    """Multi-head attention of all nodes (n, V, node) to all, with edges (n, E, edge)."""
+    """Multi-head attention of all nodes (n, V, node) to all, with edges (n, E, edge): new nodes."""
 
     def __init__(self, node: int, edge: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(node, 3 * node, bias=False)
-        self.edge_target = nn.Linear(edge, node, bias=False)
-        self.edge_source = nn.Linear(edge, node, bias=False)
-        self.edge_gain = nn.Linear(edge, 2 * node, bias=False)  # along the edge, and back
+        self.edge_target = nn.Linear(edge, node, bias=False)  # P
+        self.edge_source = nn.Linear(edge, node, bias=False)  # R
+        self.edge_gain = nn.Linear(edge, 2 * node, bias=False)  # M of targets, of sources
         self.edge_value = nn.Linear(edge, 2 * node, bias=False)
         self.out = nn.Linear(node, node)
 

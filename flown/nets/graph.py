@@ -145,6 +145,8 @@ class _Wire:
 class _Wires(Walk):
     """Follows units through a network, the inputs' too, and notes which layer joins which."""
 
+    remedy = "such a network has no graph: use another encoder"
+
     def __init__(self, net: nn.Module, example: Tensor) -> None:
         super().__init__(*trace(net, example))
         self.wires: list[_Wire] = []

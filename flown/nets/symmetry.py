@@ -143,6 +143,8 @@ class Units:
 class Walk:
     """Follows units through a graph. Values without an entry in `units` are never permuted."""
 
+    remedy = "write the groups by hand, or change the network there"
+
     def __init__(self, traced: fx.GraphModule, shapes: Mapping[fx.Node, tuple[int, ...]]) -> None:
         self.graph = traced.graph
         self.modules: dict[str, nn.Module] = dict(traced.named_modules())
@@ -342,4 +344,4 @@ class Walk:
             around = [path for path in node.meta.get("nn_module_stack", {}) if path]
             what = f"operation '{target}'" + (f" in module '{around[-1]}'" if around else "")
         why = why or "is not known to keep units apart"
-        return FlownError(f"{what} {why}; write the groups by hand, or change the network there")
+        return FlownError(f"{what} {why}; {self.remedy}")

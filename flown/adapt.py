@@ -288,7 +288,7 @@ def adapt(model: Flown, images: ImageData, config: AdaptConfig | None = None, *,
         "flown": __version__,
     }  # fmt: skip
     if (out / "run.json").exists() and read_json(out / "run.json") != run:
-        raise FlownError(f"{out}: holds a run of another model, data or config; choose another")
+        raise FlownError(f"{out}: holds a run of another model, data or config; choose another --out")
     if resume and (out / "model" / "config.json").exists():
         done = Flown.from_pretrained(out / "model")
         done.history = read_json(out / "history.json")

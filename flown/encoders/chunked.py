@@ -17,48 +17,48 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flown.encoders.vae import VAE, VAEConfig, _down, _up
+from flown.encoders.latent import GaussianLatent, LatentConfig
+from flown.encoders.vae import down, up
 from flown.errors import FlownError
 from flown.layout import JointLayout
 
 
-class ChunkedConfig(VAEConfig):
+class ChunkedConfig(LatentConfig):
     """Sizes of the encoder that all chunks of `chunk` numbers share."""
 
-    kind: Literal["chunked"] = "chunked"  # type: ignore[assignment]
+    kind: Literal["chunked"] = "chunked"
     chunk: int = 4096
+    side: int = 16
     width: int = 4
     multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    blocks: int = 1
+    latent_channels: int = 4
 
 
-class Chunked(VAE):
+class Chunked(GaussianLatent):
     """Standardised weight vectors (n, D) <-> latents (n, latent_channels, rows * s, columns * s)."""
 
     def __init__(self, config: ChunkedConfig, joint: JointLayout) -> None:
-        nn.Module.__init__(self)  # VAE's would make layers for the whole vector
         shrink = 2 ** (len(config.multipliers) - 1)
         if config.side % shrink or config.chunk < 1:
             raise FlownError(
                 f"chunked: side {config.side} is not divisible by {shrink}, or chunk "
                 f"{config.chunk} is not positive"
             )
-        self.config: ChunkedConfig = config
-        self.size = joint.size
-        self.chunks = math.ceil(joint.size / config.chunk)
-        self.tile = config.side // shrink
-        self.columns = _even(math.ceil(math.sqrt(self.chunks)))
-        self.rows = _even(math.ceil(self.chunks / self.columns))
-        self.latent_shape = (config.latent_channels, self.rows * self.tile, self.columns * self.tile)
+        chunks, tile = math.ceil(joint.size / config.chunk), config.side // shrink
+        columns = _even(math.ceil(math.sqrt(chunks)))
+        rows = _even(math.ceil(chunks / columns))
+        super().__init__(config, (config.latent_channels, rows * tile, columns * tile))
+        self.config, self.size = config, joint.size
+        self.chunks, self.rows, self.columns = chunks, rows, columns
         pixels, channels = config.side**2, config.latent_channels
         widths = [config.width * m for m in config.multipliers]
         self.expand, self.contract = (nn.Linear(config.chunk, pixels), nn.Linear(pixels, config.chunk))
         self.position_in = nn.Parameter(torch.randn(self.chunks, pixels))
         self.position_out = nn.Parameter(torch.randn(self.chunks, pixels))
-        self.down = _down(widths, config.blocks, 2 * channels)
+        self.down = down(widths, config.blocks, 2 * channels)
         self.posterior = nn.Conv2d(2 * channels, 2 * channels, 1)
-        self.up = _up(widths[::-1], config.blocks, channels)
-        self.register_buffer("latent_mean", torch.zeros(math.prod(self.latent_shape)))
-        self.register_buffer("latent_std", torch.ones(math.prod(self.latent_shape)))
+        self.up = up(widths[::-1], config.blocks, channels)
 
     def moments(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z | w), each (n, L), the mean not yet at unit scale."""

@@ -50,9 +50,9 @@ class VAE(GaussianLatent):
         pixels = config.side**2
         widths = [config.width * m for m in config.multipliers]
         self.expand = nn.Linear(joint.size, pixels)
-        self.down = _down(widths, config.blocks, 2 * config.latent_channels)
+        self.down = down(widths, config.blocks, 2 * config.latent_channels)
         self.posterior = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
-        self.up = _up(widths[::-1], config.blocks, config.latent_channels)
+        self.up = up(widths[::-1], config.blocks, config.latent_channels)
         self.contract = nn.Linear(pixels, joint.size)
 
     def moments(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,7 +103,8 @@ def _middle(width: int) -> list[nn.Module]:
     return [_Block(width, width), _Attention(width), _Block(width, width)]
 
 
-def _down(widths: list[int], blocks: int, outputs: int) -> nn.Sequential:
+def down(widths: list[int], blocks: int, outputs: int) -> nn.Sequential:
+    """An image (n, 1, h, w), halved at every level but the last, to `outputs` channels."""
     layers: list[nn.Module] = [nn.Conv2d(1, widths[0], 3, padding=1)]
     width = widths[0]
     for level, target in enumerate(widths):
@@ -116,7 +117,8 @@ def _down(widths: list[int], blocks: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(*layers, *_middle(width), *last)
 
 
-def _up(widths: list[int], blocks: int, inputs: int) -> nn.Sequential:
+def up(widths: list[int], blocks: int, inputs: int) -> nn.Sequential:
+    """The mirror of `down`, from `inputs` channels to an image."""
     width = widths[0]
     layers = [nn.Conv2d(inputs, width, 3, padding=1), *_middle(width)]
     for level, target in enumerate(widths):

@@ -19,7 +19,7 @@ from flown.fitting import FlownConfig
 from flown.model import Flown
 from flown.provenance import provenance
 from flown.report import plots, print_card, tables, write_report
-from flown.report.style import LOOKS, look
+from flown.report.style import LOOKS, STARTS, look
 from tests.fakes import TASKS, FakeModel, images, make_zoo
 
 DATA = {task: images(task) for task in TASKS}
@@ -158,8 +158,10 @@ def test_many_tasks_all_appear(cards: dict[str, Card]) -> None:
 
 
 def test_looks_differ() -> None:
-    assert len({x.colour for x in LOOKS.values()}) == len({x.mark for x in LOOKS.values()})
-    assert len({x.colour for x in LOOKS.values()}) == len(LOOKS)
+    starts = {**STARTS, "flown": LOOKS["flown"], "recipe-init": LOOKS["recipe-init"]}
+    for drawn in (LOOKS, starts):
+        assert len({x.colour for x in drawn.values()}) == len({x.mark for x in drawn.values()})
+        assert len({x.colour for x in drawn.values()}) == len(drawn)
     assert set(BASELINES) <= set(LOOKS) and look("ddpm").label == "ddpm"
 
 

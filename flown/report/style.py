@@ -37,6 +37,9 @@ LOOKS = {
     "gaussian": Look("Gaussian", "#333333", "X"),
     "random-init": Look("random init", "#8C8C8C", "*"),
     "recipe-init": Look("recipe's init", "#BFBFBF", "d"),
+}
+# What training may start from, beside "flown" and "recipe-init" (Table 3); not drawn beside the above.
+STARTS = {
     "default-init": Look("PyTorch's init", "#8C8C8C", "*"),
     "kaiming": Look("Kaiming init", "#333333", "X"),
     "checkpoint": Look("zoo checkpoint", "#0072B2", "s"),
@@ -49,7 +52,7 @@ TASK_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 
 def look(method: str) -> Look:
     """The look of a method; one that is not in the list is drawn in black under its own name."""
-    return LOOKS.get(method, Look(method, "#000000", "h"))
+    return (LOOKS | STARTS).get(method, Look(method, "#000000", "h"))
 
 
 def figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, Any]:

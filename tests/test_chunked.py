@@ -104,6 +104,7 @@ def test_a_lone_whole_network_is_split_by_time(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command on a small network with BatchNorm: within reach of the originals from noise."""
     images = fakes.images("digits")

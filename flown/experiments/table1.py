@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from flown.encoders import PDiffConfig, VAEConfig
+from flown.encoders import GraphConfig, VAEConfig
 from flown.errors import FlownError
 from flown.experiments.retrieval import present
 from flown.experiments.unconditional import Cell, Unconditional, UnconditionalConfig, run
@@ -34,7 +34,7 @@ from flown.zoo import Recipe, recipe
 # For a CPU, and as published. Subsets of networks have the first alone, as in the paper.
 ENCODERS: dict[str, tuple[Any, Any]] = {
     "vae": (VAEConfig(), VAEConfig.published()),
-    "pdiff": (PDiffConfig(), PDiffConfig.published()),
+    "graph": (GraphConfig(), GraphConfig.published()),
 }
 
 # Original, FLoWN, p-diff: best validation accuracy. Where the text lost a cell, nothing.
@@ -86,42 +86,41 @@ def config(scale: str, seed: int = 0) -> UnconditionalConfig:
     here = present()
     datasets = ["mnist", "cifar10", "stl10" if "stl10" in here else "natural10"]
     datasets += ["cifar100"] if "cifar100" in here else []
-    whole = [(encoder, _whole(dataset, scale)) for encoder in ENCODERS for dataset in datasets]
     if scale == "smoke":
-        kind, how = whole[0]
-        cell = Cell(recipe=how, models=4, fit=_fit(kind, how, scale, seed), samples=10)
-        return UnconditionalConfig(cells=(cell,), steps=10, ddpm_steps=50, seed=seed)
-    subsets = [_subset(x, scale) for x in _SUBSETS[scale] if x.split("-")[0] in here]
-    cells = [Cell(recipe=how, models=10, fit=_fit(kind, how, scale, seed)) for kind, how in whole]
+        return UnconditionalConfig(cells=(whole("vae", datasets[0], scale, seed),), steps=10,
+                                   ddpm_steps=50, seed=seed)  # fmt: skip
+    cells = [whole(encoder, dataset, scale, seed) for encoder in ENCODERS for dataset in datasets]
     less: dict[str, Any] = {"samples": 20, "images": 1000} if scale == "cpu" else {}
-    cells += [Cell(recipe=x, models=1, fit=_fit("vae", x, scale, seed), **less) for x in subsets]
+    cells += [subset(x, scale, seed, **less) for x in _SUBSETS[scale] if x.split("-")[0] in here]
     return UnconditionalConfig(cells=tuple(cells), seed=seed)
 
 
-def _whole(dataset: str, scale: str) -> Recipe:
+def whole(encoder: str, dataset: str, scale: str, seed: int) -> Cell:
     """`cnn-medium` on a data set."""
-    base = recipe(f"{dataset}-medium", scale)
-    last = _STEPS[dataset]
+    last, smoke = _STEPS[dataset], scale == "smoke"
     changes: dict[str, dict[str, Any]] = {
         "smoke": {},
         # Steps, not epochs: the budget is the same however many images are at hand.
         "cpu": {"epochs": 200, "keep": (), "keep_steps": tuple(range(last - 960, last + 1, 40))},
         "paper": {"epochs": 100, "keep": tuple(range(76, 101)), "batch_size": 128},
     }
-    return base.model_copy(update={"init": "default", "learning_rate": 1e-3, **changes[scale]})
+    how = recipe(f"{dataset}-medium", scale)
+    how = how.model_copy(update={"init": "default", "learning_rate": 1e-3, **changes[scale]})
+    return Cell(recipe=how, models=4 if smoke else 10, fit=_fit(encoder, how, scale, seed),
+                samples=10 if smoke else 100)  # fmt: skip
 
 
-def _subset(name: str, scale: str) -> Recipe:
+def subset(name: str, scale: str, seed: int, **less: Any) -> Cell:
     """The last two norm layers of a larger network; for a CPU, on small images and few of them."""
-    base = recipe(name, scale)
-    if scale != "cpu":
-        return base
-    small: dict[str, Any] = {"keep_steps": tuple(range(5, 151, 5)), "max_train_images": 3000}
-    if base.net == "resnet18":
-        small |= {"size": 16}
-    if base.net == "vit_base":
-        small |= {"max_train_images": 1000, "epochs": 10, "base_epochs": 3}
-    return base.model_copy(update=small)
+    how = recipe(name, scale)
+    if scale == "cpu":
+        small: dict[str, Any] = {"keep_steps": tuple(range(5, 151, 5)), "max_train_images": 3000}
+        if how.net == "resnet18":
+            small |= {"size": 16}
+        if how.net == "vit_base":
+            small |= {"max_train_images": 1000, "epochs": 10, "base_epochs": 3}
+        how = how.model_copy(update=small)
+    return Cell(recipe=how, models=1, fit=_fit("vae", how, scale, seed), **less)
 
 
 def _fit(kind: str, how: Recipe, scale: str, seed: int) -> FlownConfig:

@@ -18,20 +18,19 @@ from flown import data, zoo
 from flown.adapt import AdaptConfig, adapt, sample
 from flown.card import Card, Measured, TaskCard
 from flown.config import Config
-from flown.encoders import ENCODERS, VAEConfig
 from flown.errors import FlownError
+from flown.experiments import table1
 from flown.experiments.retrieval import present
 from flown.experiments.transfer import from_best, from_default_init, match_classes, measure
+from flown.experiments.unconditional import Cell
 from flown.files import prepare_output, read_json, write_json
-from flown.fitting import ContextConfig, FlownConfig
-from flown.flow import VelocityConfig
 from flown.model import Flown
 from flown.provenance import Row, digest, provenance, write_results
 from flown.report import write_report
 from flown.report.html import table_html
 from flown.training import TrainConfig
 from flown.weights import WeightBatch
-from flown.zoo import Recipe, Zoo, recipe
+from flown.zoo import Zoo
 
 # (network, encoder, from, to): static, fine-tuned. STL-10 alone: natural10 is another data set.
 PAPER = {
@@ -46,19 +45,11 @@ METHODS = ("static", "fine-tuned", "fine-tuned-decoder", "adjoint", "from-defaul
            "from-best-static", "zoo")  # fmt: skip
 
 
-class Generator(Config):
-    """A zoo and what is fitted on it."""
-
-    recipe: Recipe
-    models: int
-    fit: FlownConfig
-
-
 class Table4Config(Config):
     """Generators of one network and encoder are asked for each other's data; `controls` networks a
     control."""
 
-    generators: tuple[Generator, ...]
+    generators: tuple[Cell, ...]
     adaptations: dict[str, AdaptConfig]
     samples: int = 50
     controls: int = 3
@@ -108,14 +99,11 @@ class Transfer:
 def config(scale: str, seed: int = 0) -> Table4Config:
     """The experiment at a scale; `paper` has the published sizes and is meant for a GPU."""
     last = "stl10" if "stl10" in present() else "natural10"
-    kinds = [kind for kind in ("vae", "graph") if kind in ENCODERS]
-    if scale == "smoke":
-        kinds = kinds[:1]
-    generators = [
-        _whole(dataset, kind, scale, seed) for kind in kinds for dataset in ("cifar10", last)
-    ]
+    pair = ("cifar10", last)
+    kinds = ("vae",) if scale == "smoke" else tuple(table1.ENCODERS)
+    generators = [table1.whole(kind, dataset, scale, seed) for kind in kinds for dataset in pair]
     if scale == "paper":
-        generators += [_norms(dataset, seed) for dataset in ("cifar10", last)]
+        generators += [table1.subset(f"{dataset}-resnet18-norms", scale, seed) for dataset in pair]
     sizes = {"smoke": (2, 2, 16), "cpu": (200, 8, 64), "paper": (4000, 8, 128)}
     steps, networks, images = sizes[scale]
     training = TrainConfig(steps=steps, batch_size=images, learning_rate=3e-3, weight_decay=0.0,
@@ -130,44 +118,6 @@ def config(scale: str, seed: int = 0) -> Table4Config:
     }
     less: dict[str, Any] = {"samples": 6, "controls": 2, "steps": 10} if scale == "smoke" else {}
     return Table4Config(generators=tuple(generators), adaptations=adaptations, seed=seed, **less)
-
-
-def _whole(dataset: str, kind: str, scale: str, seed: int) -> Generator:
-    """All of `cnn-medium`: ten trainings, 25 late checkpoints of each, as in Table 1."""
-    how, smoke = recipe(f"{dataset}-medium", scale), scale == "smoke"
-    last = 4500 if dataset == "cifar10" else 2500  # steps: where validation accuracy no longer rises
-    changes: dict[str, dict[str, Any]] = {
-        "smoke": {},
-        "cpu": {"epochs": 100, "keep": (), "keep_steps": tuple(range(last - 960, last + 1, 40))},
-        "paper": {"epochs": 100, "keep": tuple(range(76, 101)), "batch_size": 128},
-    }
-    how = how.model_copy(update={"init": "default", "learning_rate": 1e-3, **changes[scale]})
-    fit = _fit(how, scale, seed)
-    if kind != "vae":
-        fit = FlownConfig.parse(fit.model_dump(mode="json") | {"encoder": {"kind": kind}})
-    return Generator(recipe=how, models=4 if smoke else 10, fit=fit)
-
-
-def _norms(dataset: str, seed: int) -> Generator:
-    """The last two norm layers of a ResNet-18, as in Table 1."""
-    how = recipe(f"{dataset}-resnet18-norms", "paper")
-    return Generator(recipe=how, models=1, fit=_fit(how, "paper", seed))
-
-
-def _fit(how: Recipe, scale: str, seed: int) -> FlownConfig:
-    """All kept checkpoints, no context."""
-    kept = len(how.keep) + len(how.keep_steps)
-    smoke, paper = scale == "smoke", scale == "paper"
-    steps = 60 if smoke else 40_000 if paper else 3000
-    batch = 50 if paper else 32
-    return FlownConfig(
-        epochs=tuple(range(-kept, 0)), seed=seed, context=ContextConfig(mode="none"),
-        encoder=VAEConfig.published() if paper else VAEConfig(),
-        encoder_training=TrainConfig(steps=steps, batch_size=batch, validate_every=1000,
-                                     learning_rate=1e-3 if paper else 2e-3),
-        velocity=VelocityConfig(channels=128 if paper else 32, blocks=2 if paper else 1),
-        flow_training=TrainConfig(steps=steps, batch_size=batch if paper else 96),
-    )  # fmt: skip
 
 
 def table4(out: Path, scale: str, *, seed: int = 0, resume: bool = False, overwrite: bool = False,
@@ -201,7 +151,7 @@ def run(settings: Table4Config, out: Path,
     """All transfers between generators of one network and encoder, going on from what is there."""
     results = []
     counts: dict[str, Any] = {}
-    made: dict[str, tuple[Generator, Zoo, Flown]] = {}
+    made: dict[str, tuple[Cell, Zoo, Flown]] = {}
     for generator in settings.generators:
         name, how = generator.recipe.name, generator.recipe
         trained = zoo.train(how, generator.models, out / "zoos" / name, seed=settings.seed,
@@ -220,7 +170,7 @@ def run(settings: Table4Config, out: Path,
     return results, counts
 
 
-def _transfer(ours: tuple[Generator, Zoo, Flown], ceiling: Zoo, settings: Table4Config, out: Path,
+def _transfer(ours: tuple[Cell, Zoo, Flown], ceiling: Zoo, settings: Table4Config, out: Path,
               device: str) -> Transfer:  # fmt: skip
     generator, _, model = ours
     source, theirs = model.tasks[0], data.load(ceiling.tasks[0])

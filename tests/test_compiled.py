@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from flown import nets
 from flown.layout import Task, WeightLayout
+from flown.nets import stacked
 from flown.nets.program import Program
 from flown.zoo.trainers import Stacked, Threads, trainer
 
@@ -99,6 +100,35 @@ def test_a_network_gives_the_same_bits_alone() -> None:
     together.run(orders, 0)
     alone.run(orders[1:2], 0)
     assert torch.equal(together.vectors[1], alone.vectors[0])
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_gradients_are_torchs(name: str) -> None:
+    """For more images than run at a time, of networks that share them."""
+    net, shape = NETS[name]
+    x, _ = data(shape, 2, n=70)
+    generator = torch.Generator().manual_seed(1)
+    start = nn.utils.parameters_to_vector(net.parameters()).detach()
+    vectors = start + 0.1 * torch.randn(3, len(start), generator=generator)
+    weights = {key: torch.empty(3, *p.shape) for key, p in net.named_parameters()}
+    layout = [(key, tuple(t.shape[1:])) for key, t in weights.items()]
+
+    def run(leaf: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        parts = leaf.split([torch.Size(size).numel() for _, size in layout], dim=1)
+        tensors = {k: p.unflatten(1, s) for (k, s), p in zip(layout, parts, strict=True)}
+        logits = stacked.forward(net.to(leaf.dtype), tensors, images.to(leaf.dtype))
+        above = torch.randn(logits.shape, generator=torch.Generator().manual_seed(2))
+        return logits, torch.autograd.grad(logits, leaf, above.to(leaf.dtype))[0]
+
+    logits, found = run(vectors.clone().requires_grad_(), x)
+    expected_logits, expected = run(vectors.double().requires_grad_(), x)
+    net.float()
+    assert type(logits.grad_fn).__name__ == "_CompiledLogitsBackward"
+    torch.testing.assert_close(logits.double(), expected_logits, atol=1e-5, rtol=1e-5)
+    # Where two pooled numbers are equal but for rounding, either may have the gradient.
+    near = (found.double() - expected).abs() < 1e-4 * expected.abs().amax()
+    assert near.double().mean() > 0.995
+    assert (F.cosine_similarity(found.double(), expected, dim=1) > 0.9999).all()
 
 
 def test_divergence_shows_in_the_loss() -> None:

@@ -54,7 +54,7 @@ def test_equals_one_by_one(case: str, n: int) -> None:
     with torch.no_grad():
         found = stacked.forward(net, tensors, images)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    with_gradients = stacked.forward(net, tensors, images)
+    with_gradients = stacked.forward(net, tensors, images.requires_grad_())
     torch.testing.assert_close(with_gradients, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -78,9 +78,10 @@ def test_inputs_are_left_as_they_are() -> None:
     assert all(torch.equal(before[k], v) for k, v in {**tensors, "": images}.items())
 
 
-def test_gradients_take_the_other_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_of_images_take_the_other_path(monkeypatch: pytest.MonkeyPatch) -> None:
     net, tensors, images = draw("cnn-small", 2, 3)
     monkeypatch.setattr(stacked, "_compiled", lambda *_: pytest.fail("no gradients there"))
     some = {name: tensor.requires_grad_() for name, tensor in tensors.items()}
-    stacked.forward(net, some, images).sum().backward()
+    stacked.forward(net, some, images.requires_grad_()).sum().backward()
+    assert images.grad is not None
     assert all(tensor.grad is not None for tensor in some.values())

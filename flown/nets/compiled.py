@@ -42,6 +42,20 @@ def logits(program: Program, images: Floats, vectors: Floats, threads: int) -> F
     return found
 
 
+def gradients(program: Program, images: Floats, vectors: Floats, above: Floats,
+              threads: int) -> Floats:  # fmt: skip
+    """What gradients (n, N, C) of `logits` are for the weights: (n, D). Activations are computed anew."""
+    pixels, found = images.reshape(len(images), -1), np.zeros_like(vectors)
+
+    def one(i: int) -> None:
+        _pull_back(program.layers, program.taps, program.activations, program.tiles, program.choices,
+                   pixels, _LANES, vectors[i], above[i], found[i])  # fmt: skip
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(one, range(len(vectors))))
+    return found
+
+
 def train_epoch(program: Program, images: Floats, labels: Integers, order: Integers, batch: int,
                 vector: Floats, moments: Floats, step: int, rate: float, decay: float
                 ) -> float:  # fmt: skip
@@ -243,3 +257,34 @@ def _run(layers, taps, activations, tiles, choices, images, lanes, vector, found
         for c in range(classes):
             for b in range(lanes):
                 found[start + b, c] = y[c * plane + b]
+
+
+@njit(**FAST)
+def _pull_back(  # type: ignore[no-untyped-def]
+    layers, taps, activations, tiles, choices, images, lanes, vector, above, total
+):  # fmt: skip
+    """Adds one network's gradients, from those of its logits (N, C), to `total` (D,)."""
+    acts, which = np.zeros(activations * lanes, np.float32), np.zeros(choices * lanes, np.int8)
+    loaded, found = np.zeros(tiles, np.float32), np.zeros(tiles, np.float32)
+    _load(layers, vector, loaded)
+    last, classes = layers[-1], above.shape[1]
+    for start in range(0, len(images), lanes):
+        lanes = min(lanes, len(images) - start)
+        _gather(images, np.arange(start, start + lanes), acts)
+        _forward(layers, taps * lanes, loaded, acts, which, lanes)
+        plane = last[At.Y_PLANE] * lanes
+        grad = acts[last[At.GY] * lanes :]
+        for c in range(classes):
+            grad[c * plane : (c + 1) * plane] = 0
+            for b in range(lanes):
+                grad[c * plane + b] = above[start + b, c]
+        _backward(layers, taps * lanes, loaded, found, acts, which, lanes)
+        for row in layers:
+            if row[At.KIND] == WEIGHTED:
+                weight, bias = _tile(row, found)
+                for o in range(row[At.Y_PLANES]):
+                    at = row[At.WEIGHT] + o * row[At.INPUTS]
+                    for j in range(row[At.INPUTS]):
+                        total[at + j] += weight[o, j]
+                    if row[At.BIAS] >= 0:
+                        total[row[At.BIAS] + o] += bias[o]

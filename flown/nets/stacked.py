@@ -3,17 +3,22 @@
 Convolutions of n networks are one grouped convolution over n * channels in channels-last memory:
 on CPUs this is where the time goes, and small groups of networks stay in cache. Anything that is
 not a plain sequence of known layers goes through `torch.vmap`, correct and slower; with a subset of
-tensors, what comes before the first of them is computed once for all networks. Without gradients and
-on shared images, plain networks run as compiled loops (`flown.nets.compiled`).
+tensors, what comes before the first of them is computed once for all networks. On shared images plain
+networks run as compiled loops (`flown.nets.compiled`), with gradients of first order for their weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+if TYPE_CHECKING:
+    from flown.nets.program import Program
 
 # Networks per grouped convolution: 8 to 16 is the flat optimum on CPUs, 64 leaves the cache.
 GROUP = 16
@@ -39,7 +44,7 @@ def forward(net: nn.Module, tensors: Mapping[str, Tensor], images: Tensor,
     n = len(next(iter(tensors.values())))
     own, cpu = images.ndim == 5, images.device.type == "cpu"
     plain = not rest and _is_plain(net)
-    if plain and cpu and not own and n and not torch.is_grad_enabled():
+    if plain and cpu and not own and n and not (torch.is_grad_enabled() and images.requires_grad):
         found = _compiled(net, tensors, images)
         if found is not None:
             return found
@@ -54,18 +59,40 @@ def forward(net: nn.Module, tensors: Mapping[str, Tensor], images: Tensor,
 
 def _compiled(net: nn.Module, tensors: Mapping[str, Tensor], images: Tensor) -> Tensor | None:
     """Logits by compiled loops; None when there are none for this network."""
-    from flown.nets import compiled  # numba takes a second to import
-    from flown.nets.program import Program
+    from flown.nets.program import Program  # numba takes a second to import
 
     program = Program.of(net, (images.shape[1], images.shape[2], images.shape[3]))
     names = [name for name, _ in net.named_parameters()]
     if program is None or any(t.dtype != torch.float32 for t in (images, *tensors.values())):
         return None
     vectors = torch.cat([tensors[name].flatten(1) for name in names], dim=1).contiguous()
-    found = compiled.logits(
-        program, images.contiguous().numpy(), vectors.numpy(), torch.get_num_threads()
-    )
-    return torch.from_numpy(found)
+    logits: Tensor = _CompiledLogits.apply(vectors, images.contiguous(), program)
+    return logits
+
+
+class _CompiledLogits(torch.autograd.Function):
+    """Logits (n, B, C) of networks (n, D); the way back computes the activations again."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, images: Tensor, program: Program) -> Tensor:
+        from flown.nets import compiled
+
+        ctx.save_for_backward(vectors, images)
+        ctx.program = program
+        pixels, weights = images.detach().numpy(), vectors.detach().numpy()
+        return torch.from_numpy(
+            compiled.logits(program, pixels, weights, torch.get_num_threads())
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor, None, None]:
+        from flown.nets import compiled
+
+        vectors, images = ctx.saved_tensors
+        found = compiled.gradients(ctx.program, images.numpy(), vectors.numpy(),
+                                   above.contiguous().numpy(), torch.get_num_threads())  # fmt: skip
+        return torch.from_numpy(found), None, None
 
 
 def _forward(net: nn.Module, tensors: Mapping[str, Tensor], images: Tensor) -> Tensor:

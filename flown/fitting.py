@@ -23,6 +23,7 @@ from flown.encoders import IdentityConfig, VAEConfig
 from flown.errors import FlownError, unknown
 from flown.evaluate import evaluate
 from flown.flow import VelocityConfig
+from flown.functional import FunctionalConfig, FunctionalError
 from flown.layout import JointLayout, Standardizer
 from flown.training import History, TrainConfig, train
 from flown.weights import WeightBatch
@@ -56,11 +57,15 @@ class FlowConfig(Config):
 
 
 class FlownConfig(Config):
-    """Everything that `fit` needs to know but the zoo. `epochs`: which checkpoints, -1 the last."""
+    """Everything that `fit` needs to know but the zoo. `epochs`: which checkpoints, -1 the last.
+
+    `functional` compares decoded networks by what they compute, beside or instead of their weights.
+    """
 
     epochs: tuple[int, ...] = (-1,)
     encoder: Union[VAEConfig, IdentityConfig] = Field(default=VAEConfig(), discriminator="kind")
     encoder_training: TrainConfig = TrainConfig(steps=4000, batch_size=64)
+    functional: FunctionalConfig = FunctionalConfig()
     context: ContextConfig = ContextConfig()
     velocity: VelocityConfig = VelocityConfig()
     flow: FlowConfig = FlowConfig()
@@ -98,18 +103,25 @@ class Population:
 
 
 class _EncoderObjective(nn.Module):
-    def __init__(self, encoder: nn.Module, people: Population, batch: int, device: str) -> None:
+    def __init__(self, encoder: nn.Module, people: Population, config: FlownConfig,
+                 functions: FunctionalError | None, device: str) -> None:  # fmt: skip
         super().__init__()
-        self.encoder, self.batch, self.networks = encoder, batch, people.train
+        self.encoder, self.networks = encoder, people.train
+        self.batch, self.mse = config.encoder_training.batch_size, config.functional.mse
+        self.functions = functions
         self.masks = people.joint.masks.to(device)
 
     def forward(self, generator: torch.Generator) -> Tensor:
         device = self.masks.device
         rows = torch.randint(len(self.networks), (self.batch,), generator=generator, device=device)
         vectors = self.networks[rows.cpu()].to(device)
-        masks = self.masks[self.networks.tasks[rows.cpu()].to(device)]
+        tasks = self.networks.tasks[rows.cpu()].to(device)
+        masks = self.masks[tasks]
         decoded, penalty = self.encoder.training_pass(vectors, masks, generator)  # type: ignore[operator]
-        loss: Tensor = encoders.reconstruction_error(decoded, vectors, masks) + penalty
+        error = encoders.reconstruction_error(decoded, vectors, masks)
+        loss: Tensor = self.mse * error + penalty
+        if self.functions is not None:
+            loss = loss + self.functions(decoded, vectors, tasks, generator)
         return loss
 
 
@@ -118,14 +130,23 @@ def fit_encoder(people: Population, config: FlownConfig, images: Mapping[str, Im
     """Trains the weight encoder; its history holds reconstruction accuracies of both splits.
 
     Reconstruction accuracy is measured on validation images, never only the loss.
+
+    Raises:
+        FlownError: nothing to train for: `functional.mse` is 0 and its other factors too, or functions
+            are asked of an encoder without parameters.
     """
+    if not (config.functional.mse or config.functional.runs):
+        raise FlownError("functional: mse, kl and spread are all 0; there is nothing to train for")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # parameters are initialised by torch's own rules
         encoder = encoders.build(config.encoder, people.joint)
     encoder.to(device)
     if isinstance(encoder, encoders.Identity):
+        if config.functional.runs:
+            raise FlownError("functional: encoder 'identity' has nothing to train; choose another")
         return encoder, []
-    objective = _EncoderObjective(encoder, people, config.encoder_training.batch_size, device)
+    functions = _functions(people, config, images, device) if config.functional.runs else None
+    objective = _EncoderObjective(encoder, people, config, functions, device)
 
     some = people.train[_spread(len(people.train), _SETTLED)].to(device)
 
@@ -137,6 +158,14 @@ def fit_encoder(people: Population, config: FlownConfig, images: Mapping[str, Im
                     resume=resume, validate=validate, device=device)  # fmt: skip
     encoder.settle(some)  # type: ignore[operator]
     return encoder.requires_grad_(False), history
+
+
+def _functions(people: Population, config: FlownConfig, images: Mapping[str, ImageData],
+               device: str) -> FunctionalError:  # fmt: skip
+    names = [layout.task.name for layout in people.joint.layouts]
+    rests = [people.train.zoo.rest(name) for name in names]
+    splits = [images[name].train for name in names]
+    return FunctionalError(config.functional, people.joint, people.standardizer, splits, rests, device)
 
 
 def _spread(n: int, most: int) -> Tensor:

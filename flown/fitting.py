@@ -136,7 +136,7 @@ def fit_encoder(people: Population, config: FlownConfig, images: Mapping[str, Im
             are asked of an encoder without parameters.
     """
     if not (config.functional.mse or config.functional.runs):
-        raise FlownError("functional: mse, kl and spread are all 0; there is nothing to train for")
+        raise FlownError("functional: mse, kl, ce, spread are all 0; there is nothing to train for")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # parameters are initialised by torch's own rules
         encoder = encoders.build(config.encoder, people.joint)

@@ -7,7 +7,7 @@
 (Zeng et al. 2506.07998; p-diff.) A ratio near 0 is a copy, a ratio of 1 is as far from the zoo as
 a network trained from another seed. Distance alone does not make a network new: one whose hidden
 units are permuted lies far away and computes the same function. Its errors give it away, so the
-two are read together.
+two are read together; `aligned_distance` takes permutations out.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from flown.errors import FlownError
+from flown.weights import WeightBatch
+from flown.zoo.matching import Aligned, align
 
 _CHUNK = 1 << 23  # numbers of the training networks in double precision at a time
 
@@ -37,6 +39,24 @@ def nearest_distance(vectors: Tensor, training: Tensor, excluded: Tensor | None 
             distances.masked_fill_(excluded[:, start : start + rows], torch.inf)
         nearest = torch.minimum(nearest, distances.amin(dim=1))
     return nearest.float()
+
+
+def aligned_distance(batch: WeightBatch, training: Aligned) -> Tensor:
+    """L2 distance (n,) to the nearest training network in that network's order of units.
+
+    The nearest is found in the order of the training networks' mean; a permuted copy is at 0.
+
+    Args:
+        training: the training networks, aligned to their mean.
+    """
+    moved = align(batch, training.reference, groups=training.groups).batch
+    known = training.batch.vectors
+    places = torch.cdist(moved.vectors.double(), known.double()).argmin(dim=1).tolist()
+    distances = []
+    for i, place in enumerate(places):
+        own = align(moved[[i]], known[place], groups=training.groups).batch.vectors
+        distances.append((own[0].double() - known[place].double()).norm())
+    return torch.stack(distances).float()
 
 
 def same_seed(seeds: Sequence[int], others: Sequence[int]) -> Tensor:

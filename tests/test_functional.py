@@ -70,18 +70,20 @@ def test_it_is_the_mean_over_networks_of_what_their_modules_compute(
 ) -> None:
     joint, standardizer, vectors, tasks = world
     decoded = (vectors + 0.3 * torch.randn(vectors.shape, generator=generator(1))).requires_grad_()
-    found = error(world, kl=1, temperature=3)(decoded, vectors, tasks, generator(2))
+    found = error(world, kl=1, ce=2, temperature=3)(decoded, vectors, tasks, generator(2))
     draw, expected = generator(2), []
     for task, layout in enumerate(joint.layouts):
         split, own = fakes.images(TASKS[task]).train, tasks == task
-        x = layout.task.preprocess(split.images[torch.randint(len(split), (20,), generator=draw)])
+        some = split[torch.randint(len(split), (20,), generator=draw)]
+        x = layout.task.preprocess(some.images)
         for one, other in zip(decoded[own], vectors[own], strict=True):
-            logs = []
+            logits = []
             for v in (one, other):
                 raw = joint.extract(standardizer.invert(v[None], tasks[own][:1]), task)
-                net = flown.WeightBatch(layout, raw.detach()).module(0)
-                logs.append(F.log_softmax(net(x).detach() / 3, dim=-1))
-            expected.append(9 * F.kl_div(logs[0], logs[1], reduction="batchmean", log_target=True))
+                logits.append(flown.WeightBatch(layout, raw.detach()).module(0)(x).detach())
+            logs = [F.log_softmax(y / 3, dim=-1) for y in logits]
+            kl = F.kl_div(logs[0], logs[1], reduction="batchmean", log_target=True)
+            expected.append(9 * kl + 2 * F.cross_entropy(logits[0], some.labels))
     assert float(found.detach()) == pytest.approx(float(torch.stack(expected).mean()), rel=1e-4)
     (gradient,) = torch.autograd.grad(found, decoded)
     padding = ~joint.masks[tasks]

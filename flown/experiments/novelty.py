@@ -1,0 +1,244 @@
+"""Novelty that counts: can a generator return networks that work and that nobody trained?
+
+Zoos of independently seeded `cnn-small`, as trained and aligned; on each, encoders with different
+losses, everything else the same. For every variant: reconstructions of networks seen and unseen in
+training, networks from the flow and from latents drawn at random, beside baselines that cost nothing.
+All figures are of test images; nothing is chosen among networks.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from flown import data, zoo
+from flown.baselines import BASELINES
+from flown.config import Config
+from flown.data import ImageData
+from flown.evaluate import predictions
+from flown.files import prepare_output, read_json, write_json
+from flown.fitting import ContextConfig, FlownConfig
+from flown.flow import VelocityConfig
+from flown.functional import FunctionalConfig
+from flown.model import Flown
+from flown.novelty import (
+    aligned_distance,
+    held_out_distance,
+    largest_iou,
+    mutual_iou,
+    nearest_distance,
+)
+from flown.progress import bar
+from flown.provenance import Row, provenance, write_results
+from flown.report.novelty import Measured, Points, write_novelty
+from flown.training import TrainConfig
+from flown.weights import WeightBatch
+from flown.zoo import Recipe, Zoo
+from flown.zoo.align import align_zoo
+from flown.zoo.matching import align
+
+_COSTLESS = ("noise-0.06", "noise-0.12", "average-16", "gaussian", "random-init")
+
+
+class Variant(Config):
+    """One idea: a zoo, as trained or aligned, and how a model is fitted to it."""
+
+    name: str
+    dataset: str
+    aligned: bool
+    fit: FlownConfig
+
+
+class NoveltyConfig(Config):
+    """What decides the study. `samples` networks are drawn of everything that can be drawn."""
+
+    recipes: tuple[Recipe, ...]
+    models: int
+    variants: tuple[Variant, ...]
+    samples: int = 50
+    steps: int = 50
+    seed: int = 0
+
+
+_BEST = FunctionalConfig(ce=1, spread=2)
+# Which zoo, and the factors of the encoder's errors.
+IDEAS: dict[str, tuple[bool, FunctionalConfig]] = {
+    "weights": (False, FunctionalConfig()),
+    "ce + spread": (False, _BEST),
+    "aligned": (True, FunctionalConfig()),
+    "aligned, kl": (True, FunctionalConfig(kl=1)),
+    "aligned, kl + spread": (True, FunctionalConfig(kl=1, spread=2)),
+    "aligned, ce": (True, FunctionalConfig(ce=1)),
+    "aligned, ce + spread": (True, _BEST),
+    "aligned, ce + spread, no weights": (True, FunctionalConfig(mse=0, ce=1, spread=2)),
+}
+# A second data set tells whether the first one's best idea was luck.
+DATA: dict[str, tuple[dict[str, float], tuple[str, ...]]] = {
+    "fashion_mnist": ({}, tuple(IDEAS)),
+    "mnist": ({"mean": 0.1307, "std": 0.3081}, ("weights", "aligned", "aligned, ce + spread")),
+}
+
+
+def config(scale: str, seed: int = 0) -> NoveltyConfig:
+    """The study at a scale: 120 training networks a data set at `cpu`, 1000 at `paper`."""
+    epochs, images, models, steps = {
+        "smoke": (2, 640, 12, 20), "cpu": (4, 9600, 144, 1000), "paper": (25, None, 1200, 20_000),
+    }[scale]  # fmt: skip
+    recipes = tuple(
+        Recipe(name=f"novelty-{name}", dataset=name, learning_rate=3e-3, batch_size=32,
+               epochs=epochs, keep=(epochs,), max_train_images=images, **preprocessing)
+        for name, (preprocessing, _) in DATA.items()
+    )  # fmt: skip
+    variants = tuple(
+        Variant(name=idea, dataset=dataset, aligned=IDEAS[idea][0], fit=FlownConfig(
+            encoder_training=TrainConfig(steps=steps, batch_size=32, learning_rate=2e-3),
+            functional=IDEAS[idea][1],
+            context=ContextConfig(mode="none"),
+            velocity=VelocityConfig(channels=32, blocks=1),
+            flow_training=TrainConfig(steps=steps, batch_size=64),
+            seed=seed,
+        ))
+        for dataset, (_, ideas) in DATA.items() for idea in ideas
+    )  # fmt: skip
+    return NoveltyConfig(recipes=recipes, models=models, variants=variants, seed=seed,
+                         samples=10 if scale == "smoke" else 50)  # fmt: skip
+
+
+class _Yardstick:
+    """A zoo's last checkpoints, and the figures of networks measured against them."""
+
+    def __init__(self, whole: Zoo, images: ImageData) -> None:
+        last, self.test = whole.select(epochs=[-1]), images.test
+        self.train, self.held_out = (last.select(split=s).batch(last.tasks[0])
+                                     for s in ("train", "held-out"))  # fmt: skip
+        self.classes = predictions(self.train, self.test.images)
+        self.wrong = self.classes != self.test.labels
+        self.unit = held_out_distance(self.train.vectors, self.held_out.vectors)
+        self.aligned = align(self.train)
+        self.aligned_unit = float(aligned_distance(self.held_out, self.aligned).mean())
+
+    def measure(self, batch: WeightBatch, own: WeightBatch | None = None,
+                excluded: torch.Tensor | None = None) -> Points:  # fmt: skip
+        """Figures of networks; `own`: those they should compute the same as, row by row."""
+        classes = predictions(batch, self.test.images)
+        wrong = classes != self.test.labels
+        distances = nearest_distance(batch.vectors, self.train.vectors, excluded) / self.unit
+        found = {
+            "accuracy": 100 * (1 - wrong.float().mean(dim=1)),
+            "l2-ratio": distances,
+            "max-iou": largest_iou(wrong, self.wrong, excluded),
+            "diversity-iou": torch.tensor([mutual_iou(wrong)]),
+        }
+        if excluded is None:
+            aligned = aligned_distance(batch, self.aligned)
+            found["l2-ratio-aligned"] = aligned / self.aligned_unit
+        if own is not None:
+            same = classes == predictions(own, self.test.images)
+            found["agreement"] = 100 * same.float().mean(dim=1)
+        return {metric: values.tolist() for metric, values in found.items()}
+
+    def zoo(self, n: int, seed: int) -> dict[str, Points]:
+        """The zoo's own networks, training ones against each other, and what costs nothing."""
+        generator = torch.Generator().manual_seed(seed)
+        itself = torch.eye(len(self.train), dtype=torch.bool)
+        found = {"zoo": self.measure(self.train, excluded=itself)}
+        found["zoo-held-out"] = self.measure(self.held_out)
+        others = predictions(self.held_out, self.test.images)  # what any two networks share
+        same = [100 * float((self.classes == one).float().mean()) for one in others]
+        found["zoo-held-out"]["agreement"] = same
+        for name in _COSTLESS:
+            found[name] = self.measure(BASELINES[name](self.train, n, generator))
+        return found
+
+    def model(self, model: Flown, n: int, steps: int, seed: int) -> dict[str, Points]:
+        """Reconstructions, samples of the flow, and decoded latents from N(0, I)."""
+        task = self.train.layout.task.name
+        some, generator = self.train[:n], torch.Generator().manual_seed(seed)
+        drawn = torch.randn(n, *model.latent_shape, generator=generator)
+        return {
+            "reconstruction-train": self.measure(model.reconstruct(some), some),
+            "reconstruction-held-out": self.measure(model.reconstruct(self.held_out), self.held_out),
+            "flown": self.measure(model.generate(n=n, seed=seed, steps=steps)),
+            "latent-gaussian": self.measure(model.decode(drawn, task)),
+        }
+
+
+def novelty(out: Path, scale: str, *, seed: int = 0, resume: bool = False, overwrite: bool = False,
+            device: str = "cpu") -> list[Row]:  # fmt: skip
+    """Runs the study at a scale; writes `results.json`, `report.html`, zoos and models under `out`."""
+    out = prepare_output(out, overwrite, resume)
+    write_json(out / "progress.json", {"experiment": "novelty", "scale": scale, "seed": seed})
+    return run(config(scale, seed), out, scale, device)
+
+
+def run(settings: NoveltyConfig, out: Path, scale: str, device: str = "cpu") -> list[Row]:
+    """Goes on from what is in `out`, zoo by zoo and variant by variant."""
+    start = time.monotonic()
+    images = {recipe.dataset: data.load(recipe.dataset) for recipe in settings.recipes}
+    zoos = [found for recipe in settings.recipes for found in _zoos(recipe, settings, out)]
+    measured: Measured = {}
+    with bar("novelty", len(zoos)) as update:
+        for done, (dataset, aligned, whole) in enumerate(zoos, 1):
+            found = _measure(whole, images[dataset], aligned, settings, out, device)
+            measured.setdefault(dataset, {}).update(found)
+            update(done, whole.path.name)
+    counts = {dataset: {"train": len(images[dataset].train), "test": len(images[dataset].test),
+                        "zoo": whole.identity} for dataset, aligned, whole in zoos
+              if not aligned}  # fmt: skip
+    about = provenance(settings, counts, time.monotonic() - start, device)
+    rows = _rows(measured)
+    write_results(out / "results.json", "novelty", scale, about, rows)
+    write_novelty(out / "report.html", f"Novelty at the {scale} scale", rows, measured, about)
+    return rows
+
+
+def _zoos(recipe: Recipe, settings: NoveltyConfig, out: Path) -> list[tuple[str, bool, Zoo]]:
+    """A data set's zoo as trained and aligned, the latter marked True."""
+    path = out / "zoos" / recipe.dataset
+    trained = zoo.train(recipe, settings.models, path, seed=settings.seed, resume=True)
+    aligned = path.with_name(f"{recipe.dataset}-aligned")
+    if not (aligned / "zoo.json").exists():
+        align_zoo(trained, aligned, seed=settings.seed, overwrite=True)
+    return [(recipe.dataset, False, trained), (recipe.dataset, True, Zoo.open(aligned))]
+
+
+def _measure(whole: Zoo, images: ImageData, aligned: bool, settings: NoveltyConfig, out: Path,
+             device: str) -> dict[str, dict[str, Points]]:  # fmt: skip
+    """A zoo's own figures and those of the variants fitted to it; what is on disk is not made again."""
+    n, seed = settings.samples, settings.seed
+    found: dict[str, dict[str, Points]] = {}
+    yardstick: _Yardstick | None = None
+    variants = [v for v in settings.variants if (v.dataset, v.aligned) == (images.name, aligned)]
+    for variant in (None, *variants):
+        name = variant.name if variant else "zoo, aligned" if aligned else "zoo"
+        slug = f"{images.name}-{name}".replace(", ", "-").replace(" ", "-")
+        path = out / "measured" / f"{slug}.json"
+        if not path.exists():
+            yardstick = yardstick or _Yardstick(whole, images)
+            if variant is None:
+                points = yardstick.zoo(n, seed)
+            else:
+                model = Flown.fit(whole, variant.fit, out=out / "runs" / slug, resume=True,
+                                  images={images.name: images}, device=device)  # fmt: skip
+                points = yardstick.model(model.to("cpu"), n, settings.steps, seed)
+            write_json(path, points)
+        found[name] = read_json(path)
+    return found
+
+
+def _rows(measured: Measured) -> list[Row]:
+    rows = []
+    for dataset, variants in measured.items():
+        for variant, methods in variants.items():
+            for method, points in methods.items():
+                for metric, numbers in points.items():
+                    values = torch.tensor(numbers)
+                    spread = float(values.std()) if len(values) > 1 else None
+                    rows.append({
+                        "dataset": dataset, "variant": variant, "method": method,
+                        "metric": metric, "value": float(values.mean()), "std": spread,
+                        "n": len(points["accuracy"]), "selection": "all", "paper": None,
+                    })  # fmt: skip
+    return rows

@@ -1,0 +1,135 @@
+"""The novelty study as a table and as one HTML file: how accurate, how far, how alike in their errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from flown.files import write_text
+from flown.provenance import Row
+from flown.report import html, terminal
+from flown.report.style import LOOKS, TASK_COLOURS, legend, look, panels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Points = dict[str, list[float]]  # metric -> a number a network, or one for all
+Measured = dict[str, dict[str, dict[str, Points]]]  # by data set, variant and method
+
+HEAD = ("networks", "n", "accuracy, %", "agreement, %", "L2 ratio", "aligned",
+        "largest IoU", "IoU among")  # fmt: skip
+_METRICS = ("accuracy", "agreement", "l2-ratio", "l2-ratio-aligned", "max-iou", "diversity-iou")
+_LABELS = {"flown": "samples", "latent-gaussian": "random latents"}
+_LEAD = (
+    "Can a generator return networks that work and that nobody trained? Accuracy: mean ± standard "
+    "deviation over networks, percent of test images, none chosen. Agreement: percent of test images "
+    "on which a reconstruction says what its original says; of held-out networks, what they share "
+    "with a training network on average. L2 ratio: distance to the nearest training network in units "
+    "of held-out networks' own; aligned: the same after taking that network's order of units. "
+    "Largest IoU: errors shared with the training network that is most alike; among: with the row's "
+    "other networks, the lower the more diverse."
+)
+
+
+def label(method: str) -> str:
+    """How the study's tables call a method."""
+    return _LABELS.get(method, look(method).label)
+
+
+def table(rows: Sequence[Row], dataset: str) -> list[list[str]]:
+    """The body of a data set's table, columns as `HEAD`."""
+    found: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in rows:
+        if row["dataset"] == dataset:
+            found.setdefault((row["variant"], row["method"]), {})[row["metric"]] = row
+    return [
+        [f"{variant}: {label(method)}", str(metrics["accuracy"]["n"]),
+         *(_cell(metrics.get(metric)) for metric in _METRICS)]
+        for (variant, method), metrics in found.items()
+    ]  # fmt: skip
+
+
+def markdown(rows: Sequence[Row], dataset: str) -> str:
+    """The same table in Markdown."""
+    lines = [HEAD, ["---"] + ["---:"] * (len(HEAD) - 1), *table(rows, dataset)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return ""
+    if row["metric"] not in ("accuracy", "agreement"):
+        return f"{row['value']:.2f}"
+    spread = f" ± {row['std']:.1f}" if row["metric"] == "accuracy" else ""
+    return f"{row['value']:.1f}{spread}"
+
+
+def print_study(rows: Sequence[Row], console: Console) -> None:
+    """Prints every data set's table."""
+    for dataset in dict.fromkeys(row["dataset"] for row in rows):
+        terminal._print(console, f"{dataset}: accuracy on test images, and novelty",
+                        (list(HEAD), table(rows, dataset)))  # fmt: skip
+
+
+def write_novelty(path: Path, title: str, rows: Sequence[Row], measured: Measured,
+                  about: Mapping[str, Any]) -> None:  # fmt: skip
+    """Writes figures, tables and provenance into one file that needs nothing else.
+
+    Raises:
+        FlownError: the file cannot be written.
+    """
+    parts = [f"<h1>{escape(title)}</h1>", html._note(_LEAD)]
+    for metric, name, caption in (
+        ("l2-ratio", "Accuracy against distance",
+         "Right is new, up is accurate. Dotted: held-out networks' own mean."),
+        ("max-iou", "Accuracy against errors in common with the most similar training network",
+         "Left is new, up is accurate. Dotted: held-out networks' own mean."),
+    ):  # fmt: skip
+        parts.append(html._figure(name, scatter(measured, metric), caption))
+    for dataset in measured:
+        parts.append(f"<h2>{escape(dataset)}</h2>")
+        parts.append(html.table_html(list(HEAD), table(rows, dataset)))
+    record = escape(json.dumps(about, indent=1, ensure_ascii=False))
+    parts.append(f"<h2>Provenance</h2><pre>{record}</pre>")
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{escape(title)}</title><style>{html._CSS}</style>"
+    )
+    body = "\n".join(parts)
+    write_text(path, f'<!doctype html>\n<html lang="en"><head>{head}</head>\n'
+                     f"<body>{body}</body></html>\n")  # fmt: skip
+
+
+def scatter(measured: Measured, metric: str) -> Figure:
+    """Every sample's accuracy against a measure of novelty, variants beside what costs nothing."""
+    page, axes = panels(len(measured), 6.2, 4.2, room=1.3)
+    for axis, (dataset, variants) in zip(axes, measured.items(), strict=True):
+        colours, marks = cycle(TASK_COLOURS), cycle("o^vDPX*")
+        for variant, methods in variants.items():
+            if "flown" in methods:
+                points = methods["flown"]
+                axis.scatter(points[metric], points["accuracy"], s=22, alpha=0.65, linewidths=0,
+                             color=next(colours), marker=next(marks), label=variant,
+                             zorder=3)  # fmt: skip
+                continue
+            for method in (m for m in LOOKS if m in methods and m != "zoo"):
+                points, style = methods[method], look(method)
+                note = ", aligned" if "aligned" in variant else ""
+                axis.scatter(points[metric], points["accuracy"], s=10, alpha=0.5, linewidths=0,
+                             color=style.colour, marker="s" if note else "D",
+                             label=f"{style.label}{note}")  # fmt: skip
+            own = methods["zoo-held-out"][metric]
+            axis.axvline(sum(own) / len(own), color="black", lw=0.8, ls=":")
+        axis.set_ylim(-2, 102)
+        axis.set_xlabel({"l2-ratio": "L2 to the nearest training network / held-out networks' own",
+                         "max-iou": "largest IoU of errors with a training network"}[metric])
+        axis.set_ylabel("test accuracy, %")
+        axis.set_title(dataset, fontsize=11, loc="left")
+    legend(page, axes, 3)
+    return page

@@ -93,7 +93,8 @@ def config(scale: str, seed: int = 0) -> NoveltyConfig:
     )  # fmt: skip
     variants = tuple(
         Variant(name=idea, dataset=dataset, aligned=IDEAS[idea][0], fit=FlownConfig(
-            encoder_training=TrainConfig(steps=steps, batch_size=32, learning_rate=2e-3),
+            encoder_training=TrainConfig(steps=steps, batch_size=32, learning_rate=2e-3,
+                                         checkpoint_every=100),
             functional=IDEAS[idea][1],
             context=ContextConfig(mode="none"),
             velocity=VelocityConfig(channels=32, blocks=1),

@@ -68,7 +68,8 @@ def save_tensors(
     """Writes a safetensors file whole."""
     whole = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     with replacing(path) as scratch:
-        save_file(whole, scratch, metadata=dict(metadata or {}))
+        # Without tensors, safetensors writes an empty metadata as a file that it cannot read.
+        save_file(whole, scratch, metadata=dict(metadata) if metadata else None)
 
 
 def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -67,3 +67,10 @@ def test_config_names_the_nearest_key(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("seed: 3\nflow: {source: kaiming-normal}\n")
     loaded = FlownConfig.load(tmp_path / "c.yaml").override(["flow.sigma=0.1"])
     assert (loaded.seed, loaded.flow.source, loaded.flow.sigma) == (3, "kaiming-normal", 0.1)
+
+
+def test_a_file_of_nothing_can_be_read(tmp_path: Path) -> None:
+    """What a model without context has for one."""
+    for metadata in (None, {}, {"step": "3"}):
+        save_tensors(tmp_path / "none.safetensors", {}, metadata)
+        assert load_tensors(tmp_path / "none.safetensors") == ({}, metadata or {})

@@ -7,7 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flown import FlownError, novelty
+from flown import FlownError, WeightBatch, novelty
+from flown.zoo.matching import align, groups_of, permute
+from tests import fakes
 
 
 def points(n: int, d: int = 40, seed: int = 0) -> torch.Tensor:
@@ -99,3 +101,16 @@ def test_diversity() -> None:
     assert novelty.mutual_iou(wrong) == pytest.approx(sum(pairs) / 6)
     assert novelty.mutual_iou(wrong[:1]) == 1
     assert novelty.mutual_iou(wrong[[0, 0, 0]]) == pytest.approx(1)
+
+
+def test_a_permuted_copy_is_no_new_network() -> None:
+    batch = fakes.networks(5)
+    training, groups = batch[:4], groups_of(batch.layout)
+    orders = [torch.stack([torch.randperm(g.size, generator=torch.Generator().manual_seed(i))
+                           for i in range(2)]) for g in groups]  # fmt: skip
+    turned = permute(batch.layout.unpack(batch[[0, 4]].vectors), groups, orders)
+    copy = WeightBatch(batch.layout, batch.layout.pack(turned))
+    apart = novelty.nearest_distance(copy.vectors, training.vectors)
+    found = novelty.aligned_distance(copy, align(training))
+    assert apart[0] > 1 and found[0] < 1e-5
+    assert 1 < found[1] < apart[1], "another network stays another one, if nearer than it seemed"

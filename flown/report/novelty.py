@@ -66,7 +66,8 @@ def _cell(row: Row | None) -> str:
         return ""
     if row["metric"] not in ("accuracy", "agreement"):
         return f"{row['value']:.2f}"
-    spread = f" ± {row['std']:.1f}" if row["metric"] == "accuracy" else ""
+    known = row["metric"] == "accuracy" and row["std"] is not None
+    spread = f" ± {row['std']:.1f}" if known else ""
     return f"{row['value']:.1f}{spread}"
 
 

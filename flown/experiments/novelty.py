@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -75,7 +76,7 @@ IDEAS: dict[str, tuple[bool, FunctionalConfig]] = {
     "aligned, ce + spread, no weights": (True, FunctionalConfig(mse=0, ce=1, spread=2)),
 }
 # A second data set tells whether the first one's best idea was luck.
-DATA: dict[str, tuple[dict[str, float], tuple[str, ...]]] = {
+DATA: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "fashion_mnist": ({}, tuple(IDEAS)),
     "mnist": ({"mean": 0.1307, "std": 0.3081}, ("weights", "aligned", "aligned, ce + spread")),
 }
@@ -84,7 +85,7 @@ DATA: dict[str, tuple[dict[str, float], tuple[str, ...]]] = {
 def config(scale: str, seed: int = 0) -> NoveltyConfig:
     """The study at a scale: 120 training networks a data set at `cpu`, 1000 at `paper`."""
     epochs, images, models, steps = {
-        "smoke": (2, 640, 12, 20), "cpu": (4, 9600, 144, 1000), "paper": (25, None, 1200, 20_000),
+        "smoke": (2, 640, 12, 20), "cpu": (4, 9600, 144, 800), "paper": (25, None, 1200, 20_000),
     }[scale]  # fmt: skip
     recipes = tuple(
         Recipe(name=f"novelty-{name}", dataset=name, learning_rate=3e-3, batch_size=32,

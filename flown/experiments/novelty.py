@@ -178,17 +178,17 @@ def novelty(out: Path, scale: str, *, seed: int = 0, resume: bool = False, overw
 def run(settings: NoveltyConfig, out: Path, scale: str, device: str = "cpu") -> list[Row]:
     """Goes on from what is in `out`, zoo by zoo and variant by variant."""
     start = time.monotonic()
-    images = {recipe.dataset: data.load(recipe.dataset) for recipe in settings.recipes}
-    zoos = [found for recipe in settings.recipes for found in _zoos(recipe, settings, out)]
     measured: Measured = {}
-    with bar("novelty", len(zoos)) as update:
-        for done, (dataset, aligned, whole) in enumerate(zoos, 1):
-            found = _measure(whole, images[dataset], aligned, settings, out, device)
-            measured.setdefault(dataset, {}).update(found)
-            update(done, whole.path.name)
-    counts = {dataset: {"train": len(images[dataset].train), "test": len(images[dataset].test),
-                        "zoo": whole.identity} for dataset, aligned, whole in zoos
-              if not aligned}  # fmt: skip
+    counts: dict[str, Any] = {}
+    with bar("novelty", len(settings.recipes)) as update:
+        for done, recipe in enumerate(settings.recipes, 1):
+            name, images = recipe.dataset, data.load(recipe.dataset)
+            trained, aligned = _zoos(recipe, settings, out)
+            measured[name] = _measure(trained, images, False, settings, out, device)
+            measured[name] |= _measure(aligned, images, True, settings, out, device)
+            counts[name] = {"train": len(images.train), "test": len(images.test),
+                            "zoo": trained.identity}  # fmt: skip
+            update(done, name)
     about = provenance(settings, counts, time.monotonic() - start, device)
     rows = _rows(measured)
     write_results(out / "results.json", "novelty", scale, about, rows)
@@ -196,14 +196,14 @@ def run(settings: NoveltyConfig, out: Path, scale: str, device: str = "cpu") -> 
     return rows
 
 
-def _zoos(recipe: Recipe, settings: NoveltyConfig, out: Path) -> list[tuple[str, bool, Zoo]]:
-    """A data set's zoo as trained and aligned, the latter marked True."""
+def _zoos(recipe: Recipe, settings: NoveltyConfig, out: Path) -> tuple[Zoo, Zoo]:
+    """A data set's zoo as trained, and aligned."""
     path = out / "zoos" / recipe.dataset
     trained = zoo.train(recipe, settings.models, path, seed=settings.seed, resume=True)
     aligned = path.with_name(f"{recipe.dataset}-aligned")
     if not (aligned / "zoo.json").exists():
         align_zoo(trained, aligned, seed=settings.seed, overwrite=True)
-    return [(recipe.dataset, False, trained), (recipe.dataset, True, Zoo.open(aligned))]
+    return trained, Zoo.open(aligned)
 
 
 def _measure(whole: Zoo, images: ImageData, aligned: bool, settings: NoveltyConfig, out: Path,

@@ -84,13 +84,11 @@ def test_every_scale_names_its_variants() -> None:
         assert named == {(d, idea) for d, (_, ideas) in DATA.items() for idea in ideas}
 
 
-@pytest.mark.skipif(not RESULTS.exists(), reason="the study has not been run")
 def test_the_page_shows_the_committed_figures() -> None:
     rows = read_json(RESULTS)["rows"]
     page = (ROOT / "docs" / "novelty.md").read_text("utf-8")
     for dataset in DATA:
         assert markdown(rows, dataset) in page
-    prose = re.sub(r"^\|.*\n", "", page, flags=re.MULTILINE)
+    prose = re.sub(r"^\|.*\n", "", page.partition("## Fashion-MNIST")[2], flags=re.MULTILINE)
     shown = {f"{row['value']:.{1 if row['value'] > 2 else 2}f}" for row in rows}
-    numbers = re.findall(r"\d+\.\d+", prose)
-    assert [number for number in numbers if number not in shown] == []
+    assert [number for number in re.findall(r"\d+\.\d+", prose) if number not in shown] == []

@@ -79,7 +79,7 @@ IDEAS: dict[str, tuple[bool, FunctionalConfig, int]] = {
     "aligned, ce + spread 2, twice as long": (True, FunctionalConfig(ce=1, spread=2), 2),
 }
 # A second data set tells whether the first one's best ideas were luck.
-_AGAIN = ("weights", "aligned", "aligned, ce + spread 1", "aligned, ce + spread 1, no weights")
+_AGAIN = ("aligned", "aligned, ce + spread 1", "aligned, ce + spread 1, no weights")
 DATA: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "fashion_mnist": ({}, tuple(IDEAS)),
     "mnist": ({"mean": 0.1307, "std": 0.3081}, _AGAIN),

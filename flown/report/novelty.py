@@ -110,14 +110,17 @@ def write_novelty(path: Path, title: str, rows: Sequence[Row], measured: Measure
 def scatter(measured: Measured, metric: str) -> Figure:
     """Every sample's accuracy against a measure of novelty, variants beside what costs nothing."""
     page, axes = panels(len(measured), 6.2, 4.2, room=1.3)
+    fitted = dict.fromkeys(name for variants in measured.values()
+                           for name, methods in variants.items() if "flown" in methods)  # fmt: skip
+    # Seven colours and six marks: no pair comes twice.
+    styles = dict(zip(fitted, zip(cycle(TASK_COLOURS), cycle("o^vDPX"), strict=False), strict=False))
     for axis, (dataset, variants) in zip(axes, measured.items(), strict=True):
-        colours, marks = cycle(TASK_COLOURS), cycle("o^vDPX*")
         for variant, methods in variants.items():
             if "flown" in methods:
                 points = methods["flown"]
+                colour, mark = styles[variant]
                 axis.scatter(points[metric], points["accuracy"], s=22, alpha=0.65, linewidths=0,
-                             color=next(colours), marker=next(marks), label=variant,
-                             zorder=3)  # fmt: skip
+                             color=colour, marker=mark, label=variant, zorder=3)  # fmt: skip
                 continue
             for method in (m for m in LOOKS if m in methods and m != "zoo"):
                 points, style = methods[method], look(method)

@@ -129,15 +129,14 @@ class Correction(nn.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("linear, pull", [(1.0, 0.0), (0.5, 1.0)])
-def test_a_mixture_is_tilted(linear: float, pull: float, tmp_path: Path) -> None:
-    """p(x) exp(linear x - pull x^2 / 2): moments by numbers on a fine grid.
+def test_a_mixture_is_tilted(tmp_path: Path) -> None:
+    """p(x) exp(x): moments by numbers on a fine grid.
 
     Within 6 %: what 250 steps of training and the grid of 100 leave.
     """
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = Correction(lambda x: linear * x - pull * x.square() / 2, 100)
+        model = Correction(lambda x: x, 100)
     config = TrainConfig(steps=250, learning_rate=6e-3, warmup=10, weight_decay=0.0, ema=0.95)
     train(model, config, out=tmp_path, name="mixture")
     with torch.no_grad():
@@ -146,7 +145,7 @@ def test_a_mixture_is_tilted(linear: float, pull: float, tmp_path: Path) -> None
     grid = torch.linspace(-6, 6, 20_001, dtype=torch.float64)
     means, stds, weights = (part.double() for part in MIXTURE)
     density = (weights / stds * (-((grid[:, None] - means) / stds).square() / 2).exp()).sum(-1)
-    density = density * (linear * grid - pull * grid.square() / 2).exp()
+    density = density * grid.exp()
     density = density / density.sum()
     mean = float((density * grid).sum())
     std = float((density * (grid - mean).square()).sum().sqrt())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -29,10 +30,13 @@ def address() -> Iterator[str]:
     ray = [sys.executable, "-m", "ray.scripts.scripts"]
     start = [*ray, "start", "--num-cpus=1", "--disable-usage-stats"]
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    subprocess.run([*start, "--head", "--port=6399", "--include-dashboard=false"], check=True, env=env,
-                   capture_output=True)  # fmt: skip
-    subprocess.run([*start, "--address=127.0.0.1:6399"], check=True, env=env, capture_output=True)
-    yield "127.0.0.1:6399"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    head = [*start, "--head", f"--port={port}", "--include-dashboard=false"]
+    for command in (head, [*start, f"--address=127.0.0.1:{port}"]):
+        subprocess.run(command, check=True, env=env, capture_output=True)
+    yield f"127.0.0.1:{port}"
     subprocess.run([*ray, "stop", "--force"], check=False, capture_output=True)
 
 

@@ -21,9 +21,9 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def net(shape: tuple[int, ...] = SHAPE, **values: Any) -> UNet:
-    """A small network whose parameters are all away from zero, as after training."""
+    """A small float64 network whose parameters are all away from zero, as after training."""
     config = VelocityConfig.parse({"channels": 8, "blocks": 1, "embed_dim": 16} | values)
-    unet = UNet(config, shape, 12)
+    unet = UNet(config, shape, 12).double()
     with torch.no_grad():
         for parameter in unet.parameters():
             noise = torch.randn(parameter.shape, generator=seeded(parameter.numel()))
@@ -33,8 +33,9 @@ def net(shape: tuple[int, ...] = SHAPE, **values: Any) -> UNet:
 
 def inputs(n: int = 6, shape: tuple[int, ...] = SHAPE) -> tuple[Tensor, Tensor, Tensor]:
     generator = seeded(n)
-    x = torch.randn(n, *shape, generator=generator)
-    return x, torch.rand(n, generator=generator), torch.randn(n, 12, generator=generator)
+    shapes = ((n, *shape), (n,), (n, 12))
+    x, t, context = (torch.rand(s, generator=generator, dtype=torch.float64) for s in shapes)
+    return 2 * x - 1, t, 2 * context - 1
 
 
 @pytest.mark.parametrize("conditioning", MODES)
@@ -71,7 +72,7 @@ def test_shapes(conditioning: str, shape: tuple[int, ...], multipliers: tuple[in
 
 def test_starts_at_zero_velocity() -> None:
     x, t, context = inputs()
-    assert not UNet(VelocityConfig(channels=8), SHAPE, 12)(x, t, context).any()
+    assert not UNet(VelocityConfig(channels=8), SHAPE, 12).double()(x, t, context).any()
 
 
 @pytest.mark.parametrize("conditioning", MODES)
@@ -81,7 +82,7 @@ def test_eval_is_deterministic_and_rows_do_not_mix(conditioning: str) -> None:
     once = unet(x, t, context)
     assert torch.equal(once, unet(x, t, context))
     alone = unet(x[2:3], t[2:3], context[2:3])
-    torch.testing.assert_close(once[2:3], alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(once[2:3], alone)
 
 
 @pytest.mark.parametrize("conditioning", MODES)
@@ -97,14 +98,14 @@ def test_time_and_context_matter(conditioning: str) -> None:
 def test_bind_equals_forward(conditioning: str) -> None:
     unet = net(conditioning=conditioning)
     x, _, context = inputs()
-    t = torch.tensor(0.3)
-    full = torch.full((len(x),), 0.3)
+    t = torch.tensor(0.3).double()
+    full = t.expand(len(x))
     for given in (context, None):
         bound = unet.bind(given)(x, t)
-        torch.testing.assert_close(bound, unet(x, full, given), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(bound, unet(x, full, given))
     one = unet.bind(context[:1])(x, t)
     rows = context[:1].expand(len(x), -1)
-    torch.testing.assert_close(one, unet(x, full, rows), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(one, unet(x, full, rows))
 
 
 @pytest.mark.parametrize("conditioning", MODES)
@@ -113,8 +114,8 @@ def test_dropped_rows_see_the_null_context(conditioning: str) -> None:
     x, t, context = inputs()
     drop = torch.arange(len(x)) % 2 == 0
     v = unet(x, t, context, drop)
-    torch.testing.assert_close(v[drop], unet(x, t)[drop], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(v[~drop], unet(x, t, context)[~drop], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(v[drop], unet(x, t)[drop])
+    torch.testing.assert_close(v[~drop], unet(x, t, context)[~drop])
 
 
 @pytest.mark.parametrize("conditioning", MODES)
@@ -122,13 +123,13 @@ def test_dropped_rows_see_the_null_context(conditioning: str) -> None:
 def test_guidance(conditioning: str, rows: int) -> None:
     unet = net(conditioning=conditioning)
     x, _, context = inputs()
-    context, t = context[:rows], torch.tensor(0.6)
+    context, t = context[:rows], torch.tensor(0.6).double()
     own, null = unet.bind(context)(x, t), unet.bind(None)(x, t)
     assert torch.equal(guided(unet, context, 1.0)(x, t), own)
     for scale in (0.0, 1.000001, 2.5):
         expected = null + scale * (own - null)
         found = guided(unet, context, scale)(x, t)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found, expected)
 
 
 def test_guidance_costs_two_evaluations_a_call() -> None:

@@ -60,7 +60,7 @@ class AdaptConfig(Config):
     scale: float = 100.0
     validated: int = 32
     training: TrainConfig = TrainConfig(
-        steps=300, batch_size=128, learning_rate=1e-3, weight_decay=0.0, warmup=10, ema=0.98,
+        steps=300, batch_size=128, learning_rate=3e-3, weight_decay=0.0, warmup=10, ema=0.98,
         checkpoint_every=50, validate_every=50,
     )  # fmt: skip
     seed: int = 0

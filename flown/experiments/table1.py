@@ -13,7 +13,6 @@ under its own name, where it is not; CIFAR-100 is left out where it is not here.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -152,14 +151,12 @@ def table1(out: Path, scale: str, *, seed: int = 0, resume: bool = False, overwr
     Raises:
         FlownError: `out` exists, or holds a run of another scale or seed.
     """
-    start = time.monotonic()
     out = prepare_output(out, overwrite, resume)
     begun = {"experiment": "table1", "scale": scale, "seed": seed}
     if (out / "progress.json").exists() and read_json(out / "progress.json") != begun:
         raise FlownError(f"{out}: holds a run of another scale or seed; choose another --out")
     write_json(out / "progress.json", begun)
     result = run(config(scale, seed), out, device=device)
-    result.about["seconds"] = round(time.monotonic() - start, 1)
     rows = [_beside_paper(row) for x in result.results for row in x.rows()]
     write_results(out / "results.json", "table1", scale, result.about, rows)
     write_report(out / "report.html", f"Table 1 at the {scale} scale", result.card, {},

@@ -168,8 +168,8 @@ def run(settings: Table4Config, out: Path, device: str,
         one, other = ours[0], theirs[0]
         if (one.recipe.net, one.fit.encoder.kind) == (other.recipe.net, other.fit.encoder.kind):
             target = other.recipe.dataset
-            folder = out / f"{name}-to-{target}"
-            results.append(_transfer(ours, theirs[1], settings, folder, device, clock))
+            results.append(_transfer(ours, theirs[1], settings, out / f"{name}-to-{target}",
+                                     device, clock))  # fmt: skip
     return results, counts
 
 
@@ -184,13 +184,14 @@ def _transfer(ours: tuple[Cell, Zoo, Flown], ceiling: Zoo, settings: Table4Confi
 
     static = drawn(model)
     methods, seconds = {"static": measure(static, images)}, {}
-    clock.lap(f"{out.name}: static")
+    clock.lap(f"{out.name}: measuring")
     for method, how in settings.adaptations.items():
         adapted = adapt(model, images, how, out=out / method, task=source, resume=True,
                         device=device)  # fmt: skip
         clock.lap(stage := f"{out.name}: {method}")
         seconds[method] = clock.spent[stage]
         methods[method] = measure(drawn(adapted), images)
+        clock.lap(f"{out.name}: measuring")
     training = settings.adaptations["fine-tuned"].training
     evaluations = training.steps * settings.adaptations["fine-tuned"].networks
     for method, control in {"from-default-init": from_default_init,

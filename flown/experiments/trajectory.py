@@ -8,7 +8,6 @@ trained further beside them: the same images, order and rate.
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 
@@ -18,7 +17,8 @@ from flown import data, zoo
 from flown.config import Config
 from flown.data import ImageData
 from flown.encoders import VAEConfig
-from flown.files import prepare_output, replacing, write_json
+from flown.experiments.begin import begin
+from flown.experiments.unconditional import lend_encoder
 from flown.finetune import FinetuneConfig, finetune
 from flown.fitting import ContextConfig, FlowConfig, FlownConfig
 from flown.flow import VelocityConfig, stations
@@ -32,7 +32,6 @@ from flown.weights import WeightBatch
 from flown.zoo import Recipe, Zoo
 
 PATHS: tuple[PathName, ...] = ("linear", "piecewise", "spline", "metric")
-_ENCODER = "encoder.checkpoint.safetensors"
 
 
 class TrajectoryConfig(Config):
@@ -79,8 +78,7 @@ def config(scale: str, seed: int = 0) -> TrajectoryConfig:
 def trajectory(out: Path, scale: str, *, seed: int = 0, resume: bool = False,
                overwrite: bool = False, device: str = "cpu") -> list[Row]:  # fmt: skip
     """Runs the experiment; writes `results.json`, `report.html`, zoo and models under `out`."""
-    out = prepare_output(out, overwrite, resume)
-    write_json(out / "progress.json", {"experiment": "trajectory", "scale": scale, "seed": seed})
+    out = begin(out, "trajectory", scale, seed, resume, overwrite)
     return run(config(scale, seed), out, scale, device)
 
 
@@ -112,11 +110,8 @@ def _fit(path: PathName, made: Zoo, images: ImageData, settings: TrajectoryConfi
     changes: dict[str, object] = {"flow": FlowConfig(path=path)}
     if path == "linear":
         changes["epochs"] = (-1,)
-    trained, target = out / PATHS[1] / _ENCODER, out / path / _ENCODER
-    if path not in PATHS[:2] and not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(target) as scratch:
-            shutil.copy(trained, scratch)
+    elif path != PATHS[1]:
+        lend_encoder(out / PATHS[1], out / path)
     return Flown.fit(made, settings.fit.model_copy(update=changes), out=out / path, resume=True,
                      images={images.name: images}, device=device)  # fmt: skip
 

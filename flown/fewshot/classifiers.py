@@ -45,7 +45,8 @@ def _joined(weight: Tensor, bias: Tensor) -> Tensor:
 def centroids(support: Tensor, labels: Tensor, ways: int) -> Tensor:
     """The mean of each class, (T, W, F), of supports (T, S, F) with labels (T, S)."""
     member = F.one_hot(labels, ways).to(support.dtype)  # (T, S, W)
-    return torch.einsum("tsw,tsf->twf", member, support) / member.sum(dim=1)[..., None]
+    sums: Tensor = member.transpose(1, 2) @ support
+    return sums / member.sum(dim=1)[..., None]
 
 
 def cosine_heads(support: Tensor, labels: Tensor, ways: int) -> Tensor:

@@ -35,6 +35,7 @@ from flown.nets.head import Head
 from flown.weights import WeightBatch
 
 BACKBONE, HEAD = "resnet12-small", "centroid"
+OUTPUTS = ("predictions.csv", "head.safetensors")
 CONTEXT = "context"  # the backbone that the shipped CAML was trained on
 
 
@@ -79,15 +80,17 @@ class Labelled:
     seconds: float
 
     def save(self, out: Path | str) -> list[Path]:
-        """Writes `predictions.csv` and `head.safetensors`, where there are any; returns their paths."""
-        written = []
+        """Writes those of `OUTPUTS` that there are, removes the others; returns what was written."""
+        table, network = (Path(out) / name for name in OUTPUTS)
         if self.queries is not None and self.probabilities is not None:
-            written.append(Path(out) / "predictions.csv")
-            write_text(written[-1], _csv(self.classes, self.queries, self.probabilities))
+            write_text(table, _csv(self.classes, self.queries, self.probabilities))
+        else:
+            table.unlink(missing_ok=True)
         if self.head is not None:
-            written.append(Path(out) / "head.safetensors")
-            self.head.save(written[-1])
-        return written
+            self.head.save(network)
+        else:
+            network.unlink(missing_ok=True)
+        return [path for path in (table, network) if path.exists()]
 
     def figures(self) -> list[tuple[str, int, float, float]]:
         """What was measured: on which images, how many, accuracy and calibration error in percent."""

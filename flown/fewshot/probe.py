@@ -53,7 +53,7 @@ def probe(support: Tensor, ways: int, config: ProbeConfig | None = None,
         raise FlownError(
             f"probe: expected a support (T, {ways} ways * shots, F), got {tuple(support.shape)}"
         )
-    tasks, count, size = support.shape
+    tasks, _, size = support.shape
     shape = (tasks, ways * size + ways)
     if start is not None and tuple(start.shape) != shape:
         raise FlownError(f"probe: expected a start {shape}, got {tuple(start.shape)}")

@@ -22,7 +22,7 @@ from flown.context.backbones import features as features_of
 from flown.data import load_folder
 from flown.errors import FlownError
 
-_BLOCK = 1024  # tasks drawn from one generator: the first tasks are the same however many follow
+_BLOCK = 64  # tasks drawn from one generator: the first tasks are the same however many follow
 
 
 class Tasks(NamedTuple):
@@ -78,13 +78,16 @@ def draw_tasks(features: Tensor, labels: Tensor, classes: Tensor, ways: int, sho
 
 
 def _rows(labels: Tensor, classes: Tensor, needed: int) -> tuple[Tensor, Tensor]:
-    """Each class's rows, padded to (C, most), and how many there are, (C,)."""
-    found = [(labels == c).nonzero().flatten() for c in classes]
-    for c, own in zip(classes.tolist(), found, strict=True):
-        if len(own) < needed:
-            raise FlownError(f"class {c} has {len(own)} images, {needed} are needed")
-    have = torch.tensor([len(own) for own in found])
-    return nn.utils.rnn.pad_sequence(found, batch_first=True), have
+    """Each class's rows, (C, most) with rubbish behind them, and how many there are, (C,)."""
+    order = labels.argsort(stable=True)
+    known = labels[order]
+    first = torch.searchsorted(known, classes)
+    have = torch.searchsorted(known, classes, right=True) - first
+    if (have < needed).any():
+        c, few = int(classes[have.argmin()]), int(have.min())
+        raise FlownError(f"class {c} has {few} images, {needed} are needed")
+    places = first[:, None] + torch.arange(int(have.max()))
+    return order[places.clamp_max(len(order) - 1)], have
 
 
 def _block(rows: Tensor, have: Tensor, ways: int, each: int,
@@ -93,7 +96,7 @@ def _block(rows: Tensor, have: Tensor, ways: int, each: int,
     generator = torch.Generator().manual_seed(seed)
     which = torch.rand(_BLOCK, len(rows), generator=generator).topk(ways).indices
     keys = torch.rand(_BLOCK, ways, rows.shape[1], generator=generator)
-    keys[torch.arange(rows.shape[1]) >= have[which][..., None]] = -1  # padding is never chosen
+    keys[torch.arange(rows.shape[1]) >= have[which][..., None]] = -1  # rubbish is never chosen
     return which, rows[which].gather(2, keys.topk(each).indices)
 
 

@@ -81,4 +81,5 @@ def loop(support: Tensor, ways: int, start: Tensor, way: str, threads: int) -> T
 def _fresh(tasks: int, ways: int, generator: torch.Generator) -> Tensor:
     """Heads as `nn.Linear` makes them."""
     uniform = torch.rand(tasks, ways * FEATURES + ways, generator=generator)
-    return (2 * uniform - 1) / FEATURES**0.5
+    heads: Tensor = (2 * uniform - 1) / FEATURES**0.5
+    return heads

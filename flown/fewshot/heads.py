@@ -14,7 +14,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from flown.config import Config
@@ -99,7 +98,7 @@ def train_heads(features: Tensor, labels: Tensor, classes: Tensor, out: Path | s
             if not index.exists():
                 tasks = shard_tasks(features, labels, classes, config, shard)
                 write_rows(index, _shard(tasks, layout, config, out, shard))
-            update(shard + 1)
+            update(shard + 1, "")
     parts = sorted(out.glob("index-*.jsonl"))
     rows = [row for part in parts for row in read_rows(part)]
     about = {"recipes": {name: json.loads(config.model_dump_json())}, "seed": config.seed,

@@ -8,16 +8,23 @@ Networks and noise of a class are its own, and classes meet in a mean only: clas
 give rows in that order, exactly, and any number of ways can be asked for. FLoWN generates the whole
 head from classes concatenated in order, which has to learn as much from examples.
 
-    z_k = [s_k; u_k; o_k]:  s_k the mean of class k's support,
-    u_k = sum_q p(k | q) f_q / sum_q p(k | q),  p = softmax_k(10 cos(f_q, s_k)),  queries unlabelled,
-    o_k CAML's class output, where a CAML is given
+    z_k = [s_k; u_k]:  s_k the mean of class k's support,
+    u_k = sum_q p(k | q) f_q / sum_q p(k | q),  p = softmax_k(10 cos(f_q, s_k)),  queries unlabelled
 
-Without queries u_k = s_k. Sources of the flow: N(0, I), or the encoded rows of the nearest-centroid
-head, a_1 (s_k - mean_j s_j), with noise around them. Axes: T tasks, n samples, W ways, F features.
+Without queries u_k = s_k. Images of another kind lie elsewhere in feature space, wider apart or closer
+together: all this happens in a task's own frame f' = (f - c) / r, c the mean of its images and r the
+length of a support image from there on average, and a head is carried over exactly,
+
+    w . f + b = (r w) . f' + (b + w . c).
+
+Sources of the flow: N(0, I), or the encoded rows of the nearest-centroid head, a (m_k - mean_j m_j)
+with m = (s + u) / 2, and noise around them. Axes: T tasks, n samples, W ways, F features.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +35,7 @@ from torch import Tensor, nn
 from flown import encoders, flow, sampling
 from flown.config import Config
 from flown.diffusion import diffusion_loss
-from flown.encoders import VAEConfig
+from flown.encoders import EncoderConfig, LinearConfig, VAEConfig
 from flown.errors import FlownError
 from flown.fewshot.tasks import Tasks
 from flown.flow import VelocityConfig
@@ -36,23 +43,24 @@ from flown.layout import JointLayout, Standardizer, Task, WeightLayout
 from flown.training import History, TrainConfig, train
 
 _SHARPNESS = 10.0  # of queries' soft assignment to classes, times the cosine
-_ROWS = 4096  # rows that are sampled at a time
+_ROWS = 512  # rows that are sampled at a time
 
 
 class HeadFlowConfig(Config):
     """Sizes and trainings; the defaults are the CPU preset, `published()` has Table 6's VAE.
 
-    `source` is of flows only; `spread` is the deviation of the noise around encoded centroids.
+    The preset's VAE is linear and needs no training. `source` is of flows only; `spread` is the
+    deviation of the noise around encoded centroids.
     """
 
-    encoder: VAEConfig = VAEConfig(side=32, width=16, multipliers=(1, 2, 2), beta=1e-6,
-                                   sigma_lat=0.1)  # fmt: skip
+    encoder: EncoderConfig = LinearConfig(beta=1e-6)
     encoder_training: TrainConfig = TrainConfig(steps=2000, batch_size=256)
-    velocity: VelocityConfig = VelocityConfig(channels=32, blocks=1)
+    velocity: VelocityConfig = VelocityConfig(channels=16, blocks=1, conditioning="concat")
     process: Literal["flow", "diffusion"] = "flow"
-    source: Literal["gaussian", "centroid"] = "gaussian"
-    spread: float = 0.5
-    flow_training: TrainConfig = TrainConfig(steps=2000, batch_size=128)
+    source: Literal["gaussian", "centroid"] = "centroid"
+    spread: float = 0.15
+    flow_training: TrainConfig = TrainConfig(steps=1000, batch_size=160, learning_rate=2e-3,
+                                             warmup=50, ema=0.99)  # fmt: skip
     context_dim: int = 256
     queries: bool = True
     seed: int = 0
@@ -74,21 +82,59 @@ def join_rows(rows: Tensor) -> Tensor:
     return torch.cat([rows[..., :-1].flatten(-2), rows[..., -1]], dim=-1)
 
 
-def class_tokens(tasks: Tasks, queries: bool = True, outputs: Tensor | None = None) -> Tensor:
-    """What a task says of each class, z (T, W, 2 F [+ width]).
+@dataclass(frozen=True)
+class Described:
+    """What tasks say: z (T, W, 2 F) of each class in the task's frame; the frame, (T, F) and (T,)."""
 
-    Args:
-        queries: whether the unlabelled queries enter.
-        outputs: CAML's class outputs (T, W, width).
-    """
-    means = tasks.support.unflatten(1, (tasks.ways, -1)).mean(dim=2)  # (T, W, F)
+    classes: Tensor
+    centre: Tensor
+    radius: Tensor
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def __getitem__(self, rows: slice | Tensor) -> Described:
+        return Described(self.classes[rows], self.centre[rows], self.radius[rows])
+
+    @classmethod
+    def join(cls, parts: Sequence[Described]) -> Described:
+        """All tasks of several."""
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+    def repeated(self, n: int) -> Described:
+        """Every task n times."""
+        return self[torch.arange(len(self)).repeat_interleave(n)]
+
+    def permuted(self, order: Tensor) -> Described:
+        """The same tasks with their classes in another order (W,)."""
+        return replace(self, classes=self.classes[:, order])
+
+    def framed(self, rows: Tensor) -> Tensor:
+        """Rows (T, W, F + 1) of heads, carried into the tasks' frames."""
+        weight, bias = rows[..., :-1], rows[..., -1:]
+        carried = bias + (weight * self.centre[:, None]).sum(dim=2, keepdim=True)
+        return torch.cat([self.radius[:, None, None] * weight, carried], dim=2)
+
+    def unframed(self, rows: Tensor) -> Tensor:
+        """The inverse of `framed`."""
+        weight = rows[..., :-1] / self.radius[:, None, None]
+        bias = rows[..., -1:] - (weight * self.centre[:, None]).sum(dim=2, keepdim=True)
+        return torch.cat([weight, bias], dim=2)
+
+
+def describe(tasks: Tasks, queries: bool = True) -> Described:
+    """What the flow is told of tasks; `queries`: whether the unlabelled queries enter."""
+    seen = torch.cat([tasks.support, tasks.query], dim=1) if queries else tasks.support
+    centre = seen.mean(dim=1)  # (T, F)
+    support, query = tasks.support - centre[:, None], tasks.query - centre[:, None]
+    radius = support.norm(dim=2).mean(dim=1).clamp_min(1e-6)
+    means = support.unflatten(1, (tasks.ways, -1)).mean(dim=2)  # (T, W, F)
     soft = means
     if queries:
-        cosines = F.normalize(tasks.query, dim=2) @ F.normalize(means, dim=2).transpose(1, 2)
+        cosines = F.normalize(query, dim=2) @ F.normalize(means, dim=2).transpose(1, 2)
         shares = (_SHARPNESS * cosines).softmax(dim=2)  # (T, W Q, W)
-        soft = shares.transpose(1, 2) @ tasks.query / shares.sum(dim=1)[..., None].clamp_min(1e-6)
-    parts = [means, soft] if outputs is None else [means, soft, outputs]
-    return torch.cat(parts, dim=2)
+        soft = shares.transpose(1, 2) @ query / shares.sum(dim=1)[..., None].clamp_min(1e-6)
+    return Described(torch.cat([means, soft], dim=2) / radius[:, None, None], centre, radius)
 
 
 class _Context(nn.Module):
@@ -139,15 +185,16 @@ class HeadFlow(nn.Module):
         return self.standardizer.invert(self.encoder.decode(latents), index)  # type: ignore[operator,no-any-return]
 
     @torch.no_grad()
-    def reconstruct(self, heads: Tensor, ways: int) -> Tensor:
-        """decode(encode(w)) of heads (T, W F + W)."""
-        rows = split_heads(heads, ways)
+    def reconstruct(self, heads: Tensor, tasks: Described) -> Tensor:
+        """decode(encode(w)) of the tasks' heads (T, W F + W)."""
+        rows = tasks.framed(split_heads(heads, tasks.classes.shape[1]))
         found = [self.decode(self.encode(some)) for some in rows.flatten(0, 1).split(_ROWS)]
-        return join_rows(torch.cat(found).view_as(rows))
+        return join_rows(tasks.unframed(torch.cat(found).view_as(rows)))
 
     def centroid_rows(self, tokens: Tensor) -> Tensor:
         """Rows (B, W, F + 1) of nearest-centroid heads, as long as probed ones."""
-        means = tokens[..., : self.features]
+        means, soft = tokens[..., : 2 * self.features].chunk(2, dim=2)
+        means = (means + soft) / 2
         weight = self.stretch * (means - means.mean(dim=1, keepdim=True))
         return torch.cat([weight, weight.new_zeros(*weight.shape[:2], 1)], dim=2)
 
@@ -161,20 +208,21 @@ class HeadFlow(nn.Module):
             return self.encode(self.centroid_rows(tokens).flatten(0, 1)) + self.config.spread * noise
 
     @torch.no_grad()
-    def generate(self, tokens: Tensor, n: int = 50, seed: int = 0, solver: str | None = None,
+    def generate(self, tasks: Described, n: int = 50, seed: int = 0, solver: str | None = None,
                  steps: int = 20, noise: Tensor | None = None) -> Tensor:  # fmt: skip
-        """Heads (T, n, W F + W) for tokens (T, W, Z) of `class_tokens`.
+        """Heads (T, n, W F + W) for tasks that `describe` describes.
 
         Args:
             solver: `euler` and others for a flow, `ddim` or `ddpm` for a diffusion.
             noise: samples of the source (T, n, W, 4, 8, 8) in place of the seed's.
 
         Raises:
-            FlownError: n < 1, tokens of another size, a solver unknown or not of this model.
+            FlownError: n < 1, features of another size, a solver unknown or not of this model.
         """
+        tokens = tasks.classes
         if n < 1 or tokens.ndim != 3 or tokens.shape[2] != self.context.norm.normalized_shape[0]:
-            size, got = self.context.norm.normalized_shape[0], tuple(tokens.shape)
-            raise FlownError(f"heads: expected n of 1 or more, tokens (T, W, {size}), got {n}, {got}")
+            size, got = self.features, tokens.shape[2] // 2
+            raise FlownError(f"heads: expected n of 1 or more and {size} features, got {n} and {got}")
         ways = tokens.shape[1]
         contexts = self.context(tokens)
         found = []
@@ -188,7 +236,8 @@ class HeadFlow(nn.Module):
             solution = sampling.solve(self.config.process, self.velocity.bind(c), x0, method, steps,
                                       generator, False)  # fmt: skip
             rows = self.decode(solution.x).unflatten(0, (-1, ways))
-            found.append(join_rows(rows).unflatten(0, (-1, n)))
+            frames = tasks[i : i + step].repeated(n)
+            found.append(join_rows(frames.unframed(rows)).unflatten(0, (-1, n)))
         return torch.cat(found)
 
 
@@ -216,7 +265,7 @@ class _FlowObjective(nn.Module):
         (model,) = self.model
         count = max(1, model.config.flow_training.batch_size // self.tokens.shape[1])
         some = torch.randint(len(self.tokens), (count,), generator=generator)
-        tokens, x1 = self.tokens[some].float(), self.latents[some].flatten(0, 1)
+        tokens, x1 = self.tokens[some], self.latents[some].flatten(0, 1)
         contexts = self.context(tokens).flatten(0, 1)
         if model.config.process == "diffusion":
             return diffusion_loss(self.velocity, x1, contexts, generator)
@@ -224,12 +273,23 @@ class _FlowObjective(nn.Module):
         return flow.flow_matching_loss(self.velocity, x0, x1, contexts, generator=generator)
 
 
-def fit_heads(heads: Tensor, tokens: Tensor, config: HeadFlowConfig | None = None, *,
+def _fit_encoder(model: HeadFlow, standard: Tensor, out: Path, resume: bool) -> None:
+    """Trains the encoder on standardised rows (B, F + 1); a linear one has a closed form."""
+    config = model.config
+    if isinstance(model.encoder, encoders.Linear):
+        model.encoder.fit(standard)
+        return
+    objective = _RowsObjective(model, standard, config.encoder_training.batch_size)
+    model.history["encoder"] = train(objective, config.encoder_training, out=out, name="encoder",
+                                     seed=config.seed, resume=resume)  # fmt: skip
+    model.encoder.settle(standard[:8192])  # type: ignore[operator]
+
+
+def fit_heads(heads: Tensor, tasks: Described, config: HeadFlowConfig | None = None, *,
               out: Path | str, resume: bool = False, like: HeadFlow | None = None) -> HeadFlow:  # fmt: skip
-    """Trains a generator on probed heads and the tokens of their tasks.
+    """Trains a generator on probed heads (T, W F + W) and what their tasks say.
 
     Args:
-        heads: (T, W F + W), of base classes; tokens: (T, W, Z), of `class_tokens`.
         out: the folder of the checkpoints, of which `resume` goes on.
         like: a model whose encoder is taken over: the same latent for another flow.
 
@@ -237,11 +297,11 @@ def fit_heads(heads: Tensor, tokens: Tensor, config: HeadFlowConfig | None = Non
         FlownError: heads and tokens do not fit, or as `flown.training.train`.
     """
     config = config or HeadFlowConfig()
-    ways = tokens.shape[1]
-    if len(heads) != len(tokens) or heads.shape[1] % ways:
-        raise FlownError(f"heads {tuple(heads.shape)} and tokens {tuple(tokens.shape)} do not fit")
-    rows = split_heads(heads, ways)
-    features = rows.shape[2] - 1
+    tokens, ways = tasks.classes, tasks.classes.shape[1]
+    features = tasks.centre.shape[1]
+    if tuple(heads.shape) != (want := (len(tokens), ways * features + ways)):
+        raise FlownError(f"heads: expected {want} for these tasks, got {tuple(heads.shape)}")
+    rows = tasks.framed(split_heads(heads, ways))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # parameters are initialised by torch's own rules
         model = HeadFlow(config, features, tokens.shape[2])
@@ -251,11 +311,8 @@ def fit_heads(heads: Tensor, tokens: Tensor, config: HeadFlowConfig | None = Non
     if like is None:
         model.standardizer.fit([(flat, index)])
         standard = model.standardizer(flat, index)
-        objective = _RowsObjective(model, standard, config.encoder_training.batch_size)
-        model.history["encoder"] = train(objective, config.encoder_training, out=Path(out),
-                                         name="encoder", seed=config.seed, resume=resume)  # fmt: skip
-        model.encoder.settle(standard[:8192])  # type: ignore[operator]
-        means = tokens[..., :features].float()
+        _fit_encoder(model, standard, Path(out), resume)
+        means = tokens[..., :features]
         apart = (means - means.mean(dim=1, keepdim=True)).norm(dim=2).mean()
         model.stretch.copy_(rows[..., :-1].norm(dim=2).mean() / apart)
     else:

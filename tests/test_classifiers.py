@@ -22,7 +22,6 @@ from flown.fewshot.classifiers import (
     cosine_centroid,
     euclidean_centroid,
     linear_probe,
-    probe_heads,
     ridge,
     ridge_heads,
 )
@@ -104,7 +103,6 @@ def test_any_number_of_ways_and_shots_above_chance(
 def test_tasks_do_not_see_each_other(classifiers: dict[str, Classifier], name: str) -> None:
     tasks = draw()
     whole = classifiers[name](tasks)
-    # The probe's start is drawn for all tasks: the first ones are the same for any number.
     first = classifiers[name](tasks.part(slice(2)))
     torch.testing.assert_close(first, whole[:2], atol=1e-4, rtol=1e-4)
 
@@ -121,9 +119,9 @@ def test_order_within_a_class_changes_nothing(
                                atol=1e-4, rtol=1e-4)  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["cosine", "euclidean", "ridge", "maml"])
+@pytest.mark.parametrize("name", ["cosine", "euclidean", "ridge", "probe", "maml"])
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_renumbering_the_classes_renumbers_the_logits(
     classifiers: dict[str, Classifier], name: str, seed: int
 ) -> None:
@@ -178,11 +176,11 @@ def test_logits_of_the_euclidean_centroid_are_distances() -> None:
 
 def test_the_probe_is_pytorchs() -> None:
     tasks = draw(count=3)
-    first = probe_heads(tasks.support, tasks.labels.expand(3, -1), 5, epochs=0)
     logits = []
-    for start, x, q in zip(first, tasks.support, tasks.query, strict=True):
+    for x, q in zip(tasks.support, tasks.query, strict=True):
         linear = nn.Linear(WIDE, 5)
-        nn.utils.vector_to_parameters(start.clone(), linear.parameters())
+        for parameter in linear.parameters():
+            nn.init.zeros_(parameter)
         optimizer = torch.optim.AdamW(linear.parameters(), lr=1e-3, weight_decay=1e-2)
         for _ in range(100):
             optimizer.zero_grad()

@@ -166,6 +166,7 @@ class Bench(str, Enum):
     encoding = "encode"  # `encode` is a method of str
     evaluate = "evaluate"
     adapt = "adapt"
+    heads = "heads"
 
 
 @app.command(epilog="Example: flown bench evaluate --out bench.json")
@@ -195,11 +196,14 @@ def bench(what: Bench, out: Annotated[Optional[Path], typer.Option("--out")] = N
             rows = benches.encode(repeats)
         elif what is Bench.adapt:
             rows = benches.adapt(model, repeats, Path(scratch))
+        elif what is Bench.heads:
+            rows = benches.heads(repeats, Path(scratch))
         else:
             rows = benches.evaluate(repeats)
     benches.show(rows, console)
     if out is not None:
-        counts = {Bench.zoo: 64, Bench.store: 100_000, Bench.encoding: 32, Bench.adapt: 8}
+        counts = {Bench.zoo: 64, Bench.store: 100_000, Bench.encoding: 32, Bench.adapt: 8,
+                  Bench.heads: 50_000}  # fmt: skip
         shipped = what in (Bench.sample, Bench.adapt)
         config = benches.BenchConfig(
             what=what.value, repeats=repeats, model=model if shipped else None,

@@ -24,6 +24,7 @@ class Experiment(str, Enum):
     table2 = "table2"
     table3 = "table3"
     table4 = "table4"
+    table5 = "table5"
     chunked = "chunked"
     novelty = "novelty"
 
@@ -52,6 +53,10 @@ def _show(table: Experiment, result: Any) -> None:
 
         title = "Test accuracy of networks generated for another data set, %"
         report.print_table(console, title, summary(result))
+    elif table is Experiment.table5:
+        from flown.report.fewshot import print_table5
+
+        print_table5(result, console)
     elif table is Experiment.novelty:
         report.print_study(result, console)
     else:

@@ -96,11 +96,11 @@ def centroid_accuracy(backbone: nn.Module, many: ManyClass, part: str = "val", s
 class _Classification(Classification):
     """Classification of augmented images, in bfloat16 if asked for."""
 
-    bfloat16 = False
+    narrow = False
 
     def forward(self, generator: torch.Generator) -> Tensor:
         kind = self.linear.weight.device.type
-        with torch.autocast(kind, torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast(kind, torch.bfloat16, enabled=self.narrow):
             return super().forward(generator)
 
 
@@ -154,8 +154,8 @@ def train_backbone(many: ManyClass, config: MetaBaselineConfig | None = None, *,
         torch.manual_seed(seed)  # parameters are initialised by torch's own rules
         backbone = Backbone(config.backbone)
         first = _Classification(backbone, [many], config.classification.batch_size, augmented)
-    backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    first.bfloat16 = config.bfloat16
+    backbone.to(memory_format=torch.channels_last)
+    first.narrow = config.bfloat16
 
     def measure() -> Mapping[str, float]:
         return {f"{shots}-shot": float(centroid_accuracy(backbone, many, shots=shots).mean())

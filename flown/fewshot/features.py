@@ -80,6 +80,9 @@ class Standardised(nn.Module):
 class _Timm(nn.Module):
     """A pretrained model of timm, images resized and normalised as it wants them."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, name: str) -> None:
         super().__init__()
         try:
@@ -92,7 +95,7 @@ class _Timm(nn.Module):
             self.model = timm.create_model(name, pretrained=True, num_classes=0)
         except Exception as error:  # the hub's, the network's and timm's own: it is not to be had
             raise FlownError(f"backbone timm/{name}: its weights cannot be had ({error})") from None
-        wants = timm.data.resolve_model_data_config(self.model)
+        wants = timm.data.resolve_model_data_config(self.model)  # type: ignore[attr-defined,no-untyped-call]
         self.side = tuple(wants["input_size"][1:])
         self.register_buffer("mean", torch.tensor(wants["mean"]).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(wants["std"]).view(-1, 1, 1), persistent=False)

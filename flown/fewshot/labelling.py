@@ -31,7 +31,7 @@ from flown.fewshot.folder import Pictures
 from flown.fewshot.incontext import caml_logits
 from flown.files import write_text
 from flown.layout import Task, WeightLayout
-from flown.nets.head import Head
+from flown.nets.linear import NormalisedHead
 from flown.weights import WeightBatch
 
 BACKBONE, HEAD = "resnet12-small", "centroid"
@@ -188,7 +188,8 @@ class _Method:
         weights = LINEAR[self.head].heads(self.z[None], self.labels[None], self.ways) / self.tau
         about = Task(name=task, channels=len(self.centre), size=1, mean=0.0, std=1.0,
                      classes=classes, activation="none")  # fmt: skip
-        layout = WeightLayout.of(Head(len(self.centre), self.ways), "normalised-head", about)
+        network = NormalisedHead(len(self.centre), self.ways)
+        layout = WeightLayout.of(network, "normalised-head", about)
         made = {"backbone": self.name, "method": self.head, "temperature": self.tau,
                 "classes": list(classes)}  # fmt: skip
         return WeightBatch(layout, weights, made, rest={"centre": self.centre})

@@ -53,7 +53,7 @@ def probe(support: Tensor, ways: int, config: ProbeConfig | None = None,
         raise FlownError(
             f"probe: expected a support (T, {ways} ways * shots, F), got {tuple(support.shape)}"
         )
-    tasks, count, size = support.shape
+    tasks, _, size = support.shape
     shape = (tasks, ways * size + ways)
     if start is not None and tuple(start.shape) != shape:
         raise FlownError(f"probe: expected a start {shape}, got {tuple(start.shape)}")
@@ -72,7 +72,8 @@ def probe(support: Tensor, ways: int, config: ProbeConfig | None = None,
 def head_logits(heads: Tensor, query: Tensor, ways: int) -> Tensor:
     """Logits (..., Q, W) of heads (..., W*F + W) for features (..., Q, F)."""
     weight, bias = heads.split([heads.shape[-1] - ways, ways], dim=-1)
-    return query @ weight.unflatten(-1, (ways, -1)).transpose(-1, -2) + bias[..., None, :]
+    logits: Tensor = query @ weight.unflatten(-1, (ways, -1)).transpose(-1, -2) + bias[..., None, :]
+    return logits
 
 
 @njit(**FAST)

@@ -77,13 +77,20 @@ def ridge_heads(support: Tensor, labels: Tensor, ways: int, strength: float = 1.
 
 
 def probe_heads(support: Tensor, labels: Tensor, ways: int, *, epochs: int = 100,
-                rate: float = 1e-3, decay: float = 1e-2) -> Tensor:  # fmt: skip
-    """Heads (T, W F + W) trained by AdamW on full batches, from zero: all classes are alike there.
+                rate: float = 1e-3, decay: float = 1e-2, seed: int | None = None) -> Tensor:  # fmt: skip
+    """Heads (T, W F + W) trained by AdamW on full batches.
 
     `flown.fewshot.probe` does the same faster, for many tasks with as many images in every class.
+
+    Args:
+        seed: of `nn.Linear`'s initialisation; without it from zero, where all classes are alike.
     """
     tasks, _, features = support.shape
-    heads: Tensor = support.new_zeros(tasks, ways * features + ways).requires_grad_()
+    heads = support.new_zeros(tasks, ways * features + ways)
+    if seed is not None:
+        first = torch.rand(heads.shape, generator=torch.Generator().manual_seed(seed))
+        heads += ((2 * first - 1) / features**0.5).to(heads)
+    heads.requires_grad_()
     optimizer = torch.optim.AdamW([heads], lr=rate, weight_decay=decay)
     for _ in range(epochs):
         logits = apply_heads(heads, support)
@@ -116,9 +123,9 @@ def ridge(tasks: Tasks, strength: float = 1.0) -> Tensor:
     return apply_heads(heads, tasks.query)
 
 
-def linear_probe(tasks: Tasks) -> Tensor:
-    """A trained linear layer."""
-    return apply_heads(probe_heads(tasks.support, _labels(tasks), tasks.ways), tasks.query)
+def linear_probe(tasks: Tasks, seed: int = 0) -> Tensor:
+    """A linear layer trained from `nn.Linear`'s initialisation."""
+    return apply_heads(probe_heads(tasks.support, _labels(tasks), tasks.ways, seed=seed), tasks.query)
 
 
 def choose_strength(tasks: Tasks, strengths: Sequence[float] = STRENGTHS) -> float:

@@ -51,7 +51,7 @@ class _Kind(NamedTuple):
 LINEAR = {
     "centroid": _Kind(cosine_heads, (2.2, 1.5)),
     "ridge": _Kind(partial(ridge_heads, strength=10.0), (0.022, 0.036)),
-    "probe": _Kind(probe_heads, (0.30, 0.20)),
+    "probe": _Kind(probe_heads, (0.29, 0.19)),
 }
 HEADS = (*LINEAR, "caml")
 _CAML_TAUS = (2.6, 2.2)

@@ -270,14 +270,14 @@ def test_an_inner_step_descends_the_supports_gradient(meta: MAML) -> None:
 
 
 def test_meta_training_helps_and_resumes(tmp_path: Path) -> None:
-    config = MAMLConfig(features=WIDE, hidden=24, steps=3, rate=0.03)
+    config = MAMLConfig(features=WIDE, hidden=24, steps=5, rate=0.03)
     tasks = draw(shots=1, count=100)
     before = accuracy(maml(tasks, fresh(lambda: MAML(config))), tasks).mean()
-    training = TrainConfig(steps=60, batch_size=8, learning_rate=1e-2, warmup=5, ema=0.9,
-                           validate_every=30, checkpoint_every=30)  # fmt: skip
+    training = TrainConfig(steps=150, batch_size=8, learning_rate=1e-2, warmup=5, ema=0.9,
+                           validate_every=75, checkpoint_every=75)  # fmt: skip
     model = train_maml([clouds()], config, training, out=tmp_path)
     after = accuracy(maml(tasks, model), tasks).mean()
-    assert after > before + 2, (before, after)
+    assert after > before + 5, (before, after)
     again = train_maml([clouds()], config, training, out=tmp_path, resume=True)
     assert torch.equal(again.start[0], model.start[0])
 

@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from flown.cli.adapt import adapt
+from flown.cli.fewshot import fewshot
 from flown.cli.finetune import finetune
 from flown.cli.options import (
     Device,
@@ -47,6 +48,7 @@ app.command(epilog="Example: flown finetune nets.safetensors --data digits --out
 )
 app.command(epilog="Example: flown reproduce table2 --scale smoke --out table2")(reproduce)
 app.command(epilog="Example: flown adapt flown-small --data usps --out run")(adapt)
+app.command(epilog="Example: flown fewshot photos --label new --out labelled")(fewshot)
 
 
 @app.command(epilog="Example: flown demo --out demo-out")

@@ -82,7 +82,7 @@ def probe_heads(support: Tensor, labels: Tensor, ways: int, *, epochs: int = 100
     tasks, _, features = support.shape
     generator = torch.Generator().manual_seed(seed)
     first = torch.rand(tasks, ways * features + ways, generator=generator) * 2 - 1
-    heads = (first / features**0.5).to(support.device).requires_grad_()
+    heads: Tensor = (first / features**0.5).to(support.device).requires_grad_()
     optimizer = torch.optim.AdamW([heads], lr=rate, weight_decay=decay)
     for _ in range(epochs):
         logits = apply_heads(heads, support)

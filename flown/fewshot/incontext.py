@@ -66,5 +66,6 @@ def class_context(tasks: Tasks, caml: CAML, queries: bool = True) -> Tensor:
         return centroids(caml_outputs(caml, tasks.support, labels, tasks.support), labels, tasks.ways)
     outputs = caml_outputs(caml, tasks.support, labels, tasks.query)
     shares = caml.output_proj(outputs)[..., : tasks.ways].softmax(dim=2)  # (T, W Q, W)
-    sums: Tensor = shares.transpose(1, 2) @ outputs
-    return sums / shares.sum(dim=1)[..., None].clamp_min(1e-6)
+    sums = shares.transpose(1, 2) @ outputs
+    found: Tensor = sums / shares.sum(dim=1)[..., None].clamp_min(1e-6)
+    return found

@@ -32,7 +32,7 @@ class MAMLConfig(Config):
     features: int = 512
     hidden: int = 128
     steps: int = 10
-    rate: float = 0.1
+    rate: float = 0.3
 
 
 class MAML(nn.Module):

@@ -11,6 +11,7 @@ from torch import nn
 from flown.errors import FlownError, unknown
 from flown.layout import WeightLayout
 from flown.nets.cnn import ACTIVATIONS, cnn_medium, cnn_small
+from flown.nets.head import Head
 from flown.nets.large import convnext_tiny, resnet18, vit_base
 from flown.nets.linear import linear_head
 from flown.nets.resnet import resnet20
@@ -25,6 +26,7 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "vit_base": vit_base,
     "convnext_tiny": convnext_tiny,
     "linear-head": linear_head,
+    "normalised-head": Head,
 }
 INPUT_SIZES = {
     "cnn-small": 28, "cnn-medium": 32, "resnet20": 32, "resnet18": 32, "vit_base": 224, "convnext_tiny": 224,

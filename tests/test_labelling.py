@@ -22,7 +22,7 @@ from flown.fewshot import calibrate, labelling
 from flown.fewshot.classifiers import apply_heads, ridge_heads
 from flown.fewshot.folder import read_support
 from flown.fewshot.labelling import Labelled, label
-from flown.report.labelled import write_labelled
+from flown.report.fewshot import write_labelled
 from tests.test_cli import call
 
 COLOURS = {"blå hav": (30, 60, 200), "fire engine": (210, 40, 30), "草": (40, 170, 50)}

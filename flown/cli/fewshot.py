@@ -26,7 +26,7 @@ def fewshot(folder: Annotated[Path, typer.Argument(
     """Learn classes from a few images each and label others, with confidences and a page."""
     from flown.fewshot import labelling
     from flown.files import prepare_output
-    from flown.report.labelled import write_labelled
+    from flown.report.fewshot import write_labelled
 
     for name in ("index.html", *labelling.OUTPUTS):
         prepare_output(out / name, overwrite)

@@ -54,7 +54,7 @@ def _show(table: Experiment, result: Any) -> None:
         title = "Test accuracy of networks generated for another data set, %"
         report.print_table(console, title, summary(result))
     elif table is Experiment.table5:
-        from flown.report.fewshot import print_table5
+        from flown.report.table5 import print_table5
 
         print_table5(result, console)
     elif table is Experiment.novelty:

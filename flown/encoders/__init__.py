@@ -17,6 +17,6 @@ from flown.encoders.vae import VAE, VAEConfig
 
 __all__ = [
     "ENCODERS", "VAE", "Chunked", "ChunkedConfig", "Encoder", "EncoderConfig", "GraphConfig",
-    "GraphEncoder", "Identity", "IdentityConfig", "Linear", "LinearConfig", "PDiff", "PDiffConfig", "VAEConfig", "build",
-    "from_values", "reconstruction_error",
+    "GraphEncoder", "Identity", "IdentityConfig", "Linear", "LinearConfig", "PDiff", "PDiffConfig",
+    "VAEConfig", "build", "from_values", "reconstruction_error",
 ]  # fmt: skip

@@ -36,7 +36,7 @@ from flown.fewshot.tasks import Tasks, check_disjoint, draw_tasks
 from flown.files import prepare_output, write_json
 from flown.progress import bar
 from flown.provenance import Row, provenance, write_results
-from flown.report.fewshot import write_table5
+from flown.report.table5 import write_table5
 from flown.training import TrainConfig
 
 BASE = "mini_imagenet"

@@ -182,7 +182,7 @@ class HeadFlow(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, 4, 8, 8) to rows (B, F + 1)."""
         index = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
-        return self.standardizer.invert(self.encoder.decode(latents), index)  # type: ignore[operator,no-any-return]
+        return self.standardizer.invert(self.encoder.decode(latents), index)  # type: ignore[operator]
 
     @torch.no_grad()
     def reconstruct(self, heads: Tensor, tasks: Described) -> Tensor:

@@ -24,6 +24,7 @@ class Experiment(str, Enum):
     table2 = "table2"
     table3 = "table3"
     table4 = "table4"
+    table5 = "table5"
     chunked = "chunked"
     novelty = "novelty"
     trajectory = "trajectory"
@@ -57,6 +58,10 @@ def _show(table: Experiment, result: Any) -> None:
         from flown.report.trajectory import table as by_epoch
 
         report.print_table(console, "Test accuracy at each epoch's time, %", by_epoch(result, 0))
+    elif table is Experiment.table5:
+        from flown.report.table5 import print_table5
+
+        print_table5(result, console)
     elif table is Experiment.novelty:
         report.print_study(result, console)
     else:

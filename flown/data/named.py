@@ -128,8 +128,8 @@ def available() -> list[Source]:
     if _debian_here():
         rows.setdefault("fashion_mnist", Source("fashion_mnist", "Debian", True))
     for name, (_, last) in _TORCHVISION.items():
-        present = (_cache() / last).exists()
-        note = f"in {_cache()}" if present else f"is downloaded to {_cache()}"
+        present = (cache_folder() / last).exists()
+        note = f"in {cache_folder()}" if present else f"is downloaded to {cache_folder()}"
         rows.setdefault(name, Source(name, "torchvision", present, note))
     return sorted(rows.values(), key=lambda row: row.name)
 
@@ -173,7 +173,7 @@ def _npz(name: str) -> Path | None:
     return path if path and path.is_file() else None
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
     return Path(os.environ.get("FLOWN_CACHE") or "~/.cache/flown").expanduser()
 
 
@@ -239,7 +239,7 @@ def _idx(path: Path, header: int, shape: tuple[int, ...]) -> Pixels:
 def _torchvision(name: str) -> Parts:
     import torchvision
 
-    root, cls = _cache(), _TORCHVISION[name][0]
+    root, cls = cache_folder(), _TORCHVISION[name][0]
     keyword, values = ("split", ("train", "test")) if cls in ("SVHN", "STL10") else (
         "train", (True, False))  # fmt: skip
     make = getattr(torchvision.datasets, cls)

@@ -23,6 +23,7 @@ from flown.config import Config
 from flown.context import CAML, CAMLConfig, FeatureSet
 from flown.context.episodes import train_caml
 from flown.data import ManyClass
+from flown.experiments.begin import begin
 from flown.experiments.retrieval import present
 from flown.fewshot import classifiers, maml
 from flown.fewshot.backbone import MetaBaselineConfig, train_backbone
@@ -33,7 +34,6 @@ from flown.fewshot.maml import MAML, MAMLConfig, train_maml
 from flown.fewshot.meta import Described, HeadFlow, HeadFlowConfig, describe, fit_heads
 from flown.fewshot.probe import ProbeConfig, head_logits, probe
 from flown.fewshot.tasks import Tasks, check_disjoint, draw_tasks
-from flown.files import prepare_output, write_json
 from flown.progress import bar
 from flown.provenance import Row, provenance, write_results
 from flown.report.table5 import write_table5
@@ -108,9 +108,8 @@ def table5(out: Path, scale: str, *, seed: int = 0, resume: bool = False, overwr
         device: everything but the backbone's training runs on the CPU.
     """
     start = time.monotonic()
-    out = prepare_output(out, overwrite, resume)
+    out = begin(out, "table5", scale, seed, resume, overwrite)
     settings = settings or config(scale, seed)
-    write_json(out / "progress.json", {"experiment": "table5", "scale": scale, "seed": seed})
     many = data.load_many(BASE)
     check_disjoint(many.class_split)
     backbone, rows = _backbone(many, settings, out, device)

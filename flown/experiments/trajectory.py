@@ -18,7 +18,8 @@ from flown import data, zoo
 from flown.config import Config
 from flown.data import ImageData
 from flown.encoders import VAEConfig
-from flown.files import prepare_output, replacing, write_json
+from flown.experiments.begin import begin
+from flown.files import replacing
 from flown.finetune import FinetuneConfig, finetune
 from flown.fitting import ContextConfig, FlowConfig, FlownConfig
 from flown.flow import VelocityConfig, stations
@@ -79,8 +80,7 @@ def config(scale: str, seed: int = 0) -> TrajectoryConfig:
 def trajectory(out: Path, scale: str, *, seed: int = 0, resume: bool = False,
                overwrite: bool = False, device: str = "cpu") -> list[Row]:  # fmt: skip
     """Runs the experiment; writes `results.json`, `report.html`, zoo and models under `out`."""
-    out = prepare_output(out, overwrite, resume)
-    write_json(out / "progress.json", {"experiment": "trajectory", "scale": scale, "seed": seed})
+    out = begin(out, "trajectory", scale, seed, resume, overwrite)
     return run(config(scale, seed), out, scale, device)
 
 

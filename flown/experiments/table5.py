@@ -221,7 +221,8 @@ def measure(name: str, tasks: Tasks, models: Models, settings: Table5Config) -> 
     for method, model in models.flows.items():
         diffusion = model.config.process == "diffusion"
         steps = settings.diffusion_steps if diffusion else settings.steps
-        heads = model.generate(describe(tasks, model.config.queries), settings.samples, seed, steps=steps)  # (T, n, D)
+        told = describe(tasks, model.config.queries)
+        heads = model.generate(told, settings.samples, seed, steps=steps)  # (T, n, D)
         rows += _generated(row, method, heads, tasks)
         if not diffusion:
             rows += _tuned(row, method, heads, tasks, settings.heads.probe)

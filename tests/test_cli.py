@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -49,6 +50,12 @@ def photos(tmp_path: Path) -> Path:
         for i, image in enumerate(train.images[train.labels == label][:3]):
             Image.fromarray(image[0].numpy()).save(folder / f"{i}.png")
     return tmp_path / "photos"
+
+
+def test_the_module_is_the_command() -> None:
+    words = [sys.executable, "-m", "flown", "data", "show", "nothing"]
+    done = subprocess.run(words, text=True, capture_output=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("flown: ")
 
 
 def test_generate_and_evaluate(

@@ -19,6 +19,7 @@ from flown.zoo import RECIPES, Recipe, Zoo, recipe, train
 from flown.zoo.shard import Shard, initial
 from flown.zoo.train import layout_for
 from flown.zoo.trainers import Trainer
+from tests.conftest import DIGITS
 
 QUICK = Recipe(
     name="quick", dataset="digits", learning_rate=1e-3, batch_size=64, epochs=2, keep=(1, 2)
@@ -99,6 +100,14 @@ def test_same_seed_same_bits_and_resume(tmp_path: Path, monkeypatch: pytest.Monk
         (tmp_path / "c" / "zoo.json").unlink()
         (tmp_path / "c" / "progress.json").write_text("{}")
         train(QUICK, 2, tmp_path / "c", resume=True)
+
+
+def test_a_finished_zoo_goes_on_as_itself_alone(zoo: flown.Zoo) -> None:
+    assert train(DIGITS, 12, zoo.path, resume=True).identity == zoo.identity
+    others = (QUICK, 12, {}), (DIGITS, 11, {}), (DIGITS, 12, {"seed": 1})
+    for how, models, more in others:
+        with pytest.raises(FlownError, match="another recipe, seed or number of models"):
+            train(how, models, zoo.path, resume=True, **more)
 
 
 def test_a_nan_model_is_named(zoo: flown.Zoo, tmp_path: Path) -> None:

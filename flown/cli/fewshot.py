@@ -28,7 +28,8 @@ def fewshot(folder: Annotated[Path, typer.Argument(
     from flown.files import prepare_output
     from flown.report.fewshot import write_labelled
 
-    prepare_output(out / "index.html", overwrite)
+    for name in ("index.html", *labelling.OUTPUTS):
+        prepare_output(out / name, overwrite)
     found = labelling.label(folder, label, backbone=backbone, head=head, shots=shots, seed=seed)
     for warning in found.warnings:
         console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)

@@ -50,12 +50,12 @@ def present() -> set[str]:
 
 def build_zoo(recipes: Sequence[Recipe], models: int, out: Path, seed: int, resume: bool) -> Zoo:
     """Trains one zoo a recipe under `out/zoos` and joins them in `out/zoo`."""
-    if resume and (out / "zoo" / "zoo.json").exists():
-        return Zoo.open(out / "zoo")
     parts = [
         zoo.train(recipe, models, out / "zoos" / recipe.dataset, seed=seed, resume=resume)
         for recipe in recipes
     ]
+    if resume and (out / "zoo" / "zoo.json").exists():
+        return Zoo.open(out / "zoo")
     return Zoo.join(parts, out / "zoo", overwrite=True)
 
 

@@ -9,7 +9,6 @@ it favours them. STL-10 is used where its data is here, `natural10` in its place
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
@@ -22,9 +21,10 @@ from flown.data import ImageData
 from flown.encoders import VAEConfig
 from flown.evaluate import evaluate
 from flown.experiments import targets
+from flown.experiments.clock import Clock
 from flown.experiments.retrieval import build_zoo, present
 from flown.experiments.starts import INITS, Starts, starts
-from flown.files import prepare_output, read_json, write_json
+from flown.files import prepare_output, write_json
 from flown.finetune import FinetuneConfig, Point, finetune
 from flown.fitting import FlownConfig
 from flown.flow import VelocityConfig
@@ -131,7 +131,7 @@ def table3(out: Path, scale: str, *, seed: int = 0, resume: bool = False, overwr
 
 def run(settings: Table3Config, out: Path, scale: str, device: str) -> list[Row]:
     """The experiment with any settings; goes on from what is in `out`."""
-    clock = _Clock(out / "seconds.json")
+    clock = Clock(out / "seconds.json")
     zoo = build_zoo(settings.recipes, settings.models, out, settings.seed, resume=True)
     clock.lap("zoo")
     model = Flown.fit(zoo, settings.fit, out=out / "run", resume=True, device=device)
@@ -151,7 +151,7 @@ def run(settings: Table3Config, out: Path, scale: str, device: str) -> list[Row]
         if name in zoo.tasks:
             rows += found.beside(seen.batch(name))
         clock.lap(name)
-    about = provenance(settings, counts, sum(clock.spent.values()), device)
+    about = provenance(settings, counts, clock.total, device)
     about["seconds_of_stages"] = clock.spent
     write_results(out / "results.json", "table3", scale, about, rows)
     write_table3(out / "report.html", scale, rows, curves, about)
@@ -238,17 +238,3 @@ class _Target:
             "train_images": self.trained, "test_images": len(self.images.test),
             "note": targets.NOTES.get(self.images.name),
         }  # fmt: skip
-
-
-class _Clock:
-    """Seconds of every stage, over all runs that it took."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.last = path, time.monotonic()
-        self.spent: dict[str, float] = read_json(path) if path.exists() else {}
-
-    def lap(self, stage: str) -> None:
-        now = time.monotonic()
-        self.spent[stage] = round(self.spent.get(stage, 0.0) + now - self.last, 1)
-        self.last = now
-        write_json(self.path, self.spent)

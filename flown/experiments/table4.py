@@ -8,7 +8,6 @@ its place, under its own name, where it is not. Classes that both have are match
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
@@ -20,6 +19,7 @@ from flown.card import Card, Measured, TaskCard
 from flown.config import Config
 from flown.errors import FlownError
 from flown.experiments import table1
+from flown.experiments.clock import Clock
 from flown.experiments.retrieval import present
 from flown.experiments.transfer import from_best, from_default_init, match_classes, measure
 from flown.experiments.unconditional import Cell
@@ -127,15 +127,16 @@ def table4(out: Path, scale: str, *, seed: int = 0, resume: bool = False, overwr
     Raises:
         FlownError: `out` exists, or holds a run of another scale or seed.
     """
-    start = time.monotonic()
     out = prepare_output(out, overwrite, resume)
     begun = {"experiment": "table4", "scale": scale, "seed": seed}
     if (out / "progress.json").exists() and read_json(out / "progress.json") != begun:
         raise FlownError(f"{out}: holds a run of another scale or seed; choose another --out")
     write_json(out / "progress.json", begun)
     settings = config(scale, seed)
-    results, counts = run(settings, out, device)
-    about = provenance(settings, counts, time.monotonic() - start, device)
+    clock = Clock(out / "seconds.json")
+    results, counts = run(settings, out, device, clock)
+    about = provenance(settings, counts, clock.total, device)
+    about["seconds_of_stages"] = clock.spent
     rows = [row for result in results for row in result.rows()]
     write_results(out / "results.json", "table4", scale, about, rows)
     tasks = {x.name: TaskCard(x.name, x.methods) for x in results}
@@ -146,8 +147,8 @@ def table4(out: Path, scale: str, *, seed: int = 0, resume: bool = False, overwr
     return results
 
 
-def run(settings: Table4Config, out: Path,
-        device: str) -> tuple[list[Transfer], dict[str, Any]]:  # fmt: skip
+def run(settings: Table4Config, out: Path, device: str,
+        clock: Clock) -> tuple[list[Transfer], dict[str, Any]]:  # fmt: skip
     """All transfers between generators of one network and encoder, going on from what is there."""
     results = []
     counts: dict[str, Any] = {}
@@ -162,16 +163,18 @@ def run(settings: Table4Config, out: Path,
         model = Flown.fit(trained, generator.fit, out=out / "runs" / folder, resume=True,
                           images={how.dataset: images}, device=device)  # fmt: skip
         made[folder] = generator, trained, model
+        clock.lap(folder)
     for (name, ours), (_, theirs) in permutations(made.items(), 2):
         one, other = ours[0], theirs[0]
         if (one.recipe.net, one.fit.encoder.kind) == (other.recipe.net, other.fit.encoder.kind):
             target = other.recipe.dataset
-            results.append(_transfer(ours, theirs[1], settings, out / f"{name}-to-{target}", device))
+            results.append(_transfer(ours, theirs[1], settings, out / f"{name}-to-{target}",
+                                     device, clock))  # fmt: skip
     return results, counts
 
 
 def _transfer(ours: tuple[Cell, Zoo, Flown], ceiling: Zoo, settings: Table4Config, out: Path,
-              device: str) -> Transfer:  # fmt: skip
+              device: str, clock: Clock) -> Transfer:  # fmt: skip
     generator, _, model = ours
     source, theirs = model.tasks[0], data.load(ceiling.tasks[0])
     images = match_classes(theirs, model.joint.layouts[0].task.classes)
@@ -181,12 +184,14 @@ def _transfer(ours: tuple[Cell, Zoo, Flown], ceiling: Zoo, settings: Table4Confi
 
     static = drawn(model)
     methods, seconds = {"static": measure(static, images)}, {}
+    clock.lap(f"{out.name}: measuring")
     for method, how in settings.adaptations.items():
-        began = time.monotonic()
         adapted = adapt(model, images, how, out=out / method, task=source, resume=True,
                         device=device)  # fmt: skip
-        seconds[method] = time.monotonic() - began
+        clock.lap(stage := f"{out.name}: {method}")
+        seconds[method] = clock.spent[stage]
         methods[method] = measure(drawn(adapted), images)
+        clock.lap(f"{out.name}: measuring")
     training = settings.adaptations["fine-tuned"].training
     evaluations = training.steps * settings.adaptations["fine-tuned"].networks
     for method, control in {"from-default-init": from_default_init,
@@ -195,6 +200,7 @@ def _transfer(ours: tuple[Cell, Zoo, Flown], ceiling: Zoo, settings: Table4Confi
             static, images, settings.controls, evaluations, training.batch_size, settings.seed
         ))  # fmt: skip
         methods[method] = measure(batch.to(device), images)
+    clock.lap(f"{out.name}: controls")
     last = ceiling.select(split="train", epochs=[-1]).batch(ceiling.tasks[0])
     methods["zoo"] = measure(last.to(device), theirs)
     return Transfer(generator.recipe.net, generator.fit.encoder.kind, source, theirs.name, methods,

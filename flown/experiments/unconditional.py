@@ -8,7 +8,6 @@ measured alike, the zoo's own networks too.
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from flown.card import CHOICE, Card, Measured, TaskCard
 from flown.config import Config
 from flown.data import ImageData, Split
 from flown.evaluate import predictions
+from flown.experiments.clock import Clock
 from flown.files import replacing
 from flown.fitting import FlowConfig, FlownConfig
 from flown.model import Flown
@@ -160,7 +160,7 @@ def run(config: UnconditionalConfig, out: Path, *, device: str) -> Unconditional
     Raises:
         FlownError: data that is not here; as `zoo.train`, `Flown.fit` and `Flown.sample`.
     """
-    start = time.monotonic()
+    clock = Clock(out / "seconds.json")
     originals: dict[str, _Originals] = {}
     results, counts, zoos = [], {}, {}
     for cell in config.cells:
@@ -174,8 +174,9 @@ def run(config: UnconditionalConfig, out: Path, *, device: str) -> Unconditional
         zoos[name] = trained.identity
         used = originals[name]
         counts[name] = {"train": len(images.train), "val": len(used.choice), "test": len(used.test)}
-    seconds = time.monotonic() - start
-    about = provenance(config, {**counts, "zoos": zoos}, seconds, device)
+        clock.lap(cell.name)
+    about = provenance(config, {**counts, "zoos": zoos}, clock.total, device)
+    about["seconds_of_stages"] = clock.spent
     tasks = {x.cell.name: TaskCard(x.cell.name, x.methods, seconds=x.costs["flown"][0],
                                    nfe=x.costs["flown"][1]) for x in results}  # fmt: skip
     most = max(cell.samples for cell in config.cells)

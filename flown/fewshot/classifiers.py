@@ -77,12 +77,20 @@ def ridge_heads(support: Tensor, labels: Tensor, ways: int, strength: float = 1.
 
 
 def probe_heads(support: Tensor, labels: Tensor, ways: int, *, epochs: int = 100,
-                rate: float = 1e-3, decay: float = 1e-2, seed: int = 0) -> Tensor:  # fmt: skip
-    """Heads (T, W F + W) trained by AdamW from `nn.Linear`'s initialisation, full batches."""
+                rate: float = 1e-3, decay: float = 1e-2, seed: int | None = None) -> Tensor:  # fmt: skip
+    """Heads (T, W F + W) trained by AdamW on full batches.
+
+    `flown.fewshot.probe` does the same faster, for many tasks with as many images in every class.
+
+    Args:
+        seed: of `nn.Linear`'s initialisation; without it from zero, where all classes are alike.
+    """
     tasks, _, features = support.shape
-    generator = torch.Generator().manual_seed(seed)
-    first = torch.rand(tasks, ways * features + ways, generator=generator) * 2 - 1
-    heads: Tensor = (first / features**0.5).to(support.device).requires_grad_()
+    heads = support.new_zeros(tasks, ways * features + ways)
+    if seed is not None:
+        first = torch.rand(heads.shape, generator=torch.Generator().manual_seed(seed))
+        heads += ((2 * first - 1) / features**0.5).to(heads)
+    heads.requires_grad_()
     optimizer = torch.optim.AdamW([heads], lr=rate, weight_decay=decay)
     for _ in range(epochs):
         logits = apply_heads(heads, support)
@@ -116,7 +124,7 @@ def ridge(tasks: Tasks, strength: float = 1.0) -> Tensor:
 
 
 def linear_probe(tasks: Tasks, seed: int = 0) -> Tensor:
-    """A trained linear layer."""
+    """A linear layer trained from `nn.Linear`'s initialisation."""
     return apply_heads(probe_heads(tasks.support, _labels(tasks), tasks.ways, seed=seed), tasks.query)
 
 

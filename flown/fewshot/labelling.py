@@ -31,10 +31,11 @@ from flown.fewshot.folder import Pictures
 from flown.fewshot.incontext import caml_logits
 from flown.files import write_text
 from flown.layout import Task, WeightLayout
-from flown.nets.head import Head
+from flown.nets.linear import NormalisedHead
 from flown.weights import WeightBatch
 
 BACKBONE, HEAD = "resnet12-small", "centroid"
+OUTPUTS = ("predictions.csv", "head.safetensors")
 CONTEXT = "context"  # the backbone that the shipped CAML was trained on
 
 
@@ -50,7 +51,7 @@ class _Kind(NamedTuple):
 LINEAR = {
     "centroid": _Kind(cosine_heads, (2.2, 1.5)),
     "ridge": _Kind(partial(ridge_heads, strength=10.0), (0.022, 0.036)),
-    "probe": _Kind(probe_heads, (0.30, 0.20)),
+    "probe": _Kind(probe_heads, (0.29, 0.19)),
 }
 HEADS = (*LINEAR, "caml")
 _CAML_TAUS = (2.6, 2.2)
@@ -79,15 +80,17 @@ class Labelled:
     seconds: float
 
     def save(self, out: Path | str) -> list[Path]:
-        """Writes `predictions.csv` and `head.safetensors`, where there are any; returns their paths."""
-        written = []
+        """Writes those of `OUTPUTS` that there are, removes the others; returns what was written."""
+        table, network = (Path(out) / name for name in OUTPUTS)
         if self.queries is not None and self.probabilities is not None:
-            written.append(Path(out) / "predictions.csv")
-            write_text(written[-1], _csv(self.classes, self.queries, self.probabilities))
+            write_text(table, _csv(self.classes, self.queries, self.probabilities))
+        else:
+            table.unlink(missing_ok=True)
         if self.head is not None:
-            written.append(Path(out) / "head.safetensors")
-            self.head.save(written[-1])
-        return written
+            self.head.save(network)
+        else:
+            network.unlink(missing_ok=True)
+        return [path for path in (table, network) if path.exists()]
 
     def figures(self) -> list[tuple[str, int, float, float]]:
         """What was measured: on which images, how many, accuracy and calibration error in percent."""
@@ -185,7 +188,8 @@ class _Method:
         weights = LINEAR[self.head].heads(self.z[None], self.labels[None], self.ways) / self.tau
         about = Task(name=task, channels=len(self.centre), size=1, mean=0.0, std=1.0,
                      classes=classes, activation="none")  # fmt: skip
-        layout = WeightLayout.of(Head(len(self.centre), self.ways), "normalised-head", about)
+        network = NormalisedHead(len(self.centre), self.ways)
+        layout = WeightLayout.of(network, "normalised-head", about)
         made = {"backbone": self.name, "method": self.head, "temperature": self.tau,
                 "classes": list(classes)}  # fmt: skip
         return WeightBatch(layout, weights, made, rest={"centre": self.centre})

@@ -1,7 +1,9 @@
-"""A linear classifier over features of a frozen backbone: the head that few-shot work generates."""
+"""Linear classifiers over features of a frozen backbone: the heads of few-shot work."""
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -15,3 +17,21 @@ class LinearHead(nn.Linear):
 def linear_head(channels: int, classes: int) -> LinearHead:
     """`channels` are the features F."""
     return LinearHead(channels, classes)
+
+
+class NormalisedHead(nn.Module):
+    """Features f (N, F) to logits (N, classes): a linear map of (f - centre) / |f - centre|.
+
+    `centre` (F,) is no weight but a property of the features.
+    """
+
+    centre: Tensor
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(channels))
+        self.linear = nn.Linear(channels, classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        centred = features.flatten(1) - self.centre
+        return self.linear(F.normalize(centred, dim=1))  # type: ignore[no-any-return]

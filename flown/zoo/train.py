@@ -60,7 +60,7 @@ def train(
     if (out / "progress.json").exists() and read_json(out / "progress.json") != plan.json():
         raise FlownError(f"{out}: holds a zoo begun with another recipe, seed or number of models")
     if resume and (out / "zoo.json").exists():
-        return Zoo.open(out)
+        return _finished(out, plan)
     images = images or data.load(recipe.dataset)
     layout = layout_for(recipe, images)
     write_json(out / "progress.json", plan.json())
@@ -79,6 +79,15 @@ def train(
             for epoch in shard.epochs():
                 update(index * recipe.epochs + epoch, shard.note)
     return finish(plan, layout, out)
+
+
+def _finished(out: Path, plan: Plan) -> Zoo:
+    """The zoo that is there, if it is the plan's."""
+    zoo = Zoo.open(out)
+    wanted = {plan.recipe.dataset: plan.json()["recipe"]}, plan.seed, plan.models
+    if wanted != (zoo.about.get("recipes"), zoo.about.get("seed"), len({x.model for x in zoo.rows})):
+        raise FlownError(f"{out}: holds a zoo of another recipe, seed or number of models")
+    return zoo
 
 
 def finish(plan: Plan, layout: WeightLayout, out: Path) -> Zoo:

@@ -1,0 +1,111 @@
+"""Table 4: generators asked for another data set's networks, adapted, beside their controls."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flown.adapt import AdaptConfig
+from flown.data import load
+from flown.encoders import VAEConfig
+from flown.evaluate import evaluate
+from flown.experiments import table4
+from flown.experiments.transfer import from_best, from_default_init, match_classes
+from flown.experiments.unconditional import Cell
+from flown.fitting import ContextConfig, FlownConfig
+from flown.flow import VelocityConfig
+from flown.training import TrainConfig
+from flown.weights import WeightBatch
+from flown.zoo import Recipe, Zoo
+from tests import fakes
+
+_WORDS = ("zero", "bird", "two", "three", "car", "five", "six", "seven", "eight", "nine")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A FLOWN_DATA with digits, and digits turned under other names in part."""
+    out = tmp_path / "data"
+    out.mkdir()
+    for name, names in (("plain", [str(i) for i in range(10)]), ("turned", [*"98765", *_WORDS[:5]])):
+        some = fakes.images("turned") if name == "turned" else load("digits")
+        arrays = {f"{part}_{kind}": getattr(getattr(some, part), kind).numpy()
+                  for part in ("train", "test") for kind in ("images", "labels")}  # fmt: skip
+        arrays |= {key: value[:, 0] for key, value in arrays.items() if value.ndim == 4}
+        np.savez(out / f"{name}.npz", class_names=np.array(names), **arrays)
+    monkeypatch.setenv("FLOWN_DATA", str(out))
+    return out
+
+
+def test_classes_are_matched_by_name() -> None:
+    images = replace(load("digits"), classes=("cat", "car", *_WORDS[2:4], "dog", *_WORDS[5:]))
+    known = ("six", "automobile", "bird", "cat", "deer", "dog", *"abcd")
+    found = match_classes(images, known)
+    assert sorted(found.classes) == sorted(images.classes)
+    for shared in ("six", "cat", "dog"):
+        assert found.classes.index(shared) == known.index(shared)
+    assert found.classes[1] == "car", "an automobile by another name"
+    own = [images.classes[int(label)] for label in images.test.labels]
+    assert [found.classes[int(label)] for label in found.test.labels] == own
+    same = match_classes(images, images.classes)
+    assert torch.equal(same.train.labels, images.train.labels)
+
+
+def test_controls_learn_and_start_where_they_say(zoo: Zoo) -> None:
+    images, batch = load("digits"), zoo.select(epochs=[-1]).batch("digits")
+    test = images.test
+    fresh = from_default_init(batch, images, 2, 200, 32)
+    assert len(fresh) == 2 and float(evaluate(fresh, test.images, test.labels).min()) > 50
+    again = from_default_init(batch, images, 2, 200, 32)
+    assert torch.equal(fresh.vectors, again.vectors)
+    val = evaluate(batch, images.val.images, images.val.labels)
+    worse = WeightBatch(batch.layout, torch.cat([batch.vectors[:1] * 0, batch.vectors]))
+    best = from_best(worse, images, 2, 1, 32)
+    moved = (best.vectors - batch.vectors[int(val.argmax())]).abs().max(dim=1).values
+    assert (moved > 0).all() and (moved < 0.01).all(), "one step of Adam away from the best"
+
+
+def test_the_table(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def generator(dataset: str) -> Cell:
+        how = Recipe(name=dataset, dataset=dataset, learning_rate=5e-3, batch_size=32, epochs=8,
+                     keep=(7, 8))  # fmt: skip
+        fit = FlownConfig(
+            epochs=(-2, -1), encoder=VAEConfig(), context=ContextConfig(mode="none"),
+            encoder_training=TrainConfig(steps=60, batch_size=8, learning_rate=4e-3),
+            velocity=VelocityConfig(channels=16, blocks=1, attention=False),
+            flow_training=TrainConfig(steps=60, batch_size=8))  # fmt: skip
+        return Cell(recipe=how, models=4, fit=fit)
+
+    training = TrainConfig(steps=3, batch_size=16, warmup=0, learning_rate=1e-3)
+    adaptation = AdaptConfig(networks=2, steps=4, validated=2, training=training)
+    settings = table4.Table4Config(
+        generators=(generator("plain"), generator("turned")), samples=4, controls=2, steps=5,
+        adaptations={"fine-tuned": adaptation,
+                     "adjoint": adaptation.model_copy(update={"method": "adjoint"})},
+    )  # fmt: skip
+    monkeypatch.setattr(table4, "METHODS",
+                        tuple(x for x in table4.METHODS if x != "fine-tuned-decoder"))  # fmt: skip
+    monkeypatch.setattr(table4, "config", lambda scale, seed: settings)
+    out = tmp_path / "out"
+    table4.table4(out, "smoke")
+    found = json.loads((out / "results.json").read_text())
+    rows = {(r["source"], r["dataset"], r["method"], r["metric"], r["selection"]): r["value"]
+            for r in found["rows"]}  # fmt: skip
+    for way in (("plain", "turned"), ("turned", "plain")):
+        zoo = rows[(*way, "zoo", "accuracy", "all")]
+        assert zoo > 60 and rows[(*way, "static", "accuracy", "all")] < zoo - 20
+        for method in ("fine-tuned", "adjoint"):
+            assert rows[(*way, method, "seconds", "all")] > 0
+            assert 0 <= rows[(*way, method, "diversity-iou", "all")] <= 1
+    page = (out / "report.html").read_text()
+    assert "plain to turned" in page and "6 gradient evaluations" in page
+    before = {key: value for key, value in rows.items() if key[3] != "seconds"}
+    table4.table4(out, "smoke", resume=True)
+    again = {(r["source"], r["dataset"], r["method"], r["metric"], r["selection"]): r["value"]
+             for r in json.loads((out / "results.json").read_text())["rows"]}  # fmt: skip
+    assert {key: again[key] for key in before} == before

@@ -60,7 +60,7 @@ class AdaptConfig(Config):
     scale: float = 100.0
     validated: int = 32
     training: TrainConfig = TrainConfig(
-        steps=300, batch_size=128, learning_rate=1e-3, weight_decay=0.0, warmup=10, ema=0.98,
+        steps=300, batch_size=128, learning_rate=3e-3, weight_decay=0.0, warmup=10, ema=0.98,
         checkpoint_every=50, validate_every=50,
     )  # fmt: skip
     seed: int = 0
@@ -134,10 +134,11 @@ class Objective(nn.Module):
         self.base = self.base_head = None
         if config.method == "adjoint":
             how = model.config.flow
-            if (how.source, how.coupling, how.sigma) != ("gaussian", "independent", 0.0):
+            parts = (how.source, how.coupling, how.path, how.sigma)
+            if parts != ("gaussian", "independent", "linear", 0.0):
                 raise FlownError(
-                    "adjoint matching needs a flow from a Gaussian source with independent pairs and "
-                    f"no path noise; this one has {how.source}, {how.coupling}, sigma {how.sigma:g}"
+                    "adjoint matching needs a flow from a Gaussian source with independent pairs on "
+                    f"the linear path, without noise; this one has {', '.join(map(str, parts))}"
                 )
             self.base, self.base_head = copy.deepcopy(model.velocity), copy.deepcopy(model.head)
 

@@ -1,7 +1,8 @@
 """From a zoo to trained parts: the weight encoder, then the conditional flow on its latents.
 
 zoo --layout, standardise--> (n, D) --encoder--> latents (n, *L)
-flow: v(x_t, t; c) regresses x_1 - x_0 for x_1 a latent of task k, c = head(CAML(support of task k))
+flow: v(x_t, t; c) regresses dx_t/dt, x_1 - x_0 on the straight path, for x_1 a latent of task k and
+c = head(CAML(support of task k))
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from flown.evaluate import evaluate
 from flown.flow import VelocityConfig
 from flown.functional import FunctionalConfig, FunctionalError
 from flown.layout import JointLayout, Standardizer
+from flown.marginals import PathName, fit_path, trajectories
 from flown.training import History, TrainConfig, train
 from flown.weights import WeightBatch
 from flown.zoo import Zoo
@@ -53,6 +55,9 @@ class ContextConfig(Config):
 class FlowConfig(Config):
     """The flow's source p0, coupling and path; `sigma` is the path's noise.
 
+    All but the `linear` path lead through the checkpoints of `FlownConfig.epochs`, each network's
+    own, so that generation may stop at an epoch.
+
     `process: diffusion` trains the same network as a DDPM instead: with context it is D2NWG,
     without p-diff. Diffusion starts at uncoupled Gaussian noise.
     """
@@ -60,14 +65,17 @@ class FlowConfig(Config):
     process: Literal["flow", "diffusion"] = "flow"
     source: str = "gaussian"
     coupling: str = "independent"
+    path: PathName = "linear"
     sigma: float = 0.0
     prior: str | None = None
 
     @model_validator(mode="after")
     def _of_flows_only(self) -> FlowConfig:
-        own = (self.source, self.coupling, self.sigma)
-        if self.process == "diffusion" and own != ("gaussian", "independent", 0.0):
-            raise ValueError("a diffusion has no choice of source, coupling and sigma; leave them out")
+        own = (self.source, self.coupling, self.path, self.sigma)
+        if self.process == "diffusion" and own != ("gaussian", "independent", "linear", 0.0):
+            raise ValueError(
+                "a diffusion has no choice of source, coupling, path and sigma; leave them out"
+            )
         return self
 
 
@@ -75,7 +83,8 @@ class FlownConfig(Config):
     """Everything that `fit` needs to know but the zoo.
 
     `epochs`: which checkpoints, -1 the last; with none named, all. `functional` compares decoded
-    networks by what they compute, beside or instead of their weights.
+    networks by what they compute, beside or instead of their weights. `path_training` is for
+    `flow.path: metric`.
     """
 
     epochs: tuple[int, ...] = (-1,)
@@ -85,6 +94,7 @@ class FlownConfig(Config):
     context: ContextConfig = ContextConfig()
     velocity: VelocityConfig = VelocityConfig()
     flow: FlowConfig = FlowConfig()
+    path_training: TrainConfig = TrainConfig(steps=1000, batch_size=128)
     flow_training: TrainConfig = TrainConfig(steps=4000, batch_size=128)
     seed: int = 0
 
@@ -252,15 +262,18 @@ def context_bank(support: SupportEncoder, images: Mapping[str, ImageData], tasks
 
 
 class FlowObjective(nn.Module):
-    """Flow matching (eq. 1), or the diffusion loss, on latents under a task's random support set."""
+    """Flow matching (eq. 1), or the diffusion loss, on latents under a task's random support set.
+
+    Latents are (n, *L), or with a path its marginals (m, K, *L); tasks (n or m,).
+    """
 
     def __init__(self, velocity: flow.UNet, head: nn.Module | None, source: flow.Source,
-                 config: FlownConfig, latents: Tensor, tasks: Tensor,
-                 bank: Tensor | None) -> None:  # fmt: skip
+                 config: FlownConfig, latents: Tensor, tasks: Tensor, bank: Tensor | None,
+                 path: flow.Path | None = None) -> None:  # fmt: skip
         super().__init__()
         self.velocity, self.head = velocity, head
         self.source, self.config = source, config
-        self.latents, self.tasks, self.bank = latents, tasks, bank
+        self.latents, self.tasks, self.bank, self.path = latents, tasks, bank, path
         self.couple = flow.COUPLINGS[config.flow.coupling]
         # Tasks are drawn alike, however many networks each has.
         self.chances = 1.0 / torch.bincount(tasks).clamp_min(1)[tasks].double()
@@ -271,7 +284,8 @@ class FlowObjective(nn.Module):
         x1, tasks = self.latents[rows], self.tasks[rows]
         x0 = context = None
         if self.config.flow.process == "flow":
-            x0 = self.couple(self.source.sample(tasks, generator), x1, tasks, generator)
+            first = x1 if self.path is None else x1[:, 0]
+            x0 = self.couple(self.source.sample(tasks, generator), first, tasks, generator)
         if self.head is not None and self.bank is not None:
             draws = torch.randint(self.bank.shape[1], (batch,), generator=generator,
                                   device=tasks.device)  # fmt: skip
@@ -279,14 +293,18 @@ class FlowObjective(nn.Module):
         if x0 is None:
             return diffusion_loss(self.velocity, x1, context, generator)
         return flow.flow_matching_loss(
-            self.velocity, x0, x1, context, sigma=self.config.flow.sigma, generator=generator
-        )
+            self.velocity, x0, x1, context, sigma=self.config.flow.sigma, generator=generator,
+            path=self.path,
+        )  # fmt: skip
 
 
 def fit_flow(people: Population, encoder: nn.Module, source: flow.Source, bank: Tensor | None,
              config: FlownConfig, out: Path, resume: bool,
-             device: str) -> tuple[flow.UNet, ContextHead | None, History]:  # fmt: skip
-    """Trains velocity and context head on the standardised latents of the training split."""
+             device: str) -> tuple[flow.UNet, ContextHead | None, History, tuple[float, ...]]:  # fmt: skip
+    """Trains velocity and context head on the standardised latents of the training split.
+
+    Also returns the epochs that the flow's path leads through, none for the linear one.
+    """
     if config.flow.coupling not in flow.COUPLINGS:
         raise unknown("coupling", config.flow.coupling, flow.COUPLINGS)
     with torch.no_grad():
@@ -294,21 +312,28 @@ def fit_flow(people: Population, encoder: nn.Module, source: flow.Source, bank: 
         latents = torch.cat([encoder.encode(people.train[some].to(device)) for some in rows])  # type: ignore[operator]
     if not torch.isfinite(latents).all():
         raise FlownError("the encoder's latents hold NaN or Inf; its training diverged")
+    tasks, path = people.train.tasks.to(device), None
+    epochs: tuple[float, ...] = ()
+    if config.flow.path != "linear":
+        places, epochs = trajectories(people.train, config.epochs)
+        latents, tasks = latents[places.to(device)], tasks[places[:, 0].to(device)]
+        path = fit_path(config.flow.path, source, latents, tasks, config.path_training, out=out,
+                        seed=config.seed, resume=resume, device=device)  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed + 1)
-        velocity = flow.UNet(config.velocity, tuple(latents.shape[1:]), 128)
+        velocity = flow.UNet(config.velocity, tuple(latents.shape[-3:]), 128)
         head = None
         if bank is not None and config.context.mode != "none":
             head = ContextHead(bank.shape[2], bank.shape[3], mode=config.context.mode)
-    objective = FlowObjective(velocity, head, source, config, latents, people.train.tasks.to(device),
-                              None if bank is None else bank.to(device))  # fmt: skip
+    objective = FlowObjective(velocity, head, source, config, latents, tasks,
+                              None if bank is None else bank.to(device), path)  # fmt: skip
     objective.to(device)
     history = train(objective, config.flow_training, out=out, name="flow", seed=config.seed + 1,
                     resume=resume, device=device)  # fmt: skip
     velocity.requires_grad_(False)
     if head is not None:
         head.requires_grad_(False)
-    return velocity, head, history
+    return velocity, head, history, epochs
 
 
 def load_prior(config: FlownConfig) -> dict[str, Tensor]:

@@ -33,6 +33,7 @@ from flown.fitting import (
     load_prior,
 )
 from flown.layout import JointLayout, Standardizer, WeightLayout
+from flown.marginals import time_of
 from flown.sampling import Samples as Samples  # part of this module's interface
 from flown.sampling import solve
 from flown.training import History
@@ -58,6 +59,7 @@ class Flown(nn.Module, ModelHubMixin):
         self.support: SupportEncoder | None = None
         self.head: ContextHead | None = None
         self.prototypes: Tensor | None = None  # (tasks, classes * width), mean context of each task
+        self.epochs: tuple[float, ...] = ()  # that the flow passes through, if its path does
         self.history: dict[str, History] = {}
         self.card: dict[str, Any] = {}
 
@@ -109,7 +111,7 @@ class Flown(nn.Module, ModelHubMixin):
             bank = context_bank(model.support, images, model.tasks, model.classes, config)
             model.prototypes = bank.mean(dim=1).flatten(1).to(device)
         source = model.source()
-        model.velocity, model.head, flow_history = fit_flow(
+        model.velocity, model.head, flow_history, model.epochs = fit_flow(
             people, model.encoder, source, bank, config, out, resume, device
         )
         model.history = {"encoder": encoder_history, "flow": flow_history}
@@ -203,7 +205,8 @@ class Flown(nn.Module, ModelHubMixin):
     @torch.no_grad()
     def sample(self, images: Tensor | None = None, labels: Tensor | None = None, n: int = 50,
                seed: int = 0, solver: str = "euler", steps: int = 100, guidance: float = 1.0,
-               task: str | None = None, trajectory: bool = False) -> Samples:  # fmt: skip
+               task: str | None = None, trajectory: bool = False,
+               until: float | None = None) -> Samples:  # fmt: skip
         """Generates n networks for a support set, with everything that led to them.
 
         Args:
@@ -213,9 +216,12 @@ class Flown(nn.Module, ModelHubMixin):
             solver: `euler` and others for a flow, `ddpm` or `ddim` for a diffusion.
             guidance: classifier-free guidance scale; needs `velocity.context_dropout` in training.
             trajectory: keep the latents of all steps.
+            until: stop at this epoch, with its share of the steps; of a model whose `flow.path` leads
+                through epochs.
 
         Raises:
-            FlownError: n < 1, bad support set, a solver unknown or not of this model, unknown task.
+            FlownError: n < 1, bad support set, a solver unknown or not of this model, unknown task
+                or epoch.
         """
         if n < 1:
             raise FlownError(f"n: at least one network must be asked for, got {n}")
@@ -230,19 +236,20 @@ class Flown(nn.Module, ModelHubMixin):
             vector = self.head(context[None])
         elif task is None:
             task = self.tasks[0]
+        end = 1.0 if until is None else time_of(until, self.epochs)
         start = time.perf_counter()
         generator = torch.Generator(self.device).manual_seed(seed)
         rows = torch.full((n,), self._task(task), device=self.device)
         x0 = self.source().sample(rows, generator)
         velocity = self._velocity(vector, guidance)
         process = self.config.flow.process
-        solution = solve(process, velocity, x0, solver, steps, generator, trajectory)
+        solution = solve(process, velocity, x0, solver, steps, generator, trajectory, end)
         batch = self.decode(solution.x, task)
         seconds = time.perf_counter() - start
         batch.provenance |= {
             "generator": f"flown {__version__}", "seed": seed, "solver": solver, "steps": steps,
             "nfe": solution.nfe, "guidance": guidance, "task": task,
-        }  # fmt: skip
+        } | ({} if until is None else {"until": until})  # fmt: skip
         return Samples(batch, solution.x, x0, solution.path, solution.times, solution.nfe, seconds)
 
     def _velocity(self, context: Tensor | None, guidance: float) -> Callable[..., Tensor]:
@@ -252,9 +259,9 @@ class Flown(nn.Module, ModelHubMixin):
 
     def generate(self, images: Tensor | None = None, labels: Tensor | None = None, n: int = 50,
                  seed: int = 0, solver: str = "euler", steps: int = 100, guidance: float = 1.0,
-                 task: str | None = None) -> WeightBatch:  # fmt: skip
+                 task: str | None = None, until: float | None = None) -> WeightBatch:  # fmt: skip
         """Generates n networks for a support set; arguments as in `sample`."""
-        return self.sample(images, labels, n, seed, solver, steps, guidance, task).batch
+        return self.sample(images, labels, n, seed, solver, steps, guidance, task, until=until).batch
 
     def _save_pretrained(self, save_directory: Path) -> None:
         context: dict[str, Tensor] = {}
@@ -274,7 +281,7 @@ class Flown(nn.Module, ModelHubMixin):
             "flown": __version__, "config": self.config.model_dump(mode="json"),
             "layouts": [layout.model_dump(mode="json") for layout in self.joint.layouts],
             "support": self.support and self.support.config.model_dump(mode="json"),
-            "card": self.card,
+            "epochs": self.epochs, "card": self.card,
         }  # fmt: skip
         modelfiles.write(save_directory, parts, values, modelcard.render(self))
 
@@ -322,4 +329,5 @@ class Flown(nn.Module, ModelHubMixin):
             fill(model.head, "head", "context")
             model.prototypes = parts["context"]["prototypes"].float()
         model.card = values.get("card", {})
+        model.epochs = tuple(values.get("epochs", ()))
         return model.eval().requires_grad_(False)

@@ -27,11 +27,12 @@ class Samples(NamedTuple):
 
 
 def solve(process: str, network: BoundVelocity, x0: Tensor, solver: str, steps: int,
-          generator: torch.Generator, trajectory: bool) -> Solution:  # fmt: skip
+          generator: torch.Generator, trajectory: bool, end: float = 1.0) -> Solution:  # fmt: skip
     """Follows x0 (n, *L) to latents.
 
     Args:
         process: `flow` or `diffusion`, what `network` was trained as.
+        steps: of the whole way; as many as lie before `end`, a time that flows alone can stop at.
 
     Raises:
         FlownError: the solver is unknown or of the other process, or as `integrate`, `denoise`.
@@ -42,5 +43,6 @@ def solve(process: str, network: BoundVelocity, x0: Tensor, solver: str, steps: 
             f"solver '{solver}': this model was trained as a {process}; choose {', '.join(own)}"
         )
     if process == "flow":
-        return integrate(network, x0, solver=solver, steps=steps, trajectory=trajectory)
+        fewer = max(1, round(steps * end)) if steps > 0 else steps  # `integrate` refuses 0
+        return integrate(network, x0, solver, fewer, 0.0, end, trajectory)
     return denoise(network, x0, solver, steps, generator, trajectory)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -120,13 +119,17 @@ def test_nothing_of_the_flow_is_trained_after_its_end() -> None:
 
 @pytest.mark.parametrize("solver", FIXED)
 def test_recomputation_changes_no_gradient(solver: str) -> None:
-    found = []
+    """In float64: what it changes is the order of sums."""
+    o = objective(tiny().double())
+    parameters = [p.requires_grad_() for part in (o.model.velocity, o.model.encoder)
+                  for p in part.parameters()]  # fmt: skip
+    x0, found = torch.randn(2, *o.model.latent_shape, dtype=torch.float64), []
     for recompute in (False, True):
-        o = objective(tiny(), solver=solver, recompute=recompute, parts=("flow", "decoder"))
-        o.choose()
-        trained = [p for p in o.parameters() if p.requires_grad]
-        found.append(gradients(o(torch.Generator().manual_seed(3)), trained))
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+        x1 = endpoint(o.model.velocity.bind(), x0, solver, 4, 0.25, recompute)
+        loss = -o.rewards(o.model.decode(x1, "digits"), torch.arange(16)).mean()
+        found.append(gradients(loss, parameters))
+    for direct, again in zip(*found, strict=True):
+        torch.testing.assert_close(direct, again, rtol=1e-9, atol=1e-14)
 
 
 def test_all_networks_share_the_step() -> None:
@@ -178,25 +181,20 @@ def test_resumes_to_the_same_bits(method: str, tmp_path: Path) -> None:
               reward=Sparse(), resume=True)  # fmt: skip
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """So few steps at so high a rate end where rounding takes them, and threads round otherwise."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.slow
-def test_adaptation_learns_turned_digits(tmp_path: Path, one_thread: None) -> None:
-    """The shipped generator, conditional, learns digits turned by 90 degrees."""
+def test_adaptation_learns_turned_digits(tmp_path: Path) -> None:
+    """The shipped generator, conditional, learns digits turned by 90 degrees.
+
+    With eight networks a step three seeds end between 80 and 90 %, with one thread and with two; with
+    four, one network's gradient often decides the step, and they end anywhere.
+    """
     model, images = flown.Flown.from_pretrained("flown-small"), fakes.images("turned")
-    training = TrainConfig(steps=100, batch_size=64, learning_rate=3e-3, warmup=1, ema=0.8)
-    config = AdaptConfig(networks=4, steps=5, validated=8, training=training,
+    training = TrainConfig(steps=100, batch_size=64, learning_rate=3e-3, warmup=10, ema=0.9)
+    config = AdaptConfig(networks=8, steps=5, validated=16, training=training,
                          parts=("flow", "head", "decoder"))  # fmt: skip
     new = adapt(model, images, config, out=tmp_path / "run", task="mnist")
     static, after = (new.history["adapt"][i]["val"] for i in (0, -1))
-    assert static < 25 and after > static + 30, new.history
+    assert static < 25 and after > 65, new.history
     some = draw_support(images.train, 10, 5, torch.Generator().manual_seed(7))
     assert new.generate(*some, n=1, steps=2).layout.task.name == "mnist", "recognised"
     assert "adapted to 'turned'" in (tmp_path / "run" / "model" / "README.md").read_text()

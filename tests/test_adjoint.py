@@ -33,9 +33,9 @@ def test_the_base_flow_keeps_its_marginals_and_forgets_its_start(
     generator: torch.Generator,
 ) -> None:
     x0 = torch.randn(40_000, generator=generator)
-    path = memoryless_path(BASE, x0, 400, generator)
-    for k in (100, 200, 400):
-        t = k / 400
+    path = memoryless_path(BASE, x0, 40, generator).states
+    for k in (10, 20, 40):
+        t = k / 40
         assert float(path[k].mean()) == pytest.approx(t * MEAN, abs=0.02)
         assert float(path[k].std()) == pytest.approx(math.hypot(1 - t, t * STD), rel=0.02)
     assert abs(float(torch.corrcoef(torch.stack([x0, path[-1]]))[0, 1])) < 0.02
@@ -43,19 +43,29 @@ def test_the_base_flow_keeps_its_marginals_and_forgets_its_start(
 
 def test_the_lean_adjoint_is_the_gradient_through_the_base_steps() -> None:
     """With the noise held fixed, plain autograd through the base's steps gives the same."""
-    x0 = torch.randn(6, dtype=torch.float64)
-    path = memoryless_path(BASE, x0, 8, torch.Generator().manual_seed(0))
-    noise = [path[k + 1] - transition(path[k], BASE(path[k], torch.tensor(k / 8)), k / 8,
-                                      (k + 1) / 8)[0] for k in range(8)]  # fmt: skip
+    x0, steps = torch.randn(6, dtype=torch.float64), 8
+    path = memoryless_path(BASE, x0, steps, torch.Generator().manual_seed(0))
+
+    def step(x: Tensor, k: int) -> Tensor:
+        t, s = k / steps, (k + 1) / steps
+        v = BASE(x, torch.tensor(t))
+        noise = path.guesses[k] - transition(path.states[k], BASE(path.states[k], torch.tensor(t)), t, s)[0]
+        y = transition(x, v, t, s)[0] + noise
+        ends = x + (1 - t) * v, y + (1 - s) * BASE(y, torch.tensor(s))
+        v = ((ends[0] + ends[1]) / 2 - x) / (1 - t)
+        return transition(x, v, t, s)[0] + noise
+
     end = torch.randn(6, dtype=torch.float64)
     adjoints, velocities = lean_adjoint(BASE, path, end)
-    for start in range(1, 9):
-        x = leaf = path[start].clone().requires_grad_()
-        for k in range(start, 8):
-            x = transition(x, BASE(x, torch.tensor(k / 8)), k / 8, (k + 1) / 8)[0] + noise[k]
+    for start in range(1, steps):
+        x = leaf = path.states[start].clone().requires_grad_()
+        for k in range(start, steps):
+            x = step(x, k)
+        assert torch.allclose(x, path.states[-1])
         (expected,) = torch.autograd.grad(x, leaf, end)
         assert torch.allclose(adjoints[start - 1], expected)
-    assert torch.allclose(velocities[3], BASE(path[3], torch.tensor(3 / 8)))
+    assert adjoints.shape == (steps - 1, 6)
+    assert torch.allclose(velocities[3], BASE(path.states[3], torch.tensor(3 / steps)))
 
 
 class Affine(nn.Module):
@@ -64,7 +74,7 @@ class Affine(nn.Module):
     def __init__(self, steps: int) -> None:
         super().__init__()
         self.steps = steps
-        self.slope, self.shift = (nn.Parameter(torch.zeros(steps)) for _ in range(2))
+        self.slope, self.shift = (nn.Parameter(torch.zeros(steps + 1)) for _ in range(2))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         k = int((t * self.steps).round())
@@ -74,7 +84,7 @@ class Affine(nn.Module):
 @pytest.mark.parametrize("pull", [0.0, 3.0])
 def test_a_gaussian_is_tilted(pull: float, generator: torch.Generator) -> None:
     """exp(2 x - pull x^2 / 2) times N(1, 0.25): a Gaussian whose moments are known."""
-    steps = 50
+    steps = 25
     velocity = Affine(steps)
     optimizer = torch.optim.Adam(velocity.parameters(), 0.05)
     rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 120)
@@ -90,7 +100,7 @@ def test_a_gaussian_is_tilted(pull: float, generator: torch.Generator) -> None:
         rates.step()
     precision = 1 / STD**2 + pull
     with torch.no_grad():
-        x = integrate(velocity, torch.randn(50_000, generator=generator), steps=steps).x
+        x = integrate(velocity, torch.randn(50_000, generator=generator), "heun", steps).x
     assert float(x.mean()) == pytest.approx((MEAN / STD**2 + 2) / precision, rel=0.03)
     assert float(x.std()) == pytest.approx(precision**-0.5, rel=0.03)
 
@@ -163,3 +173,5 @@ def test_rewards_without_a_usable_gradient_are_refused(generator: torch.Generato
         loss(lambda x: x.detach())
     with pytest.raises(FlownError, match="NaN or Inf"):
         loss(lambda x: (x - x).sqrt())
+    with pytest.raises(FlownError, match="two or more, got 1"):
+        adjoint_matching_loss(BASE, BASE, torch.zeros(3), lambda x: x, 1, generator)

@@ -169,3 +169,32 @@ def test_divergence_is_reported(solver: str, bad: float) -> None:
 def test_recompute_needs_a_grid() -> None:
     with pytest.raises(FlownError, match="dopri5"):
         integrate(lambda x, t: x, X0, "dopri5", recompute=True)
+
+
+def test_recompute_keeps_no_graph() -> None:
+    """One node an evaluation and one to take the step, however much the velocity computes."""
+    net = Net()
+
+    def deep(x: Tensor, t: Tensor) -> Tensor:
+        for _ in range(20):
+            x = net(x, t)
+        return x
+
+    def nodes(value: Tensor) -> int:
+        seen, waiting = set(), [value.grad_fn]
+        while waiting:
+            node = waiting.pop()
+            if node is not None and node not in seen:
+                seen.add(node)
+                waiting += [after for after, _ in node.next_functions]
+        return len(seen)
+
+    kept = [nodes(integrate(deep, X0, steps=steps, recompute=True).x) for steps in (5, 10)]
+    assert kept[1] - kept[0] == 2 * 5
+
+
+def test_recompute_refuses_to_lose_a_gradient() -> None:
+    early, late = Net(), Net()
+    x = integrate(lambda x, t: (early if t < 0.5 else late)(x, t), X0, steps=2, recompute=True).x
+    with pytest.raises(FlownError, match="same parameters at all times"):
+        x.sum().backward()

@@ -102,8 +102,11 @@ def test_heads_for_any_ways_on_unseen_classes(model: HeadFlow, ways: int) -> Non
     assert right.float().mean() > probed.float().mean() - 0.05
 
 
-@pytest.mark.parametrize("change", [{"source": "gaussian"}, {"process": "diffusion"}, {"queries": False},
-                                    {"encoder": VAEConfig(side=16, width=4, multipliers=(1, 2))}])  # fmt: skip
+KINDS = [{"source": "gaussian"}, {"process": "diffusion"}, {"queries": False},
+         {"encoder": VAEConfig(side=16, width=4, multipliers=(1, 2))}]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", KINDS)
 def test_every_kind_runs_saves_and_loads(change: dict[str, object], model: HeadFlow,
                                          tmp_path: Path) -> None:  # fmt: skip
     some, few = tasks(20), TrainConfig(steps=3, batch_size=8)

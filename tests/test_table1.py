@@ -101,7 +101,7 @@ def test_it_goes_on_where_it_was_cut_off(out: Path, tmp_path: Path) -> None:
 def test_the_command_refuses_to_go_on_with_another_scale(
     out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for more, message in (("--resume", "another scale or seed"), ("--seed=0", "--overwrite")):
+    for more, message in (("--resume", "another experiment, scale or seed"), ("--seed=0", "--overwrite")):
         words = ("flown", "reproduce", "table1", "--scale", "cpu", "--out", str(out), more)
         monkeypatch.setattr(sys, "argv", words)
         with pytest.raises(SystemExit, match="2"):

@@ -34,7 +34,7 @@ def sample(name: str, repeats: int, scratch: Path, networks: int = 100) -> list[
     bank = context_bank(model.support, images, model.tasks, model.classes, model.config)
     config = model.config.model_copy(update={"flow": FlowConfig(process="diffusion")})
     people = Population.of(zoo, config.epochs)
-    rival, head, _ = fit_flow(
+    rival, head, *_ = fit_flow(
         people, model.encoder, model.source(), bank, config, scratch, True, "cpu"
     )
     assert head is not None

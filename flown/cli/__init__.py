@@ -119,6 +119,9 @@ def generate(model: Annotated[str, typer.Argument(help="A folder, a shipped mode
              shots: Annotated[int, typer.Option(help="Images a class, from a named set.")] = 5,
              seed: Seed = 0, solver: str = "euler", steps: int = 100, guidance: float = 1.0,
              task: Annotated[Optional[str], typer.Option(help="Force a known task.")] = None,
+             until: Annotated[Optional[float], typer.Option(
+                 help="Stop at an epoch, of a model whose flow.path leads through epochs."
+             )] = None,
              overwrite: Overwrite = False, device: Device = "auto") -> None:  # fmt: skip
     """Generate networks for a support set of labelled images."""
     from flown import data
@@ -128,7 +131,8 @@ def generate(model: Annotated[str, typer.Argument(help="A folder, a shipped mode
     prepare_output(out, overwrite)
     generator = Flown.from_pretrained(model).to(device_of(device))
     some, classes = data.load_support(support, shots, seed)
-    samples = generator.sample(some.images, some.labels, n, seed, solver, steps, guidance, task)
+    samples = generator.sample(some.images, some.labels, n, seed, solver, steps, guidance, task,
+                               until=until)  # fmt: skip
     samples.batch.provenance |= {"model": model, "support": support, "classes": list(classes)}
     samples.batch.to("cpu").save(out)
     console.print(

@@ -27,6 +27,7 @@ class Experiment(str, Enum):
     table5 = "table5"
     chunked = "chunked"
     novelty = "novelty"
+    trajectory = "trajectory"
 
 
 def reproduce(table: Experiment, out: Out, scale: Scale = Scale.cpu, seed: Seed = 0,
@@ -34,8 +35,8 @@ def reproduce(table: Experiment, out: Out, scale: Scale = Scale.cpu, seed: Seed 
               device: Device = "auto") -> None:  # fmt: skip
     """Rebuild a table of the paper, with what it leaves out: baselines, novelty, every sample.
 
-    Two studies are our own: `chunked` generates a whole network of 270,000 weights, `novelty` asks
-    what makes generated networks both new and accurate.
+    Three studies are our own: `chunked` generates a whole network of 270,000 weights, `novelty` asks
+    what makes generated networks both new and accurate, `trajectory` generates those of any epoch.
     """
     rebuild = getattr(import_module(f"flown.experiments.{table.value}"), table.value)
     _show(table, rebuild(out, scale.value, seed=seed, resume=resume, overwrite=overwrite,
@@ -57,6 +58,10 @@ def _show(table: Experiment, result: Any) -> None:
         from flown.report.table5 import print_table5
 
         print_table5(result, console)
+    elif table is Experiment.trajectory:
+        from flown.report.trajectory import table as by_epoch
+
+        report.print_table(console, "Test accuracy at each epoch's time, %", by_epoch(result, 0))
     elif table is Experiment.novelty:
         report.print_study(result, console)
     else:

@@ -15,8 +15,8 @@ from flown.card import report_card
 from flown.config import Config
 from flown.data import ImageData
 from flown.encoders import ChunkedConfig
+from flown.experiments.begin import begin
 from flown.experiments.retrieval import Retrieval
-from flown.files import prepare_output, write_json
 from flown.fitting import ContextConfig, FlownConfig
 from flown.flow import VelocityConfig
 from flown.model import Flown
@@ -65,8 +65,7 @@ def config(scale: str, seed: int = 0) -> ChunkedExperiment:
 def chunked(out: Path, scale: str, *, seed: int = 0, resume: bool = False, overwrite: bool = False,
             device: str = "cpu") -> Retrieval:  # fmt: skip
     """Runs the experiment; writes `results.json`, `report.html` and the model under `out`."""
-    out = prepare_output(out, overwrite, resume)
-    write_json(out / "progress.json", {"experiment": "chunked", "scale": scale, "seed": seed})
+    out = begin(out, "chunked", scale, seed, resume, overwrite)
     result = run(config(scale, seed), out, device)
     write_results(out / "results.json", "chunked", scale, result.about, result.card.rows())
     write_report(out / "report.html", f"The chunked VAE at the {scale} scale", result.card,

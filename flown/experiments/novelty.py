@@ -20,7 +20,8 @@ from flown.baselines import BASELINES
 from flown.config import Config
 from flown.data import ImageData
 from flown.evaluate import predictions
-from flown.files import prepare_output, read_json, write_json
+from flown.experiments.begin import begin
+from flown.files import read_json, write_json
 from flown.fitting import ContextConfig, FlownConfig
 from flown.flow import VelocityConfig
 from flown.functional import FunctionalConfig
@@ -174,8 +175,7 @@ class _Yardstick:
 def novelty(out: Path, scale: str, *, seed: int = 0, resume: bool = False, overwrite: bool = False,
             device: str = "cpu") -> list[Row]:  # fmt: skip
     """Runs the study at a scale; writes `results.json`, `report.html`, zoos and models under `out`."""
-    out = prepare_output(out, overwrite, resume)
-    write_json(out / "progress.json", {"experiment": "novelty", "scale": scale, "seed": seed})
+    out = begin(out, "novelty", scale, seed, resume, overwrite)
     return run(config(scale, seed), out, scale, device)
 
 

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from flown.encoders import GraphConfig, VAEConfig
-from flown.errors import FlownError
+from flown.experiments.begin import begin
 from flown.experiments.retrieval import present
 from flown.experiments.unconditional import Cell, Unconditional, UnconditionalConfig, run
-from flown.files import prepare_output, read_json, write_json
 from flown.fitting import ContextConfig, FlownConfig
 from flown.flow import VelocityConfig
 from flown.provenance import Row, write_results
@@ -153,13 +152,9 @@ def table1(out: Path, scale: str, *, seed: int = 0, resume: bool = False, overwr
     """Runs the experiment; writes `results.json`, `report.html` and all zoos and models under `out`.
 
     Raises:
-        FlownError: `out` exists, or holds a run of another scale or seed.
+        FlownError: `out` exists, or holds a run of another experiment, scale or seed.
     """
-    out = prepare_output(out, overwrite, resume)
-    begun = {"experiment": "table1", "scale": scale, "seed": seed}
-    if (out / "progress.json").exists() and read_json(out / "progress.json") != begun:
-        raise FlownError(f"{out}: holds a run of another scale or seed; choose another --out")
-    write_json(out / "progress.json", begun)
+    out = begin(out, "table1", scale, seed, resume, overwrite)
     result = run(config(scale, seed), out, device=device)
     rows = [_beside_paper(row) for x in result.results for row in x.rows()]
     write_results(out / "results.json", "table1", scale, result.about, rows)

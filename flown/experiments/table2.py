@@ -15,8 +15,8 @@ from flown import data, zoo
 from flown.card import Card, report_card
 from flown.data import ImageData, Split, three_way
 from flown.encoders import VAEConfig
+from flown.experiments.begin import begin
 from flown.experiments.retrieval import Retrieval, RetrievalConfig, paper_rows, present, run
-from flown.files import prepare_output, write_json
 from flown.fitting import FlowConfig, FlownConfig
 from flown.flow import VelocityConfig
 from flown.model import Flown
@@ -72,8 +72,7 @@ def table2(out: Path, scale: str, *, seed: int = 0, resume: bool = False, overwr
            device: str = "cpu") -> Retrieval:  # fmt: skip
     """Runs the experiment; writes `results.json`, `report.html` and the model under `out`."""
     start = time.monotonic()
-    out = prepare_output(out, overwrite, resume)
-    write_json(out / "progress.json", {"experiment": "table2", "scale": scale, "seed": seed})
+    out = begin(out, "table2", scale, seed, resume, overwrite)
     settings = config(scale, seed)
     result = run(settings, out, resume=True, device=device)
     rows = result.card.rows()

@@ -21,10 +21,10 @@ from flown.data import ImageData
 from flown.encoders import VAEConfig
 from flown.evaluate import evaluate
 from flown.experiments import targets
+from flown.experiments.begin import begin
 from flown.experiments.clock import Clock
 from flown.experiments.retrieval import build_zoo, present
 from flown.experiments.starts import INITS, Starts, starts
-from flown.files import prepare_output, write_json
 from flown.finetune import FinetuneConfig, Point, finetune
 from flown.fitting import FlownConfig
 from flown.flow import VelocityConfig
@@ -124,8 +124,7 @@ def config(scale: str, seed: int = 0) -> Table3Config:
 def table3(out: Path, scale: str, *, seed: int = 0, resume: bool = False, overwrite: bool = False,
            device: str = "cpu") -> list[Row]:  # fmt: skip
     """Runs the experiment, every stage resumable; writes `results.json` and `report.html`."""
-    out = prepare_output(out, overwrite, resume)
-    write_json(out / "progress.json", {"experiment": "table3", "scale": scale, "seed": seed})
+    out = begin(out, "table3", scale, seed, resume, overwrite)
     return run(config(scale, seed), out, scale, device)
 
 

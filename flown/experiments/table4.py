@@ -17,13 +17,12 @@ from flown import data, zoo
 from flown.adapt import AdaptConfig, adapt, sample
 from flown.card import Card, Measured, TaskCard
 from flown.config import Config
-from flown.errors import FlownError
 from flown.experiments import table1
+from flown.experiments.begin import begin
 from flown.experiments.clock import Clock
 from flown.experiments.retrieval import present
 from flown.experiments.transfer import from_best, from_default_init, match_classes, measure
 from flown.experiments.unconditional import Cell
-from flown.files import prepare_output, read_json, write_json
 from flown.model import Flown
 from flown.provenance import Row, digest, provenance, write_results
 from flown.report import write_report
@@ -125,13 +124,9 @@ def table4(out: Path, scale: str, *, seed: int = 0, resume: bool = False, overwr
     """Runs the experiment; writes `results.json`, `report.html` and everything trained under `out`.
 
     Raises:
-        FlownError: `out` exists, or holds a run of another scale or seed.
+        FlownError: `out` exists, or holds a run of another experiment, scale or seed.
     """
-    out = prepare_output(out, overwrite, resume)
-    begun = {"experiment": "table4", "scale": scale, "seed": seed}
-    if (out / "progress.json").exists() and read_json(out / "progress.json") != begun:
-        raise FlownError(f"{out}: holds a run of another scale or seed; choose another --out")
-    write_json(out / "progress.json", begun)
+    out = begin(out, "table4", scale, seed, resume, overwrite)
     settings = config(scale, seed)
     clock = Clock(out / "seconds.json")
     results, counts = run(settings, out, device, clock)

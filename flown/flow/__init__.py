@@ -2,17 +2,21 @@
 
     x_0 ~ p_0,   dx/dt = v(x, t; c),   x_1 = the latent of a trained network
 
-Path and solver do not know each other: they share the velocity's convention, v(x, t; c).
+A path may lead through several marginals (`trajectory`, `metric`). Path and solver do not know each
+other: they share the velocity's convention, v(x, t; c).
 """
 
 from flown.flow.coupling import COUPLINGS, Coupling
+from flown.flow.metric import Land, MetricPath, energy
 from flown.flow.path import PathSample, dropped, flow_matching_loss, sample_path
 from flown.flow.solve import SOLVERS, Solution, integrate
 from flown.flow.source import SOURCES, Checkpoint, Gaussian, KaimingNormal, KaimingUniform, Source
+from flown.flow.trajectory import Path, Piecewise, Spline, stations
 from flown.flow.velocity import UNet, VelocityConfig, guided
 
 __all__ = [
     "COUPLINGS", "SOLVERS", "SOURCES", "Checkpoint", "Coupling", "Gaussian", "KaimingNormal",
-    "KaimingUniform", "PathSample", "Solution", "Source", "UNet", "VelocityConfig", "dropped",
-    "flow_matching_loss", "guided", "integrate", "sample_path",
+    "KaimingUniform", "Land", "MetricPath", "Path", "PathSample", "Piecewise", "Solution", "Source",
+    "Spline", "UNet", "VelocityConfig", "dropped", "energy", "flow_matching_loss", "guided",
+    "integrate", "sample_path", "stations",
 ]  # fmt: skip

@@ -50,11 +50,14 @@ def sample_path(
             "expected (B, *L), (B, *L) and (B,)"
         )
     t = t.view(-1, *[1] * (x1.ndim - 1))  # (B, 1, ...)
-    x_t = (1 - t) * x0 + t * x1
-    if sigma:
-        noise = torch.randn(x1.shape, generator=generator, device=x1.device, dtype=x1.dtype)
-        x_t = x_t + sigma * noise
-    return PathSample(x_t, x1 - x0)
+    return PathSample(_noised((1 - t) * x0 + t * x1, sigma, generator), x1 - x0)
+
+
+def _noised(x: Tensor, sigma: float, generator: torch.Generator | None) -> Tensor:
+    if not sigma:
+        return x
+    noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    return x + sigma * noise
 
 
 def flow_matching_loss(
@@ -65,21 +68,27 @@ def flow_matching_loss(
     t: Tensor | None = None,
     sigma: float = 0.0,
     generator: torch.Generator | None = None,
+    path: Callable[[Tensor, Tensor, Tensor], PathSample] | None = None,
 ) -> Tensor:
     """Mean squared error of the velocity on the path, a scalar.
 
     Args:
         velocity: called as v(x_t, t, context), and with `drop` where it trains context dropout.
         x0: source samples (B, *L).
-        x1: data (B, *L).
+        x1: data (B, *L), or the marginals (B, K, *L) of a `path`.
         context: (B, C), or None for an unconditional flow.
         t: times (B,), drawn uniformly when None.
         sigma: noise of the path.
         generator: of t, the path's noise and the dropped contexts.
+        path: a `flow.Path`, the straight one when None.
     """
     if t is None:
         t = torch.rand(len(x1), generator=generator, device=x1.device, dtype=x1.dtype)
-    x_t, u = sample_path(x0, x1, t, sigma, generator)
+    if path is None:
+        x_t, u = sample_path(x0, x1, t, sigma, generator)
+    else:
+        x_t, u = path(x0, x1, t)
+        x_t = _noised(x_t, sigma, generator)
     v = velocity(x_t, t, context, **dropped(velocity, context, generator))
     return (v - u).square().mean()
 

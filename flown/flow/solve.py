@@ -10,16 +10,16 @@ gradient is that of the numbers returned, never that of a continuous adjoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from flown.errors import FlownError, unknown
+from flown.flow.recompute import BoundVelocity as BoundVelocity  # part of this interface
+from flown.flow.recompute import Recomputed
 
-BoundVelocity = Callable[[Tensor, Tensor], Tensor]
 _MAX_ADAPTIVE_STEPS = 10_000  # a network gone wild would otherwise keep dopri5 busy for ever
 
 
@@ -63,7 +63,8 @@ class _Counted:
 
     def __init__(self, velocity: BoundVelocity) -> None:
         self.velocity, self.nfe = velocity, 0
-        self.price: int = getattr(velocity, "evaluations", 1)
+        inner = velocity.velocity if isinstance(velocity, Recomputed) else velocity
+        self.price: int = getattr(inner, "evaluations", 1)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         self.nfe += self.price
@@ -92,7 +93,7 @@ def integrate(
         trajectory: keep the states on the grid.
         rtol: relative tolerance of dopri5.
         atol: absolute tolerance of dopri5.
-        recompute: compute each step again in the backward pass rather than keep its activations.
+        recompute: compute each velocity again in the backward pass rather than keep its activations.
 
     Raises:
         FlownError: unknown solver, steps < 1, `recompute` without a fixed grid, or a flow that
@@ -102,7 +103,8 @@ def integrate(
         raise unknown("solver", solver, SOLVERS)
     if steps < 1:
         raise FlownError(f"steps: the solver needs at least one, got {steps}")
-    tableau, counted = SOLVERS[solver], _Counted(velocity)
+    tableau = SOLVERS[solver]
+    counted = _Counted(Recomputed(velocity) if recompute else velocity)
     times = torch.linspace(t0, t1, steps + 1, dtype=x0.dtype, device=x0.device)
     if tableau is None:
         if recompute:
@@ -110,28 +112,17 @@ def integrate(
         times = times if trajectory else times[[0, -1]]
         states: Sequence[Tensor] = _adaptive(counted, x0, times, rtol, atol)
     else:
-        states = _fixed(counted, x0, times, (t1 - t0) / steps, tableau, recompute)
+        states = _fixed(counted, x0, times, (t1 - t0) / steps, tableau)
     if not torch.isfinite(states[-1]).all():
         raise _diverged(solver, steps, "the result holds NaN or Inf")
     path = torch.stack(tuple(states)) if trajectory else None
     return Solution(states[-1], counted.nfe, times, path)
 
 
-def _fixed(
-    velocity: _Counted,
-    x: Tensor,
-    times: Tensor,
-    h: float,
-    tableau: Tableau,
-    recompute: bool,
-) -> list[Tensor]:
+def _fixed(velocity: _Counted, x: Tensor, times: Tensor, h: float, tableau: Tableau) -> list[Tensor]:
     states = [x]
     for t in times[:-1]:
-        if recompute:
-            x = checkpoint(_step, velocity, x, t, h, tableau, use_reentrant=False)
-        else:
-            x = _step(velocity, x, t, h, tableau)
-        states.append(x)
+        states.append(_step(velocity, states[-1], t, h, tableau))
     return states
 
 

@@ -1,0 +1,177 @@
+"""Trajectory inference (FLoWN 5): flows through the epochs of training, stopped at each of them.
+
+One zoo keeps several epochs. Flows are fitted on the three paths through them, which share one
+encoder of all epochs, and today's on the last epoch alone, with an encoder of its own. Networks are
+taken from each on the way, at the time of each epoch, measured beside the zoo's of that epoch, and
+trained further beside them: the same images, order and rate.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import torch
+
+from flown import data, zoo
+from flown.config import Config
+from flown.data import ImageData
+from flown.encoders import VAEConfig
+from flown.files import prepare_output, replacing, write_json
+from flown.finetune import FinetuneConfig, finetune
+from flown.fitting import ContextConfig, FlowConfig, FlownConfig
+from flown.flow import VelocityConfig, stations
+from flown.marginals import PathName
+from flown.model import Flown
+from flown.progress import bar
+from flown.provenance import Row, provenance, write_results
+from flown.report.trajectory import GAP, write_trajectory
+from flown.training import TrainConfig
+from flown.weights import WeightBatch
+from flown.zoo import Recipe, Zoo
+
+PATHS: tuple[PathName, ...] = ("linear", "piecewise", "spline", "metric")
+_ENCODER = "encoder.checkpoint.safetensors"
+
+
+class TrajectoryConfig(Config):
+    """What decides the experiment: `samples` networks a method, in `steps` a flow; `further` are the
+    epochs of training at which those are measured."""
+
+    recipe: Recipe
+    models: int
+    fit: FlownConfig
+    finetune: FinetuneConfig
+    further: tuple[int, ...] = (0, 1, 5)
+    samples: int = 24
+    steps: int = 60
+    seed: int = 0
+
+
+def config(scale: str, seed: int = 0) -> TrajectoryConfig:
+    """The experiment at a scale: at `cpu` 24 networks of 1600 images, kept at six epochs."""
+    name, models, images, epochs, steps, samples = {
+        "smoke": ("digits", 4, 320, (1, 2), 20, 4),
+        "cpu": ("mnist", 24, 1600, (1, 2, 3, 5, 8, 12), 1500, 24),
+        "paper": ("mnist", 100, None, (1, 2, 3, 5, 10, 25), 20_000, 50),
+    }[scale]
+    recipe = Recipe(name=f"trajectory-{name}", dataset=name, learning_rate=1e-3, batch_size=32,
+                    epochs=epochs[-1], keep=epochs, max_train_images=images)  # fmt: skip
+    fit = FlownConfig(
+        epochs=epochs,
+        encoder=VAEConfig.published() if scale == "paper" else VAEConfig(),
+        encoder_training=TrainConfig(steps=steps, batch_size=32, learning_rate=2e-3,
+                                     validate_every=steps),
+        context=ContextConfig(mode="none"),
+        velocity=VelocityConfig(channels=32, blocks=1),
+        path_training=TrainConfig(steps=steps, batch_size=64),
+        flow_training=TrainConfig(steps=2 * steps, batch_size=64),
+        seed=seed,
+    )  # fmt: skip
+    further = (0, 1) if scale == "smoke" else (0, 1, 5)
+    training = FinetuneConfig(epochs=further[-1], learning_rate=1e-3, test_at=further[:-1],
+                              max_train_images=images, seed=seed)  # fmt: skip
+    return TrajectoryConfig(recipe=recipe, models=models, fit=fit, finetune=training, further=further,
+                            samples=samples, seed=seed)  # fmt: skip
+
+
+def trajectory(out: Path, scale: str, *, seed: int = 0, resume: bool = False,
+               overwrite: bool = False, device: str = "cpu") -> list[Row]:  # fmt: skip
+    """Runs the experiment; writes `results.json`, `report.html`, zoo and models under `out`."""
+    out = prepare_output(out, overwrite, resume)
+    write_json(out / "progress.json", {"experiment": "trajectory", "scale": scale, "seed": seed})
+    return run(config(scale, seed), out, scale, device)
+
+
+def run(settings: TrajectoryConfig, out: Path, scale: str, device: str = "cpu") -> list[Row]:
+    """Goes on from what is in `out`: zoo, models, networks trained further."""
+    start = time.monotonic()
+    images = data.load(settings.recipe.dataset)
+    made = zoo.train(settings.recipe, settings.models, out / "zoo", seed=settings.seed, resume=True,
+                     device=device)  # fmt: skip
+    rows = _zoo_rows(made, images, settings, out)
+    with bar("paths", len(PATHS)) as update:
+        for done, path in enumerate(PATHS, 1):
+            model = _fit(path, made, images, settings, out / "runs", device)
+            networks = _on_the_way(model, settings)
+            name = "flown" if path == "linear" else path
+            rows += _measured(name, networks, images, settings, out)
+            update(done, path)
+    rows += _gaps(rows, images.name)
+    counts = {"train": len(images.train), "test": len(images.test), "zoo": made.identity}
+    about = provenance(settings, counts, time.monotonic() - start, device)
+    write_results(out / "results.json", "trajectory", scale, about, rows)
+    write_trajectory(out / "report.html", f"Through the epochs, at the {scale} scale", rows, about)
+    return rows
+
+
+def _fit(path: PathName, made: Zoo, images: ImageData, settings: TrajectoryConfig, out: Path,
+         device: str) -> Flown:  # fmt: skip
+    """A model on one path; of those through the epochs the first one's encoder serves all."""
+    changes: dict[str, object] = {"flow": FlowConfig(path=path)}
+    if path == "linear":
+        changes["epochs"] = (-1,)
+    trained, target = out / PATHS[1] / _ENCODER, out / path / _ENCODER
+    if path not in PATHS[:2] and not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target) as scratch:
+            shutil.copy(trained, scratch)
+    return Flown.fit(made, settings.fit.model_copy(update=changes), out=out / path, resume=True,
+                     images={images.name: images}, device=device)  # fmt: skip
+
+
+def _on_the_way(model: Flown, settings: TrajectoryConfig) -> dict[float, WeightBatch]:
+    """The same samples at the time of every epoch."""
+    epochs = model.epochs or tuple(map(float, settings.fit.epochs))
+    samples = model.sample(n=settings.samples, seed=settings.seed, steps=settings.steps,
+                           trajectory=True)  # fmt: skip
+    assert samples.path is not None
+    times = stations(len(epochs))
+    return {epoch: model.decode(samples.path[round(t * settings.steps)], model.tasks[0])
+            for epoch, t in zip(epochs, times, strict=True)}  # fmt: skip
+
+
+def _zoo_rows(made: Zoo, images: ImageData, settings: TrajectoryConfig, out: Path) -> list[Row]:
+    """Of the checkpoints that the flows learn from, and of held-out networks'."""
+    rows = []
+    for method, split in (("zoo", "train"), ("zoo-held-out", "held-out")):
+        batches = {float(epoch): made.select(split=split, epochs=[epoch]).batch(images.name)
+                   for epoch in settings.fit.epochs}  # fmt: skip
+        rows += _measured(method, batches, images, settings, out)
+    return rows
+
+
+def _measured(method: str, networks: dict[float, WeightBatch], images: ImageData,
+              settings: TrajectoryConfig, out: Path) -> list[Row]:  # fmt: skip
+    """Test accuracies of networks of every epoch, after further epochs of training."""
+    rows: list[Row] = []
+    for epoch, batch in networks.items():
+        file = out / "further" / f"{method}-{epoch:g}.safetensors"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        done = finetune(batch.to("cpu"), images, settings.finetune, out=file, resume=True)
+        for point in done.points:
+            if point.epoch in settings.further and point.test is not None:
+                rows.append({
+                    "dataset": images.name, "method": method, "metric": "accuracy",
+                    "value": float(point.test.mean()), "std": float(point.test.std(correction=0)),
+                    "n": len(point.test), "selection": "all", "epoch": point.epoch, "paper": None,
+                    "until": epoch,
+                })  # fmt: skip
+    return rows
+
+
+def _gaps(rows: list[Row], dataset: str) -> list[Row]:
+    """How far each flow is from the zoo's accuracy, on average over the epochs, before training."""
+    found: dict[str, dict[float, float]] = {}
+    for row in rows:
+        if row["epoch"] == 0:
+            found.setdefault(row["method"], {})[row["until"]] = row["value"]
+    gaps = []
+    for method, values in found.items():
+        apart = torch.tensor([abs(v - found["zoo"][epoch]) for epoch, v in values.items()])
+        if method != "zoo":
+            gaps.append({"dataset": dataset, "method": method, "metric": GAP,
+                         "value": float(apart.mean()), "std": None, "n": len(apart),
+                         "selection": "all", "epoch": 0, "paper": None, "until": None})  # fmt: skip
+    return gaps

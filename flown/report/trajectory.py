@@ -1,0 +1,90 @@
+"""Networks taken from flows at the epochs they pass through: a table, one figure, one HTML file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flown.provenance import Row
+from flown.report import html
+from flown.report.style import TASK_COLOURS, Look, legend, look, panels
+from flown.report.tables import NONE, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+GAP = "gap-to-zoo"  # mean distance of accuracies from the zoo's, in points, over all epochs
+_LOOKS = {
+    "flown": Look("last epoch alone, linear", "#8C8C8C", "o"),
+    "piecewise": Look("through the epochs, piecewise", TASK_COLOURS[0], "v"),
+    "spline": Look("through the epochs, spline", TASK_COLOURS[2], "^"),
+    "metric": Look("through the epochs, metric", TASK_COLOURS[3], "D"),
+}
+_LEAD = (
+    "A flow whose path leads through the checkpoints of the zoo's trainings is at the time t = k / K "
+    "among networks of the k-th kept epoch, so that generation may stop at any of them. Beside the "
+    "zoo's own accuracies, and beside a flow to the last epoch alone whose networks are decoded at "
+    "the same times. Mean ± standard deviation over networks, percent of test images, none chosen."
+)
+
+
+def _look(method: str) -> Look:
+    return _LOOKS.get(method) or look(method)
+
+
+def table(rows: Sequence[Row], further: int) -> Table:
+    """Accuracy at each epoch after `further` epochs of training; at 0 with the mean distance."""
+    here = [r for r in rows if r["metric"] == "accuracy" and r["epoch"] == further]
+    epochs = sorted({r["until"] for r in here})
+    found = {(r["method"], r["until"]): r for r in here}
+    gaps = {r["method"]: r["value"] for r in rows if r["metric"] == GAP}
+    body = []
+    for method in dict.fromkeys(r["method"] for r in here):
+        line = [_look(method).label]
+        for epoch in epochs:
+            row = found[method, epoch]
+            line.append(f"{row['value']:.1f} ± {row['std']:.1f}")
+        if not further:
+            line.append(f"{gaps[method]:.1f}" if method in gaps else NONE)
+        body.append(line)
+    head = ["networks", *(f"epoch {e:g}" for e in epochs)]
+    return head + ([] if further else ["mean distance from the zoo"]), body
+
+
+def curves(rows: Sequence[Row]) -> Figure:
+    """A panel for each number of further epochs: accuracy by the epoch at which a flow stopped."""
+    found = [r for r in rows if r["metric"] == "accuracy"]
+    steps = sorted({r["epoch"] for r in found})
+    page, axes = panels(len(steps), 5.4, 3.5, room=0.8)
+    for axis, further in zip(axes, steps, strict=True):
+        for method in dict.fromkeys(r["method"] for r in found):
+            own = [r for r in found if r["method"] == method and r["epoch"] == further]
+            style = _look(method)
+            axis.errorbar([r["until"] for r in own], [r["value"] for r in own],
+                          [r["std"] for r in own], color=style.colour, marker=style.mark, ms=4,
+                          lw=1.5, elinewidth=0.6, label=style.label)  # fmt: skip
+        name = "as generated" if not further else f"trained {further} epoch{'s' * (further > 1)} more"
+        axis.set_title(name, fontsize=11, loc="left")
+        axis.set_xlabel("epoch of the zoo at which generation stopped")
+        axis.set_ylabel("test accuracy, %")
+        axis.grid(alpha=0.25)
+    legend(page, axes, 3)
+    return page
+
+
+def write_trajectory(path: Path, title: str, rows: Sequence[Row], about: Mapping[str, Any]) -> None:
+    """Writes figure, tables and provenance into one file that needs nothing else.
+
+    Raises:
+        FlownError: the file cannot be written.
+    """
+    parts = [f"<h1>{escape(title)}</h1>", html._note(_LEAD),
+             html._figure("Accuracy by epoch", curves(rows), "Bars: one standard deviation.")]  # fmt: skip
+    for further in sorted({r["epoch"] for r in rows if r["metric"] == "accuracy"}):
+        name = f"After {further} further epochs" if further else "As generated"
+        parts += [f"<h2>{name}</h2>", html.table_html(*table(rows, further))]
+    record = escape(json.dumps(about, indent=1, ensure_ascii=False))
+    html.write_page(path, title, [*parts, f"<h2>Provenance</h2><pre>{record}</pre>"])

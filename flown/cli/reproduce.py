@@ -54,14 +54,14 @@ def _show(table: Experiment, result: Any) -> None:
 
         title = "Test accuracy of networks generated for another data set, %"
         report.print_table(console, title, summary(result))
-    elif table is Experiment.trajectory:
-        from flown.report.trajectory import table as by_epoch
-
-        report.print_table(console, "Test accuracy at each epoch's time, %", by_epoch(result, 0))
     elif table is Experiment.table5:
         from flown.report.table5 import print_table5
 
         print_table5(result, console)
+    elif table is Experiment.trajectory:
+        from flown.report.trajectory import table as by_epoch
+
+        report.print_table(console, "Test accuracy at each epoch's time, %", by_epoch(result, 0))
     elif table is Experiment.novelty:
         report.print_study(result, console)
     else:

@@ -8,7 +8,6 @@ under its own name, where it is not.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from flown.context import CAML, CAMLConfig, FeatureSet
 from flown.context.episodes import train_caml
 from flown.data import ManyClass
 from flown.experiments.begin import begin
+from flown.experiments.clock import Clock
 from flown.experiments.retrieval import present
 from flown.fewshot import classifiers, maml
 from flown.fewshot.backbone import MetaBaselineConfig, train_backbone
@@ -107,24 +107,27 @@ def table5(out: Path, scale: str, *, seed: int = 0, resume: bool = False, overwr
     Args:
         device: everything but the backbone's training runs on the CPU.
     """
-    start = time.monotonic()
     out = begin(out, "table5", scale, seed, resume, overwrite)
     settings = settings or config(scale, seed)
+    clock = Clock(out / "seconds.json")
     many = data.load_many(BASE)
     check_disjoint(many.class_split)
     backbone, rows = _backbone(many, settings, out, device)
+    clock.lap("backbone")
     found = cached_features(backbone, many.images, out / "features")
     base = FeatureSet(found, many.labels, many.class_split)
-    models = _train(base, settings, out)
+    models = _train(base, settings, out, clock)
     tests = dict(_tests(backbone, base, settings, out))
     with bar("table 5", len(tests)) as update:
         for done, (name, tasks) in enumerate(tests.items(), 1):
             rows += measure(name, tasks, models, settings)
             update(done, name)
+    clock.lap("tests")
     rows += _order(tests[BASE], models.flows["flown"], seed)
     counts = {name: {"tasks": len(tasks.support)} for name, tasks in tests.items()}
-    about = provenance(settings, {"tests": counts, "heads": settings.heads.tasks},
-                       time.monotonic() - start, device)  # fmt: skip
+    counts["heads"] = {"tasks": settings.heads.tasks}
+    about = provenance(settings, counts, clock.total, device)
+    about["seconds_of_stages"] = clock.spent
     write_results(out / "results.json", "table5", scale, about, rows)
     write_table5(out / "report.html", f"Table 5 at the {scale} scale", rows, about)
     return rows
@@ -145,11 +148,12 @@ def _backbone(many: ManyClass, settings: Table5Config, out: Path,
     return Standardised.load(path), rows
 
 
-def _train(base: FeatureSet, settings: Table5Config, out: Path) -> Models:
+def _train(base: FeatureSet, settings: Table5Config, out: Path, clock: Clock) -> Models:
     """The zoo of heads, then all that learns from base classes."""
     heads, known = settings.heads, base.class_split["train"]
     size = base.features.shape[1]
     zoo = train_heads(base.features, base.labels, known, out / "zoo", heads, resume=True)
+    clock.lap("heads")
     use = torch.tensor([i for i, row in enumerate(zoo.rows) if row.split == "train"])
     vectors = zoo.read(use.tolist())
     tasks = [first_shots(t) for t in all_tasks(base.features, base.labels, known, heads)]
@@ -164,11 +168,13 @@ def _train(base: FeatureSet, settings: Table5Config, out: Path) -> Models:
         fit = settings.fit.model_copy(update=change)
         flows[name] = fit_heads(vectors, told[fit.queries], fit, out=out / name, resume=True,
                                 like=flows.get("flown"))  # fmt: skip
+        clock.lap(name)
     caml = train_caml([base], settings.caml.model_copy(update={"feature_dim": size}),
                       settings.caml_training, out=out / "caml", seed=settings.seed,
                       resume=True)  # fmt: skip
     learner = train_maml([base], MAMLConfig(features=size), settings.maml_training,
                          out=out / "maml", seed=settings.seed, resume=True)  # fmt: skip
+    clock.lap("caml and maml")
     val = draw_tasks(base.features, base.labels, base.class_split["val"], heads.ways, 1,
                      settings.queries, settings.tasks, settings.seed)  # fmt: skip
     return Models(flows, caml, learner, classifiers.choose_strength(val))
@@ -220,8 +226,8 @@ def measure(name: str, tasks: Tasks, models: Models, settings: Table5Config) -> 
     for method, model in models.flows.items():
         diffusion = model.config.process == "diffusion"
         steps = settings.diffusion_steps if diffusion else settings.steps
-        contexts = describe(tasks, model.config.queries)
-        heads = model.generate(contexts, settings.samples, seed, steps=steps)  # (T, n, D)
+        told = describe(tasks, model.config.queries)
+        heads = model.generate(told, settings.samples, seed, steps=steps)  # (T, n, D)
         rows += _generated(row, method, heads, tasks)
         if not diffusion:
             rows += _tuned(row, method, heads, tasks, settings.heads.probe)

@@ -23,6 +23,7 @@ with m = (s + u) / 2, and noise around them. Axes: T tasks, n samples, W ways, F
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -38,6 +39,7 @@ from flown.diffusion import diffusion_loss
 from flown.encoders import EncoderConfig, LinearConfig, VAEConfig
 from flown.errors import FlownError
 from flown.fewshot.tasks import Tasks
+from flown.files import load_tensors, save_tensors
 from flown.flow import VelocityConfig
 from flown.layout import JointLayout, Standardizer, Task, WeightLayout
 from flown.training import History, TrainConfig, train
@@ -173,6 +175,29 @@ class HeadFlow(nn.Module):
         self.history: dict[str, History] = {}
 
     stretch: Tensor
+
+    def save(self, path: Path | str) -> None:
+        """One safetensors file in half precision, the config in its header."""
+        half = {k: v.half() if v.is_floating_point() else v for k, v in self.state_dict().items()}
+        save_tensors(path, half, {"heads": self.config.model_dump_json(), "features": str(self.features)})
+
+    @classmethod
+    def load(cls, path: Path | str) -> HeadFlow:
+        """Reads what `save` wrote.
+
+        Raises:
+            FlownError: no such file, or not one of ours.
+        """
+        tensors, about = load_tensors(path)
+        if "heads" not in about:
+            raise FlownError(f"{path}: no generator of heads, its header has no 'heads'")
+        config, features = HeadFlowConfig.parse(json.loads(about["heads"]), str(path)), int(about["features"])
+        model = cls(config, features, 2 * features)
+        try:
+            model.load_state_dict(tensors)  # half precision widens on copying
+        except RuntimeError as error:
+            raise FlownError(f"{path}: other tensors than its config's ({error})") from None
+        return model.eval().requires_grad_(False)
 
     def encode(self, rows: Tensor) -> Tensor:
         """Rows (B, F + 1) to latents (B, 4, 8, 8)."""

@@ -156,7 +156,7 @@ def test_a_flow_refuses_diffusions_samplers(model: flown.Flown) -> None:
 
 
 def test_a_diffusion_has_no_source_to_choose() -> None:
-    with pytest.raises(FlownError, match="no choice of source, coupling and sigma"):
+    with pytest.raises(FlownError, match="no choice of source, coupling, path and sigma"):
         FlownConfig.parse({"flow": {"process": "diffusion", "coupling": "ot"}})
 
 

@@ -8,7 +8,6 @@ trained further beside them: the same images, order and rate.
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from flown.config import Config
 from flown.data import ImageData
 from flown.encoders import VAEConfig
 from flown.experiments.begin import begin
-from flown.files import replacing
+from flown.experiments.unconditional import lend_encoder
 from flown.finetune import FinetuneConfig, finetune
 from flown.fitting import ContextConfig, FlowConfig, FlownConfig
 from flown.flow import VelocityConfig, stations
@@ -33,7 +32,6 @@ from flown.weights import WeightBatch
 from flown.zoo import Recipe, Zoo
 
 PATHS: tuple[PathName, ...] = ("linear", "piecewise", "spline", "metric")
-_ENCODER = "encoder.checkpoint.safetensors"
 
 
 class TrajectoryConfig(Config):
@@ -112,11 +110,8 @@ def _fit(path: PathName, made: Zoo, images: ImageData, settings: TrajectoryConfi
     changes: dict[str, object] = {"flow": FlowConfig(path=path)}
     if path == "linear":
         changes["epochs"] = (-1,)
-    trained, target = out / PATHS[1] / _ENCODER, out / path / _ENCODER
-    if path not in PATHS[:2] and not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(target) as scratch:
-            shutil.copy(trained, scratch)
+    elif path != PATHS[1]:
+        lend_encoder(out / PATHS[1], out / path)
     return Flown.fit(made, settings.fit.model_copy(update=changes), out=out / path, resume=True,
                      images={images.name: images}, device=device)  # fmt: skip
 

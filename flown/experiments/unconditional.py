@@ -191,15 +191,20 @@ def _some(split: Split, most: int | None) -> Split:
     return split if most is None else split[order[:most]]
 
 
+def lend_encoder(run: Path, other: Path) -> None:
+    """Lets the run in folder `other`, not begun yet, go on with the encoder that `run` has trained."""
+    target = other / _ENCODER
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target) as scratch:
+            shutil.copy(run / _ENCODER, scratch)
+
+
 def _fit(cell: Cell, trained: Zoo, images: ImageData, out: Path, device: str) -> dict[str, Flown]:
     """The flow, then the diffusion on the flow's encoder."""
     about: Mapping[str, ImageData] = {images.name: images}
     flow = Flown.fit(trained, cell.fit, out=out / "flown", images=about, resume=True, device=device)
-    target = out / "p-diff" / _ENCODER
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(target) as scratch:
-            shutil.copy(out / "flown" / _ENCODER, scratch)
+    lend_encoder(out / "flown", out / "p-diff")
     other = cell.fit.model_copy(update={"flow": FlowConfig(process="diffusion")})
     diffusion = Flown.fit(trained, other, out=out / "p-diff", images=about, resume=True,
                           device=device)  # fmt: skip

@@ -31,6 +31,10 @@ _LEAD = (
 )
 
 
+def _name(further: int) -> str:
+    return f"Trained {further} epoch{'s' * (further > 1)} more" if further else "As generated"
+
+
 def _look(method: str) -> Look:
     return _LOOKS.get(method) or look(method)
 
@@ -66,8 +70,7 @@ def curves(rows: Sequence[Row]) -> Figure:
             axis.errorbar([r["until"] for r in own], [r["value"] for r in own],
                           [r["std"] for r in own], color=style.colour, marker=style.mark, ms=4,
                           lw=1.5, elinewidth=0.6, label=style.label)  # fmt: skip
-        name = "as generated" if not further else f"trained {further} epoch{'s' * (further > 1)} more"
-        axis.set_title(name, fontsize=11, loc="left")
+        axis.set_title(_name(further), fontsize=11, loc="left")
         axis.set_xlabel("epoch of the zoo at which generation stopped")
         axis.set_ylabel("test accuracy, %")
         axis.grid(alpha=0.25)
@@ -84,7 +87,6 @@ def write_trajectory(path: Path, title: str, rows: Sequence[Row], about: Mapping
     parts = [f"<h1>{escape(title)}</h1>", html._note(_LEAD),
              html._figure("Accuracy by epoch", curves(rows), "Bars: one standard deviation.")]  # fmt: skip
     for further in sorted({r["epoch"] for r in rows if r["metric"] == "accuracy"}):
-        name = f"After {further} further epochs" if further else "As generated"
-        parts += [f"<h2>{name}</h2>", html.table_html(*table(rows, further))]
+        parts += [f"<h2>{_name(further)}</h2>", html.table_html(*table(rows, further))]
     record = escape(json.dumps(about, indent=1, ensure_ascii=False))
     html.write_page(path, title, [*parts, f"<h2>Provenance</h2><pre>{record}</pre>"])

@@ -16,12 +16,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 import flown
-from flown.data import read_image
+from flown.data import ManyClass, read_image
 from flown.errors import FlownError
 from flown.fewshot import calibrate, labelling
 from flown.fewshot.classifiers import apply_heads, ridge_heads
 from flown.fewshot.folder import read_support
 from flown.fewshot.labelling import Labelled, label
+from flown.fewshot.validate import validate
 from flown.report.fewshot import write_labelled
 from tests.test_cli import call
 
@@ -284,11 +285,11 @@ def test_leaving_out_is_not_biased_against_a_class() -> None:
 @settings(max_examples=6, deadline=None)
 def test_the_temperature_of_labels_drawn_with_one_is_found(tau: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    logits = 2 * tau * torch.randn(8_000, 4, generator=generator)
+    logits = 2 * tau * torch.randn(4_000, 4, generator=generator)
     labels = torch.multinomial((logits / tau).softmax(dim=1), 1, generator=generator)[:, 0]
     found = calibrate.temperature(logits, labels)
-    assert abs(math.log(found / tau)) < 0.08
-    assert calibrate.calibration_error((logits / found).softmax(dim=1), labels) < 2
+    assert abs(math.log(found / tau)) < 0.12
+    assert calibrate.calibration_error((logits / found).softmax(dim=1), labels) < 3
     assert calibrate.temperature(logits[:0], labels[:0], prior=tau) == pytest.approx(tau, rel=0.03)
 
 
@@ -296,6 +297,21 @@ def test_a_few_right_answers_do_not_make_certain() -> None:
     logits = 10 * torch.eye(3)
     assert calibrate.temperature(logits, torch.arange(3)) == pytest.approx(1e-3, rel=0.1)
     assert calibrate.temperature(logits, torch.arange(3), prior=4.0) > 2
+
+
+def test_every_kind_of_head_is_measured_on_validation_classes_alone() -> None:
+    random = np.random.default_rng(0)
+    pixels = [np.array(picture(tuple(random.integers(0, 256, 3)), random)) for _ in range(6)]
+    images = torch.stack([torch.from_numpy(p).permute(2, 0, 1) for p in pixels for _ in range(7)])
+    images[14:] = 0  # only validation classes can be told apart
+    labels = torch.arange(6).repeat_interleave(7)
+    split = {"train": torch.arange(2, 4), "val": torch.arange(2), "test": torch.arange(4, 6)}
+    rows = validate(ManyClass("x", tuple("abcdef"), images, labels, split), 4, 2, 2)
+    assert [(row.head, row.shots) for row in rows] == [
+        (head, shots) for shots in (1, 5) for head in labelling.HEADS]  # fmt: skip
+    assert all(row.accuracy == 100 for row in rows if row.head != "caml")
+    with pytest.raises(FlownError, match="class 1 is in both"):
+        validate(ManyClass("x", tuple("abcdef"), images, labels, split | {"test": torch.arange(1, 2)}))
 
 
 def test_calibration_error_by_hand() -> None:

@@ -80,8 +80,9 @@ def read_image(path: Path, largest: int | None = None) -> Tensor:
 
     try:
         with Image.open(path) as file:
-            if largest is not None:
-                file.draft(None, (largest, largest))  # a JPEG is decoded at a fraction of its size
+            if largest is not None:  # a JPEG is decoded at a fraction of its size
+                share = largest / max(file.size)
+                file.draft(None, (int(file.width * share), int(file.height * share)))
             file.load()
             image = ImageOps.exif_transpose(file)
     except Exception as error:  # decoders meet rubbish with errors of every kind

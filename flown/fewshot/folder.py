@@ -7,7 +7,9 @@ what it wants.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,8 +73,25 @@ def read_support(folder: Path, shots: int | None = None,
             own = [own[i] for i in chosen]
         files += own
         labels += [label] * len(own)
-    images = tuple(read_image(file, _LARGEST) for file in files)
-    return Pictures(tuple(files), images, torch.tensor(labels)), classes
+    images = []
+    for found in _read(files):
+        if isinstance(found, FlownError):
+            raise found
+        images.append(found)
+    return Pictures(tuple(files), tuple(images), torch.tensor(labels)), classes
+
+
+def _read(files: Sequence[Path]) -> Iterator[Tensor | FlownError]:
+    """Images or why not, in order; decoders work beside each other."""
+
+    def one(file: Path) -> Tensor | FlownError:
+        try:
+            return read_image(file, _LARGEST)
+        except FlownError as error:
+            return error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(one, files)
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
@@ -108,13 +127,12 @@ def read_queries(folder: Path, support: Path, classes: Sequence[str]) -> tuple[P
     warnings = [f"{sub}: no class of that name; its images count as unlabelled" for sub in subs
                 if sub.name not in known and image_files(sub)]  # fmt: skip
     files, images, labels = [], [], []
-    for file, label in found:
-        try:
-            images.append(read_image(file, _LARGEST))
-        except FlownError as error:
-            warnings.append(f"{error}; left out")
+    for (file, label), image in zip(found, _read([file for file, _ in found]), strict=True):
+        if isinstance(image, FlownError):
+            warnings.append(f"{image}; left out")
             continue
         files.append(file)
+        images.append(image)
         labels.append(label)
     if not files:
         said = f"none of {_count(len(found))} can be read" if found else "no image"

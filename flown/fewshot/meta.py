@@ -4,9 +4,8 @@
     w_k --standardise, VAE--> latent (4, 8, 8);   v(x_k, t; c_k) transports noise to it
     c_k = W_2 silu(W_1 [LN z_k; mean_j LN z_j]),  z_k what support and queries say of class k
 
-Networks and noise of a class are its own, and classes meet in a mean only: classes in another order
-give rows in that order, exactly, and any number of ways can be asked for. FLoWN generates the whole
-head from classes concatenated in order, which has to learn as much from examples.
+A class's network and noise are its own and classes meet in a mean alone: another order of classes gives
+the same rows in that order, for any number of ways. FLoWN's whole heads learn as much from examples.
 
     z_k = [s_k; u_k]:  s_k the mean of class k's support,
     u_k = sum_q p(k | q) f_q / sum_q p(k | q),  p = softmax_k(10 cos(f_q, s_k)),  queries unlabelled
@@ -14,7 +13,6 @@ head from classes concatenated in order, which has to learn as much from example
 Without queries u_k = s_k. Images of another kind lie elsewhere in feature space, wider apart or closer
 together: all this happens in a task's own frame f' = (f - c) / r, c the mean of its images and r the
 length of a support image from there on average, and a head is carried over exactly,
-
     w . f + b = (r w) . f' + (b + w . c).
 
 Sources of the flow: N(0, I), or the encoded rows of the nearest-centroid head, a (m_k - mean_j m_j)

@@ -14,7 +14,6 @@ Without queries u_k = s_k. Images of another kind lie elsewhere in feature space
 together: all this happens in a task's own frame f' = (f - c) / r, c the mean of its images and r the
 length of a support image from there on average, and a head is carried over exactly,
     w . f + b = (r w) . f' + (b + w . c).
-
 Sources of the flow: N(0, I), or the encoded rows of the nearest-centroid head, a (m_k - mean_j m_j)
 with m = (s + u) / 2, and noise around them. Axes: T tasks, n samples, W ways, F features.
 """

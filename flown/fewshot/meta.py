@@ -57,7 +57,8 @@ class HeadFlowConfig(Config):
 
     encoder: EncoderConfig = LinearConfig(beta=1e-6)
     encoder_training: TrainConfig = TrainConfig(steps=2000, batch_size=256)
-    velocity: VelocityConfig = VelocityConfig(channels=16, blocks=1, conditioning="concat")
+    velocity: VelocityConfig = VelocityConfig(channels=16, blocks=1, conditioning="concat",
+                                              context_channels=4)  # fmt: skip
     process: Literal["flow", "diffusion"] = "flow"
     source: Literal["gaussian", "centroid"] = "centroid"
     spread: float = 0.15
@@ -227,7 +228,7 @@ class HeadFlow(nn.Module):
         """Samples x_0 of the source for tokens (B, W, Z): (B W, 4, 8, 8)."""
         shape = (tokens.shape[0] * tokens.shape[1], *self.latent_shape)
         noise = torch.randn(shape, generator=generator, device=tokens.device)
-        if self.config.source == "gaussian":
+        if self.config.source == "gaussian" or self.config.process == "diffusion":
             return noise
         with torch.no_grad():
             return self.encode(self.centroid_rows(tokens).flatten(0, 1)) + self.config.spread * noise

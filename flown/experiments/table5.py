@@ -28,10 +28,11 @@ from flown.experiments.retrieval import present
 from flown.fewshot import classifiers, maml
 from flown.fewshot.backbone import MetaBaselineConfig, train_backbone
 from flown.fewshot.features import Standardised, cached_features, load_backbone
+from flown.fewshot.frames import Described, describe
 from flown.fewshot.heads import HeadsConfig, all_tasks, train_heads
 from flown.fewshot.incontext import in_context
 from flown.fewshot.maml import MAML, MAMLConfig, train_maml
-from flown.fewshot.meta import Described, HeadFlow, HeadFlowConfig, describe, fit_heads
+from flown.fewshot.meta import HeadFlow, HeadFlowConfig, fit_heads
 from flown.fewshot.probe import ProbeConfig, head_logits, probe
 from flown.fewshot.tasks import Tasks, check_disjoint, draw_tasks
 from flown.progress import bar

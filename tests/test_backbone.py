@@ -119,6 +119,7 @@ def test_backbones_that_are_none(name: str, message: str) -> None:
 
 
 def test_timms_models_by_name() -> None:
+    pytest.importorskip("timm")
     with pytest.raises(FlownError, match=r"unknown timm model 'resnet81'. Did you mean 'resnet18'"):
         load_backbone("timm/resnet81")
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from flown.encoders import VAEConfig
 from flown.errors import FlownError
-from flown.fewshot.meta import HeadFlow, HeadFlowConfig, describe, fit_heads, join_rows, split_heads
+from flown.fewshot.frames import describe, join_rows, split_heads
+from flown.fewshot.meta import HeadFlow, HeadFlowConfig, fit_heads
 from flown.fewshot.probe import head_logits, probe
 from flown.fewshot.tasks import Tasks, draw_tasks
 from flown.flow import VelocityConfig

@@ -71,7 +71,7 @@ def test_heads_are_a_zoo_of_their_tasks(tmp_path: Path) -> None:
     zoo = train_heads(x, LABELS, CLASSES, tmp_path / "zoo", config())
     assert len(zoo) == 1100 and zoo.verify() == []
     assert len({row.shard for row in zoo.rows}) == 2
-    batch, tasks = zoo.batch("heads"), all_tasks(x, LABELS, CLASSES, config())
+    batch, tasks = zoo.batch("heads"), list(all_tasks(x, LABELS, CLASSES, config()))
     assert torch.equal(batch.vectors[1000:], probe(tasks[1].support, 3))
     assert zoo.rows[1000].grid == {"classes": tasks[1].classes[0].tolist()}
     logits = batch[[0]].logits(tasks[0].query[0][..., None, None])[0]

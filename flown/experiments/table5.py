@@ -28,10 +28,11 @@ from flown.experiments.retrieval import present
 from flown.fewshot import classifiers, maml
 from flown.fewshot.backbone import MetaBaselineConfig, train_backbone
 from flown.fewshot.features import Standardised, cached_features, load_backbone
+from flown.fewshot.frames import Described, describe
 from flown.fewshot.heads import HeadsConfig, all_tasks, train_heads
 from flown.fewshot.incontext import in_context
 from flown.fewshot.maml import MAML, MAMLConfig, train_maml
-from flown.fewshot.meta import Described, HeadFlow, HeadFlowConfig, describe, fit_heads
+from flown.fewshot.meta import HeadFlow, HeadFlowConfig, fit_heads
 from flown.fewshot.probe import ProbeConfig, head_logits, probe
 from flown.fewshot.tasks import Tasks, check_disjoint, draw_tasks
 from flown.progress import bar
@@ -156,16 +157,16 @@ def _train(base: FeatureSet, settings: Table5Config, out: Path, clock: Clock) ->
     clock.lap("heads")
     use = torch.tensor([i for i, row in enumerate(zoo.rows) if row.split == "train"])
     vectors = zoo.read(use.tolist())
-    tasks = [first_shots(t) for t in all_tasks(base.features, base.labels, known, heads)]
-    told = {q: Described.join([describe(t, q) for t in tasks])[use] for q in (True, False)}
-    del tasks
     variants: dict[str, dict[str, Any]] = {
-        "flown": {}, "flown-no-queries": {"queries": False},
-        "flown-gaussian": {"source": "gaussian"}, "d2nwg": {"process": "diffusion"},
+        "flown": {}, "flown-gaussian": {"source": "gaussian"}, "d2nwg": {"process": "diffusion"},
+        "flown-no-queries": {"queries": False},
     }  # fmt: skip
+    told: dict[bool, Described] = {}  # the last one's alone: they are large
     flows: dict[str, HeadFlow] = {}
     for name, change in variants.items():
         fit = settings.fit.model_copy(update=change)
+        if fit.queries not in told:
+            told = {fit.queries: _told(base, heads, fit.queries)[use]}
         flows[name] = fit_heads(vectors, told[fit.queries], fit, out=out / name, resume=True,
                                 like=flows.get("flown"))  # fmt: skip
         clock.lap(name)
@@ -178,6 +179,12 @@ def _train(base: FeatureSet, settings: Table5Config, out: Path, clock: Clock) ->
     val = draw_tasks(base.features, base.labels, base.class_split["val"], heads.ways, 1,
                      settings.queries, settings.tasks, settings.seed)  # fmt: skip
     return Models(flows, caml, learner, classifiers.choose_strength(val))
+
+
+def _told(base: FeatureSet, heads: HeadsConfig, queries: bool) -> Described:
+    """What the heads' tasks say when one image of each class is known."""
+    drawn = all_tasks(base.features, base.labels, base.class_split["train"], heads)
+    return Described.join([describe(first_shots(tasks), queries) for tasks in drawn])
 
 
 def first_shots(tasks: Tasks) -> Tasks:

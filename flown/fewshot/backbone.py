@@ -36,11 +36,11 @@ class MetaBaselineConfig(Config):
 
     backbone: BackboneConfig = BackboneConfig(kind="resnet12", widths=(64, 128, 256, 512))
     # No EMA: BatchNorm's running statistics belong to the raw weights.
-    classification: TrainConfig = TrainConfig(steps=4500, batch_size=64, learning_rate=2e-3,
+    classification: TrainConfig = TrainConfig(steps=2600, batch_size=64, learning_rate=2e-3,
                                               weight_decay=0.05, warmup=200, ema=0.0,
-                                              validate_every=500, checkpoint_every=250)  # fmt: skip
-    episodes: TrainConfig = TrainConfig(steps=120, learning_rate=1e-4, weight_decay=5e-4, warmup=10,
-                                        ema=0.0, validate_every=40, checkpoint_every=40)  # fmt: skip
+                                              validate_every=650, checkpoint_every=325)  # fmt: skip
+    episodes: TrainConfig = TrainConfig(steps=100, learning_rate=1e-4, weight_decay=5e-4, warmup=10,
+                                        ema=0.0, validate_every=50, checkpoint_every=50)  # fmt: skip
     tasks: int = 4
     shots: int = 1
     bfloat16: bool = True

@@ -11,7 +11,7 @@ the last whole shard. Index rows hold a task's class numbers in `grid`.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -57,9 +57,11 @@ def shard_tasks(features: Tensor, labels: Tensor, classes: Tensor, config: Heads
                       config.seed * 100_003 + shard)  # fmt: skip
 
 
-def all_tasks(features: Tensor, labels: Tensor, classes: Tensor, config: HeadsConfig) -> list[Tasks]:
-    """The tasks of all shards, in the order of the zoo's rows."""
-    return [shard_tasks(features, labels, classes, config, i) for i in range(shards(config))]
+def all_tasks(features: Tensor, labels: Tensor, classes: Tensor,
+              config: HeadsConfig) -> Iterator[Tasks]:  # fmt: skip
+    """The tasks of all shards in turn, in the order of the zoo's rows."""
+    for shard in range(shards(config)):
+        yield shard_tasks(features, labels, classes, config, shard)
 
 
 def shards(config: HeadsConfig) -> int:

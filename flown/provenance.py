@@ -71,7 +71,8 @@ def write_results(path: Path | str, experiment: str, scale: str, about: Mapping[
 
 def _command() -> str:
     """This process's command line, without the folders of this machine."""
-    return shlex.join(Path(a).name if Path(a).is_absolute() else a for a in sys.argv)
+    words = [Path(a).name if Path(a).is_absolute() else a for a in sys.argv]
+    return shlex.join(["flown", *words[1:]] if words[0] == "__main__.py" else words)
 
 
 def _commit() -> str | None:

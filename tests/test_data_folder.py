@@ -104,6 +104,23 @@ def test_palettes(tmp_path: Path) -> None:
     assert read_image(tmp_path / "clear.png").unique().tolist() == [255]
 
 
+def test_pictures_stand_as_exif_says(tmp_path: Path) -> None:
+    pixels = picture(4, 6, 3)
+    turned = {3: np.rot90(pixels, 2), 6: np.rot90(pixels, -1), 8: np.rot90(pixels), 2: pixels[:, ::-1]}
+    for orientation, expected in turned.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        path = save(tmp_path / "x.png", pixels, exif=exif)
+        assert torch.equal(read_image(path).permute(1, 2, 0), torch.from_numpy(expected.copy()))
+
+
+def test_large_pictures_are_shrunk_on_request(tmp_path: Path) -> None:
+    for name, mode in (("x.jpg", "RGB"), ("x.png", "RGBA"), ("x.gif", "P")):
+        Image.new(mode, (400, 100)).save(tmp_path / name)
+        assert read_image(tmp_path / name, largest=80).shape[1:] == (20, 80)
+        assert read_image(tmp_path / name, largest=500).shape[1:] == (100, 400)
+
+
 def test_sixteen_bits_keep_one_scale(tmp_path: Path) -> None:
     """A dark picture stays dark: the scale is the format's, not the picture's."""
     for value, expected in ((65535, 255), (257 * 100, 100), (200, 1), (0, 0)):

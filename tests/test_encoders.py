@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flown import encoders
-from flown.encoders import PDiffConfig, VAEConfig
+from flown.encoders import LinearConfig, PDiffConfig, VAEConfig
 from flown.errors import FlownError
 from flown.layout import JointLayout
 from tests.fakes import layout
@@ -101,3 +101,13 @@ def test_bad_sizes_are_refused() -> None:
             encoders.build(PDiffConfig(**sizes), JOINT)
     with pytest.raises(FlownError, match=r"unknown encoder 'vea'. Did you mean 'vae'"):
         encoders.from_values({"kind": "vea"})
+
+
+def test_the_linear_vaes_optimum_is_exact_on_its_subspace(generator: torch.Generator) -> None:
+    encoder = encoders.build(LinearConfig(latent_shape=(1, 4, 4)), JOINT)
+    basis = torch.randn(16, SIZE, generator=generator)
+    vectors = torch.randn(300, 16, generator=generator) @ basis + 1
+    encoder.fit(vectors)
+    torch.testing.assert_close(encoder.decode(encoder.encode(vectors)), vectors, rtol=1e-3, atol=1e-2)
+    latents = encoder.encode(vectors).flatten(1)
+    torch.testing.assert_close(latents.T @ latents / 300, torch.eye(16), rtol=1e-3, atol=1e-3)

@@ -3,9 +3,11 @@
 from flown.bench.adapt import adapt
 from flown.bench.encode import encode
 from flown.bench.evaluate import evaluate
+from flown.bench.heads import heads
 from flown.bench.sample import sample
 from flown.bench.store import store
 from flown.bench.timing import BenchConfig, show, write
 from flown.bench.zoo import zoo
 
-__all__ = ["BenchConfig", "adapt", "encode", "evaluate", "sample", "show", "store", "write", "zoo"]
+__all__ = ["BenchConfig", "adapt", "encode", "evaluate", "heads", "sample", "show", "store", "write",
+           "zoo"]  # fmt: skip

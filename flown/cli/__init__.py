@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from flown.cli.adapt import adapt
+from flown.cli.fewshot import fewshot
 from flown.cli.finetune import finetune
 from flown.cli.options import (
     Device,
@@ -47,6 +48,7 @@ app.command(epilog="Example: flown finetune nets.safetensors --data digits --out
 )
 app.command(epilog="Example: flown reproduce table2 --scale smoke --out table2")(reproduce)
 app.command(epilog="Example: flown adapt flown-small --data usps --out run")(adapt)
+app.command(epilog="Example: flown fewshot photos --label new --out labelled")(fewshot)
 
 
 @app.command(epilog="Example: flown demo --out demo-out")
@@ -168,6 +170,7 @@ class Bench(str, Enum):
     encoding = "encode"  # `encode` is a method of str
     evaluate = "evaluate"
     adapt = "adapt"
+    heads = "heads"
 
 
 @app.command(epilog="Example: flown bench evaluate --out bench.json")
@@ -197,11 +200,14 @@ def bench(what: Bench, out: Annotated[Optional[Path], typer.Option("--out")] = N
             rows = benches.encode(repeats)
         elif what is Bench.adapt:
             rows = benches.adapt(model, repeats, Path(scratch))
+        elif what is Bench.heads:
+            rows = benches.heads(repeats, Path(scratch))
         else:
             rows = benches.evaluate(repeats)
     benches.show(rows, console)
     if out is not None:
-        counts = {Bench.zoo: 64, Bench.store: 100_000, Bench.encoding: 32, Bench.adapt: 8}
+        counts = {Bench.zoo: 64, Bench.store: 100_000, Bench.encoding: 32, Bench.adapt: 8,
+                  Bench.heads: 50_000}  # fmt: skip
         shipped = what in (Bench.sample, Bench.adapt)
         config = benches.BenchConfig(
             what=what.value, repeats=repeats, model=model if shipped else None,

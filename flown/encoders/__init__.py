@@ -11,11 +11,12 @@ from flown.encoders.base import (
 from flown.encoders.chunked import Chunked, ChunkedConfig
 from flown.encoders.graph import GraphConfig, GraphEncoder
 from flown.encoders.identity import Identity, IdentityConfig
+from flown.encoders.linear import Linear, LinearConfig
 from flown.encoders.pdiff import PDiff, PDiffConfig
 from flown.encoders.vae import VAE, VAEConfig
 
 __all__ = [
     "ENCODERS", "VAE", "Chunked", "ChunkedConfig", "Encoder", "EncoderConfig", "GraphConfig",
-    "GraphEncoder", "Identity", "IdentityConfig", "PDiff", "PDiffConfig", "VAEConfig", "build",
-    "from_values", "reconstruction_error",
+    "GraphEncoder", "Identity", "IdentityConfig", "Linear", "LinearConfig", "PDiff", "PDiffConfig",
+    "VAEConfig", "build", "from_values", "reconstruction_error",
 ]  # fmt: skip

@@ -13,6 +13,7 @@ from flown.config import Config
 from flown.encoders.chunked import Chunked, ChunkedConfig
 from flown.encoders.graph import GraphConfig, GraphEncoder
 from flown.encoders.identity import Identity, IdentityConfig
+from flown.encoders.linear import Linear, LinearConfig
 from flown.encoders.pdiff import PDiff, PDiffConfig
 from flown.encoders.vae import VAE, VAEConfig
 from flown.errors import unknown
@@ -46,10 +47,11 @@ ENCODERS: dict[str, tuple[type[Config], Any]] = {
     "chunked": (ChunkedConfig, Chunked),
     "graph": (GraphConfig, GraphEncoder),
     "identity": (IdentityConfig, Identity),
+    "linear": (LinearConfig, Linear),
     "pdiff": (PDiffConfig, PDiff),
 }
 EncoderConfig = Annotated[
-    Union[VAEConfig, ChunkedConfig, GraphConfig, IdentityConfig, PDiffConfig],
+    Union[VAEConfig, ChunkedConfig, GraphConfig, IdentityConfig, LinearConfig, PDiffConfig],
     Field(discriminator="kind"),
 ]
 

@@ -3,8 +3,8 @@
     e = MLP(sin, cos of 1000 t) + W c                      embeddings of 128
     block: h + conv(SiLU((1 + s) GroupNorm(conv(SiLU(GroupNorm(h)))) + b)),   (s, b) = W' SiLU(e)
 
-`embed` adds the context to the time embedding, as above; `concat` projects it to one extra input
-channel instead. No context means the learned null context, which also serves guidance:
+`embed` adds the context to the time embedding, as above; `concat` projects it to extra input
+channels instead, one as published. No context means the learned null context, which also serves guidance:
 
     v_g = v(x, t; null) + scale (v(x, t; c) - v(x, t; null))
 """
@@ -25,7 +25,10 @@ from flown.errors import FlownError
 
 
 class VelocityConfig(Config):
-    """Sizes of the UNet: `channels` times each of `multipliers`, halving the side between them."""
+    """Sizes of the UNet: `channels` times each of `multipliers`, halving the side between them.
+
+    `context_channels`: input channels that `concat` projects the context to; the paper's is one.
+    """
 
     channels: int = Field(default=64, ge=1)
     multipliers: tuple[int, ...] = (1, 2)
@@ -33,6 +36,7 @@ class VelocityConfig(Config):
     attention: bool = True
     embed_dim: int = Field(default=128, ge=2, multiple_of=2)
     conditioning: Literal["embed", "concat"] = "embed"
+    context_channels: int = Field(default=1, ge=1)
     context_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
 
 
@@ -64,10 +68,11 @@ class UNet(nn.Module):
         self.register_buffer("frequencies", 1000 * 10000**-half, persistent=False)
         self.time = nn.Sequential(nn.Linear(embed, embed), nn.SiLU(), nn.Linear(embed, embed))
         self.null = nn.Parameter(torch.zeros(context_dim))
-        self.project = nn.Linear(context_dim, math.prod(side) if concat else embed)
+        more = config.context_channels if concat else 0
+        self.project = nn.Linear(context_dim, more * math.prod(side) if concat else embed)
 
         widths = [config.channels * m for m in config.multipliers]
-        self.stem = nn.Conv2d(channels + concat, widths[0], 3, padding=1)
+        self.stem = nn.Conv2d(channels + more, widths[0], 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         width, skips = widths[0], []
         for level, target in enumerate(widths):
@@ -119,7 +124,7 @@ class UNet(nn.Module):
         return lambda x, t: self.conditioned(x, t, condition)
 
     def condition(self, context: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
-        """The projected context (B or 1, embed_dim), or (B or 1, 1, h, w) for `concat`."""
+        """The projected context (B or 1, embed_dim), or (B or 1, channels, h, w) for `concat`."""
         if context is None:
             context = self.null[None]
         elif context.ndim != 2 or context.shape[1] != self.context_dim:
@@ -129,7 +134,7 @@ class UNet(nn.Module):
             context = torch.where(drop[:, None], self.null, context)
         projected: Tensor = self.project(context)
         if self.config.conditioning == "concat":
-            return projected.view(-1, 1, *self.latent_shape[1:])
+            return projected.view(-1, self.config.context_channels, *self.latent_shape[1:])
         return projected
 
     def conditioned(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:

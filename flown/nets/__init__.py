@@ -12,6 +12,7 @@ from flown.errors import FlownError, unknown
 from flown.layout import WeightLayout
 from flown.nets.cnn import ACTIVATIONS, cnn_medium, cnn_small
 from flown.nets.large import convnext_tiny, resnet18, vit_base
+from flown.nets.linear import NormalisedHead, linear_head
 from flown.nets.resnet import resnet20
 
 __all__ = ["ACTIVATIONS", "INPUT_SIZES", "NETS", "build", "build_for", "input_size"]
@@ -23,9 +24,12 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": resnet18,
     "vit_base": vit_base,
     "convnext_tiny": convnext_tiny,
+    "linear-head": linear_head,
+    "normalised-head": NormalisedHead,
 }
 INPUT_SIZES = {
     "cnn-small": 28, "cnn-medium": 32, "resnet20": 32, "resnet18": 32, "vit_base": 224, "convnext_tiny": 224,
+    "linear-head": 1, "normalised-head": 1,
 }  # fmt: skip
 
 

@@ -1,0 +1,135 @@
+"""Generated heads: exact symmetries of the generator, and whether it learns what support sets say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flown.encoders import VAEConfig
+from flown.errors import FlownError
+from flown.fewshot.frames import describe, join_rows, split_heads
+from flown.fewshot.meta import HeadFlow, HeadFlowConfig, fit_heads
+from flown.fewshot.probe import head_logits, probe
+from flown.fewshot.tasks import Tasks, draw_tasks
+from flown.flow import VelocityConfig
+from flown.training import TrainConfig
+
+SIZE = 12
+CLASSES = torch.arange(16)
+LABELS = CLASSES.repeat_interleave(20)
+
+
+def features() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(2)
+    means = torch.randn(len(CLASSES), SIZE, generator=generator)
+    return means[LABELS] + 0.5 * torch.randn(len(LABELS), SIZE, generator=generator)
+
+
+def tasks(count: int = 6, ways: int = 4, seed: int = 0, part: slice = slice(12)) -> Tasks:
+    return draw_tasks(features(), LABELS, CLASSES[part], ways, 1, 5, count, seed)
+
+
+def quick(**changes: object) -> HeadFlowConfig:
+    few = TrainConfig(steps=60, batch_size=64, learning_rate=3e-3, warmup=10, ema=0.9)
+    return HeadFlowConfig(
+        velocity=VelocityConfig(channels=8, blocks=1, conditioning="concat"), flow_training=few,
+        encoder_training=few,
+    ).model_copy(update=changes)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> HeadFlow:
+    some = tasks(300)
+    return fit_heads(probe(some.support, 4), describe(some), quick(), out=tmp_path_factory.mktemp("heads"))
+
+
+@settings(max_examples=20, deadline=None)
+@given(ways=st.integers(2, 7), size=st.integers(1, 9), queries=st.booleans())
+def test_rows_and_frames_undo_each_other(ways: int, size: int, queries: bool) -> None:
+    generator = torch.Generator().manual_seed(ways)
+    heads = torch.randn(3, ways * size + ways, generator=generator)
+    assert torch.equal(join_rows(split_heads(heads, ways)), heads)
+    some = Tasks(torch.randn(3, ways, size, generator=generator),
+                 torch.randn(3, 2 * ways, size, generator=generator), ways, 1, 2,
+                 torch.zeros(3, ways))  # fmt: skip
+    told, rows = describe(some, queries), split_heads(heads, ways)
+    torch.testing.assert_close(told.unframed(told.framed(rows)), rows, rtol=1e-3, atol=1e-4)
+    # A head in the task's frame says of f' what it said of f.
+    inside = (some.query - told.centre[:, None]) / told.radius[:, None, None]
+    framed = join_rows(told.framed(rows))
+    torch.testing.assert_close(head_logits(framed, inside, ways), head_logits(heads, some.query, ways),
+                               rtol=1e-3, atol=1e-3)  # fmt: skip
+
+
+def test_permuted_classes_give_permuted_heads(model: HeadFlow) -> None:
+    told, order = describe(tasks()), torch.tensor([3, 1, 0, 2])
+    noise = torch.randn(6, 2, 4, *model.latent_shape)
+    rows = split_heads(model.generate(told, 2, noise=noise), 4)
+    turned = split_heads(model.generate(told.permuted(order), 2, noise=noise[:, :, order]), 4)
+    torch.testing.assert_close(turned, rows[:, :, order], rtol=1e-3, atol=1e-4)
+
+
+def test_features_moved_and_stretched_give_the_same_logits(model: HeadFlow) -> None:
+    some = tasks()
+    moved = some._replace(support=3 * some.support + 7, query=3 * some.query + 7)
+    before, after = (
+        head_logits(model.generate(describe(t), 2, seed=1), t.query[:, None], 4) for t in (some, moved)
+    )
+    torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-2)
+
+
+def test_queries_enter_unlabelled_and_only_if_asked() -> None:
+    some = tasks()
+    shuffled = some._replace(query=some.query[:, torch.randperm(20)])
+    torch.testing.assert_close(describe(some).classes, describe(shuffled).classes, rtol=1e-4, atol=1e-5)
+    other = some._replace(query=some.query.flip(0))
+    assert torch.equal(describe(some, False).classes, describe(other, False).classes)
+    assert not torch.equal(describe(some).classes, describe(other).classes)
+
+
+@pytest.mark.parametrize("ways", [2, 4, 7])
+def test_heads_for_any_ways_on_unseen_classes(model: HeadFlow, ways: int) -> None:
+    some = tasks(60, min(ways, 4), part=slice(12, 16)) if ways <= 4 else tasks(60, ways)
+    heads = model.generate(describe(some), 4)
+    assert heads.shape == (60, 4, ways * SIZE + ways)
+    assert torch.equal(heads, model.generate(describe(some), 4))
+    assert not torch.equal(heads, model.generate(describe(some), 4, seed=1))
+    right = head_logits(heads, some.query[:, None], ways).argmax(3) == some.targets
+    probed = head_logits(probe(some.support, ways), some.query, ways).argmax(2) == some.targets
+    assert right.float().mean() > probed.float().mean() - 0.05
+
+
+KINDS = [{"source": "gaussian"}, {"process": "diffusion"}, {"queries": False},
+         {"encoder": VAEConfig(side=16, width=4, multipliers=(1, 2))}]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", KINDS)
+def test_every_kind_runs_saves_and_loads(change: dict[str, object], model: HeadFlow,
+                                         tmp_path: Path) -> None:  # fmt: skip
+    some, few = tasks(20), TrainConfig(steps=3, batch_size=8)
+    config = quick(**change).model_copy(update={"flow_training": few, "encoder_training": few})
+    like = None if "encoder" in change else model
+    made = fit_heads(probe(some.support, 4), describe(some), config, out=tmp_path, like=like)
+    assert made.latent_shape == (4, 8, 8)
+    made.save(tmp_path / "model.safetensors")
+    again = HeadFlow.load(tmp_path / "model.safetensors")
+    a, b = (m.generate(describe(some), 2, steps=2) for m in (made, again))
+    assert a.shape == (20, 2, 4 * SIZE + 4) and (a - b).abs().max() < 0.05 * a.abs().max()
+    resumed = fit_heads(probe(some.support, 4), describe(some), config, out=tmp_path, like=like, resume=True)
+    assert torch.equal(resumed.generate(describe(some), 2, steps=2), a)
+
+
+def test_bad_input_is_named(model: HeadFlow, tmp_path: Path) -> None:
+    some = tasks()
+    with pytest.raises(FlownError, match=r"heads: expected \(6, 52\) for these tasks, got \(6, 51\)"):
+        fit_heads(torch.zeros(6, 51), describe(some), quick(), out=tmp_path)
+    with pytest.raises(FlownError, match="n of 1 or more and 12 features, got 0 and 12"):
+        model.generate(describe(some), 0)
+    with pytest.raises(FlownError, match="choose euler"):
+        model.generate(describe(some), 1, solver="ddim")
+    with pytest.raises(FlownError, match="no such file"):
+        HeadFlow.load(tmp_path / "none.safetensors")

@@ -1,0 +1,108 @@
+"""Probes of many tasks are those of a loop in PyTorch; heads are a zoo that goes on where it was cut off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flown.bench.heads import loop
+from flown.errors import FlownError
+from flown.fewshot.classifiers import apply_heads
+from flown.fewshot.heads import HeadsConfig, all_tasks, train_heads
+from flown.fewshot.probe import ProbeConfig, head_logits, probe
+
+CLASSES = torch.arange(8)
+LABELS = CLASSES.repeat_interleave(12)
+
+
+def features(size: int = 24) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    means = torch.randn(len(CLASSES), size, generator=generator)
+    return means[LABELS] + torch.randn(len(LABELS), size, generator=generator)
+
+
+@settings(max_examples=12, deadline=None)
+@given(ways=st.integers(2, 11), shots=st.integers(1, 4), size=st.integers(1, 70))
+def test_a_probe_is_adamws(ways: int, shots: int, size: int) -> None:
+    generator = torch.Generator().manual_seed(ways * 100 + size)
+    support = torch.randn(2, ways * shots, size, generator=generator)
+    start = torch.randn(2, ways * size + ways, generator=generator)
+    found = probe(support, ways, start=start)
+    torch.testing.assert_close(found, loop(support, ways, start, "foreach", 1), rtol=1e-4, atol=1e-4)
+
+
+def test_no_epoch_changes_nothing_and_tasks_do_not_meet() -> None:
+    support, start = torch.randn(5, 6, 10), torch.randn(5, 33)
+    assert torch.equal(probe(support, 3, ProbeConfig(epochs=0), start), start)
+    assert torch.equal(probe(support, 3)[2:3], probe(support[2:3], 3))
+
+
+def test_classes_in_another_order_give_their_rows() -> None:
+    support, order = torch.randn(3, 4, 2, 10), torch.tensor([2, 0, 3, 1])
+    heads = probe(support.flatten(1, 2), 4)
+    turned = probe(support[:, order].flatten(1, 2), 4)
+    query = torch.randn(3, 7, 10)
+    logits = head_logits(heads, query, 4)
+    torch.testing.assert_close(head_logits(turned, query, 4), logits[..., order], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(apply_heads(heads, query), logits)
+
+
+@pytest.mark.parametrize(("shape", "ways"), [((2, 6), 3), ((2, 7, 4), 3), ((2, 0, 4), 2), ((2, 6, 4), 1)])
+def test_a_support_that_is_none_is_refused(shape: tuple[int, ...], ways: int) -> None:
+    with pytest.raises(FlownError, match="expected a support"):
+        probe(torch.randn(shape), ways)
+
+
+def test_a_start_of_another_shape_is_refused() -> None:
+    with pytest.raises(FlownError, match=r"expected a start \(2, 15\), got \(2, 14\)"):
+        probe(torch.randn(2, 6, 4), 3, start=torch.randn(2, 14))
+
+
+def config(**changes: object) -> HeadsConfig:
+    return HeadsConfig(tasks=1100, ways=3, shots=2, queries=4).model_copy(update=changes)
+
+
+def test_heads_are_a_zoo_of_their_tasks(tmp_path: Path) -> None:
+    x = features()
+    zoo = train_heads(x, LABELS, CLASSES, tmp_path / "zoo", config())
+    assert len(zoo) == 1100 and zoo.verify() == []
+    assert len({row.shard for row in zoo.rows}) == 2
+    batch, tasks = zoo.batch("heads"), list(all_tasks(x, LABELS, CLASSES, config()))
+    assert torch.equal(batch.vectors[1000:], probe(tasks[1].support, 3))
+    assert zoo.rows[1000].grid == {"classes": tasks[1].classes[0].tolist()}
+    logits = batch[[0]].logits(tasks[0].query[0][..., None, None])[0]
+    torch.testing.assert_close(logits, head_logits(batch.vectors[0], tasks[0].query[0], 3))
+    right = (logits.argmax(1) == tasks[0].targets).float().mean()
+    assert zoo.rows[0].val_accuracy == pytest.approx(100 * float(right))
+    assert sum(row.val_accuracy or 0 for row in zoo.rows) / len(zoo) > 60
+
+
+def test_an_interrupted_zoo_of_heads_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flown.fewshot import heads as module
+
+    x, whole = features(), train_heads(features(), LABELS, CLASSES, tmp_path / "whole", config())
+    calls, real = [], module.probe
+
+    def once(*arguments: object, **more: object) -> torch.Tensor:
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return real(*arguments, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "probe", once)
+    with pytest.raises(KeyboardInterrupt):
+        train_heads(x, LABELS, CLASSES, tmp_path / "cut", config())
+    monkeypatch.setattr(module, "probe", real)
+    with pytest.raises(FlownError, match="begun with another config"):
+        train_heads(x, LABELS, CLASSES, tmp_path / "cut", config(seed=3), resume=True)
+    zoo = train_heads(x, LABELS, CLASSES, tmp_path / "cut", config(), resume=True)
+    assert zoo.identity == whole.identity
+
+
+def test_no_task_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FlownError, match="tasks must be 1 or more, got 0"):
+        train_heads(features(), LABELS, CLASSES, tmp_path / "zoo", config(tasks=0))

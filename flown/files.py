@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from flown.errors import FlownError
 
@@ -86,6 +86,28 @@ def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise FlownError(f"{path}: truncated or no safetensors file ({error})") from None
+
+
+def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Floats in half precision, for shipping: half the size; loading widens them again."""
+    return {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], path: Path | str) -> None:
+    """Fills a module with all its tensors.
+
+    Raises:
+        FlownError: one is missing, too many or of another shape; the message names it and `path`.
+    """
+    own = module.state_dict()
+    if differing := sorted(set(own) ^ set(tensors)):
+        fault = "is missing" if differing[0] in own else "is unexpected"
+        raise FlownError(f"{path}: tensor '{differing[0]}' {fault}")
+    for name, tensor in tensors.items():
+        if tensor.shape != own[name].shape:
+            got, want = tuple(tensor.shape), tuple(own[name].shape)
+            raise FlownError(f"{path}: tensor '{name}' is {got}, expected {want}")
+    module.load_state_dict(tensors)
 
 
 def read_json(path: Path | str) -> Any:

@@ -96,14 +96,12 @@ class _PathObjective(nn.Module):
 
 
 def fit_path(name: PathName, source: flow.Source, knots: Tensor, tasks: Tensor, config: TrainConfig,
-             *, out: File, seed: int, resume: bool, device: str) -> Path | None:  # fmt: skip
-    """The path of that name through latents (m, K, *L) of trainings of tasks (m,).
+             *, out: File, seed: int, resume: bool, device: str) -> Path:  # fmt: skip
+    """The path of that name, not the linear one, through latents (m, K, *L) of tasks (m,).
 
-    None stands for the straight one. The metric path is trained, and saved in `out` as it is.
+    The metric path is trained, and saved in `out` as it is.
     """
     times = flow.stations(knots.shape[1])
-    if name == "linear":
-        return None
     if name != "metric":
         return flow.Piecewise(times) if name == "piecewise" else flow.Spline(times)
     with torch.random.fork_rng(devices=[]):

@@ -10,7 +10,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from flown.errors import FlownError, unknown
-from flown.files import check_finite, load_tensors, read_json, save_tensors, write_json, write_text
+from flown.files import (
+    check_finite,
+    halved,
+    load_tensors,
+    read_json,
+    save_tensors,
+    write_json,
+    write_text,
+)
 
 FORMAT = "flown-model-1"
 PARTS = ("encoder", "flow", "context")
@@ -96,13 +104,9 @@ def export(source: Path, target: Path) -> None:
         FlownError: `source` is no whole model.
     """
     values, parts = read(source)
-    small = {part: {k: _half(v) for k, v in tensors.items()} for part, tensors in parts.items()}
+    small = {part: halved(tensors) for part, tensors in parts.items()}
     readme = (source / "README.md").read_text(encoding="utf-8")
     write(target, small, {k: v for k, v in values.items() if k != "format"}, readme)
-
-
-def _half(tensor: Tensor) -> Tensor:
-    return tensor.half() if tensor.is_floating_point() else tensor
 
 
 def shipped(name: str) -> Path:

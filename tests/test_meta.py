@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from flown.encoders import VAEConfig
 from flown.errors import FlownError
+from flown.fewshot.classifiers import apply_heads
 from flown.fewshot.frames import describe, join_rows, split_heads
 from flown.fewshot.meta import HeadFlow, HeadFlowConfig, fit_heads
-from flown.fewshot.probe import head_logits, probe
+from flown.fewshot.probe import probe
 from flown.fewshot.tasks import Tasks, draw_tasks
 from flown.flow import VelocityConfig
 from flown.training import TrainConfig
@@ -61,7 +62,7 @@ def test_rows_and_frames_undo_each_other(ways: int, size: int, queries: bool) ->
     # A head in the task's frame says of f' what it said of f.
     inside = (some.query - told.centre[:, None]) / told.radius[:, None, None]
     framed = join_rows(told.framed(rows))
-    torch.testing.assert_close(head_logits(framed, inside, ways), head_logits(heads, some.query, ways),
+    torch.testing.assert_close(apply_heads(framed, inside), apply_heads(heads, some.query),
                                rtol=1e-3, atol=1e-3)  # fmt: skip
 
 
@@ -77,7 +78,7 @@ def test_features_moved_and_stretched_give_the_same_logits(model: HeadFlow) -> N
     some = tasks()
     moved = some._replace(support=3 * some.support + 7, query=3 * some.query + 7)
     before, after = (
-        head_logits(model.generate(describe(t), 2, seed=1), t.query[:, None], 4) for t in (some, moved)
+        apply_heads(model.generate(describe(t), 2, seed=1), t.query[:, None]) for t in (some, moved)
     )
     torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-2)
 
@@ -98,8 +99,8 @@ def test_heads_for_any_ways_on_unseen_classes(model: HeadFlow, ways: int) -> Non
     assert heads.shape == (60, 4, ways * SIZE + ways)
     assert torch.equal(heads, model.generate(describe(some), 4))
     assert not torch.equal(heads, model.generate(describe(some), 4, seed=1))
-    right = head_logits(heads, some.query[:, None], ways).argmax(3) == some.targets
-    probed = head_logits(probe(some.support, ways), some.query, ways).argmax(2) == some.targets
+    right = apply_heads(heads, some.query[:, None]).argmax(3) == some.targets
+    probed = apply_heads(probe(some.support, ways), some.query).argmax(2) == some.targets
     assert right.float().mean() > probed.float().mean() - 0.05
 
 

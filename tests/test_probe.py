@@ -13,7 +13,7 @@ from flown.bench.heads import loop
 from flown.errors import FlownError
 from flown.fewshot.classifiers import apply_heads
 from flown.fewshot.heads import HeadsConfig, all_tasks, train_heads
-from flown.fewshot.probe import ProbeConfig, head_logits, probe
+from flown.fewshot.probe import ProbeConfig, probe
 
 CLASSES = torch.arange(8)
 LABELS = CLASSES.repeat_interleave(12)
@@ -46,9 +46,12 @@ def test_classes_in_another_order_give_their_rows() -> None:
     heads = probe(support.flatten(1, 2), 4)
     turned = probe(support[:, order].flatten(1, 2), 4)
     query = torch.randn(3, 7, 10)
-    logits = head_logits(heads, query, 4)
-    torch.testing.assert_close(head_logits(turned, query, 4), logits[..., order], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(apply_heads(heads, query), logits)
+    logits = apply_heads(heads, query)
+    torch.testing.assert_close(apply_heads(turned, query), logits[..., order], rtol=1e-4, atol=1e-5)
+    for vector, images, own in zip(heads, query, logits, strict=True):
+        linear = torch.nn.Linear(10, 4)
+        torch.nn.utils.vector_to_parameters(vector, linear.parameters())
+        torch.testing.assert_close(linear(images), own)
 
 
 @pytest.mark.parametrize(("shape", "ways"), [((2, 6), 3), ((2, 7, 4), 3), ((2, 0, 4), 2), ((2, 6, 4), 1)])
@@ -75,7 +78,7 @@ def test_heads_are_a_zoo_of_their_tasks(tmp_path: Path) -> None:
     assert torch.equal(batch.vectors[1000:], probe(tasks[1].support, 3))
     assert zoo.rows[1000].grid == {"classes": tasks[1].classes[0].tolist()}
     logits = batch[[0]].logits(tasks[0].query[0][..., None, None])[0]
-    torch.testing.assert_close(logits, head_logits(batch.vectors[0], tasks[0].query[0], 3))
+    torch.testing.assert_close(logits, apply_heads(batch.vectors[0], tasks[0].query[0]))
     right = (logits.argmax(1) == tasks[0].targets).float().mean()
     assert zoo.rows[0].val_accuracy == pytest.approx(100 * float(right))
     assert sum(row.val_accuracy or 0 for row in zoo.rows) / len(zoo) > 60
@@ -101,6 +104,10 @@ def test_an_interrupted_zoo_of_heads_goes_on(tmp_path: Path, monkeypatch: pytest
         train_heads(x, LABELS, CLASSES, tmp_path / "cut", config(seed=3), resume=True)
     zoo = train_heads(x, LABELS, CLASSES, tmp_path / "cut", config(), resume=True)
     assert zoo.identity == whole.identity
+    assert train_heads(x, LABELS, CLASSES, tmp_path / "cut", config(), resume=True).identity == zoo.identity
+    for how, images in ((config(seed=3), x), (config(), x + 1)):
+        with pytest.raises(FlownError, match="begun with another config or other features"):
+            train_heads(images, LABELS, CLASSES, tmp_path / "cut", how, resume=True)
 
 
 def test_no_task_is_refused(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flown.bench.timing import medians, timed_rows
+from flown.fewshot.classifiers import apply_heads
 from flown.fewshot.heads import HeadsConfig, shard_tasks, train_heads
-from flown.fewshot.probe import ProbeConfig, head_logits, probe
+from flown.fewshot.probe import ProbeConfig, probe
 from flown.provenance import Row
 
 FEATURES, CLASSES, IMAGES = 512, 64, 120  # as ResNet-12's, of mini-ImageNet's base classes
@@ -48,7 +49,7 @@ def heads(repeats: int, scratch: Path, tasks: int = 50_000, compared: int = _COM
                  "selection": "median of 1"})  # fmt: skip
     del rows[-1]["ratio"]
     for name in ("flown", f"loop-fused-{torch.get_num_threads()}-threads"):
-        found = head_logits(candidates[name](), some.query, some.ways).argmax(dim=2)
+        found = apply_heads(candidates[name](), some.query).argmax(dim=2)
         each = 100 * (found == some.targets).float().mean(dim=1)
         rows.append({**rows[0], "method": name.split("-")[0], "metric": "accuracy", "std": float(each.std()),
                      "value": float(each.mean()), "n": compared, "selection": "all"})  # fmt: skip

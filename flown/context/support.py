@@ -21,7 +21,7 @@ from flown.config import Config
 from flown.context.backbones import Backbone, BackboneConfig, features
 from flown.context.caml import CAML, CAMLConfig
 from flown.errors import FlownError
-from flown.files import load_tensors, save_tensors
+from flown.files import halved, load_into, load_tensors, save_tensors
 
 _CHUNK = 4096  # tokens that go through CAML at once
 
@@ -113,8 +113,8 @@ class SupportEncoder(nn.Module):
 
     def save(self, path: Path | str) -> None:
         """One safetensors file in half precision, the sizes in its header."""
-        half = {k: v.half() if v.is_floating_point() else v for k, v in self.state_dict().items()}
-        save_tensors(path, half, {"config": self.config.model_dump_json()})
+        config = self.config.model_dump_json()
+        save_tensors(path, halved(self.state_dict()), {"config": config})
 
     @classmethod
     def load(cls, path: Path | str, backbone: nn.Module | None = None) -> SupportEncoder:
@@ -129,15 +129,7 @@ class SupportEncoder(nn.Module):
         except (KeyError, ValueError):
             raise FlownError(f"{path}: no support encoder, its header has no 'config'") from None
         encoder = cls.from_values(values, backbone)
-        own = encoder.state_dict()
-        if differing := sorted(set(own) ^ set(tensors)):
-            fault = "is missing" if differing[0] in own else "is unexpected"
-            raise FlownError(f"{path}: tensor '{differing[0]}' {fault}")
-        for name, tensor in tensors.items():
-            if tensor.shape != own[name].shape:
-                got, want = tuple(tensor.shape), tuple(own[name].shape)
-                raise FlownError(f"{path}: tensor '{name}' is {got}, expected {want}")
-        encoder.load_state_dict(tensors)  # half precision widens on copying
+        load_into(encoder, tensors, path)
         return encoder
 
     @classmethod

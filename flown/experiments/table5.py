@@ -27,13 +27,14 @@ from flown.experiments.clock import Clock
 from flown.experiments.retrieval import present
 from flown.fewshot import classifiers, maml
 from flown.fewshot.backbone import MetaBaselineConfig, train_backbone
+from flown.fewshot.classifiers import apply_heads
 from flown.fewshot.features import Standardised, cached_features, load_backbone
 from flown.fewshot.frames import Described, describe
 from flown.fewshot.heads import HeadsConfig, all_tasks, train_heads
 from flown.fewshot.incontext import in_context
 from flown.fewshot.maml import MAML, MAMLConfig, train_maml
 from flown.fewshot.meta import HeadFlow, HeadFlowConfig, fit_heads
-from flown.fewshot.probe import ProbeConfig, head_logits, probe
+from flown.fewshot.probe import ProbeConfig, probe
 from flown.fewshot.tasks import Tasks, check_disjoint, draw_tasks
 from flown.progress import bar
 from flown.provenance import Row, provenance, write_results
@@ -217,9 +218,9 @@ def measure(name: str, tasks: Tasks, models: Models, settings: Table5Config) -> 
     zeros = probe(tasks.support, ways, settings.heads.probe)
     own = {
         "linear-probe": classifiers.linear_probe(tasks, seed),
-        "linear-probe-zero": head_logits(zeros, tasks.query, ways),
-        "vae-reconstruction": head_logits(
-            models.flows["flown"].reconstruct(zeros, describe(tasks)), tasks.query, ways
+        "linear-probe-zero": apply_heads(zeros, tasks.query),
+        "vae-reconstruction": apply_heads(
+            models.flows["flown"].reconstruct(zeros, describe(tasks)), tasks.query
         ),
         "nearest-cosine": classifiers.cosine_centroid(tasks),
         "nearest-euclidean": classifiers.euclidean_centroid(tasks),
@@ -245,7 +246,7 @@ def _generated(row: partial[Row], method: str, heads: Tensor, tasks: Tasks) -> l
     """All samples, the best three by the support, and the best three by the queries."""
     each = sample_accuracy(heads, tasks)  # (T, n)
     count, top = each.shape[1], min(_TOP, each.shape[1])
-    logits = head_logits(heads, tasks.support[:, None], tasks.ways)  # (T, n, W K, W)
+    logits = apply_heads(heads, tasks.support[:, None])  # (T, n, W K, W)
     targets = tasks.labels.expand(logits.shape[:3])
     loss = F.cross_entropy(logits.flatten(0, 2), targets.flatten(), reduction="none")
     loss = loss.view(targets.shape).mean(dim=2)
@@ -275,7 +276,7 @@ def _tuned(row: partial[Row], method: str, heads: Tensor, tasks: Tasks,
 
 def sample_accuracy(heads: Tensor, tasks: Tasks) -> Tensor:
     """Percent of each task's queries by each of its heads (T, n, W F + W): (T, n)."""
-    logits = head_logits(heads, tasks.query[:, None], tasks.ways)
+    logits = apply_heads(heads, tasks.query[:, None])
     return 100 * (logits.argmax(dim=3) == tasks.targets).float().mean(dim=2)
 
 
@@ -293,7 +294,7 @@ def _order(tasks: Tasks, model: HeadFlow, seed: int) -> list[Row]:
     noise = torch.randn(len(told), 2, tasks.ways, *model.latent_shape, generator=generator)
     plain = model.generate(told, 2, steps=5, noise=noise)
     turned = model.generate(told.permuted(order), 2, steps=5, noise=noise[:, :, order])
-    logits = [head_logits(h, tasks.query[:8, None], tasks.ways) for h in (plain, turned)]
+    logits = [apply_heads(h, tasks.query[:8, None]) for h in (plain, turned)]
     worst = float((logits[0][..., order] - logits[1]).abs().max())
     scale = float(logits[0].abs().max())
     return [{**_row(BASE, "flown", worst / scale, None, len(told)),

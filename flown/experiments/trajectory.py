@@ -8,7 +8,6 @@ trained further beside them: the same images, order and rate.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from flown.config import Config
 from flown.data import ImageData
 from flown.encoders import VAEConfig
 from flown.experiments.begin import begin
+from flown.experiments.clock import Clock
 from flown.experiments.unconditional import lend_encoder
 from flown.finetune import FinetuneConfig, finetune
 from flown.fitting import ContextConfig, FlowConfig, FlownConfig
@@ -84,7 +84,7 @@ def trajectory(out: Path, scale: str, *, seed: int = 0, resume: bool = False,
 
 def run(settings: TrajectoryConfig, out: Path, scale: str, device: str = "cpu") -> list[Row]:
     """Goes on from what is in `out`: zoo, models, networks trained further."""
-    start = time.monotonic()
+    clock = Clock(out / "seconds.json")
     images = data.load(settings.recipe.dataset)
     made = zoo.train(settings.recipe, settings.models, out / "zoo", seed=settings.seed, resume=True,
                      device=device)  # fmt: skip
@@ -98,7 +98,8 @@ def run(settings: TrajectoryConfig, out: Path, scale: str, device: str = "cpu") 
             update(done, path)
     rows += _gaps(rows, images.name)
     counts = {"train": len(images.train), "test": len(images.test), "zoo": made.identity}
-    about = provenance(settings, counts, time.monotonic() - start, device)
+    clock.lap("all")
+    about = provenance(settings, counts, clock.total, device)
     write_results(out / "results.json", "trajectory", scale, about, rows)
     write_trajectory(out / "report.html", f"Through the epochs, at the {scale} scale", rows, about)
     return rows

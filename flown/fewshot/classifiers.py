@@ -31,10 +31,11 @@ def accuracy(logits: Tensor, tasks: Tasks) -> Tensor:
 
 
 def apply_heads(heads: Tensor, query: Tensor) -> Tensor:
-    """Logits (T, N, W) of heads (T, W F + W) at queries (T, N, F)."""
-    ways = heads.shape[1] // (query.shape[2] + 1)
-    weight, bias = heads[:, :-ways].unflatten(1, (ways, -1)), heads[:, -ways:]
-    return torch.baddbmm(bias[:, None], query, weight.transpose(1, 2))
+    """Logits (..., N, W) of heads (..., W F + W) at queries (..., N, F)."""
+    ways = heads.shape[-1] // (query.shape[-1] + 1)
+    weight, bias = heads.split([heads.shape[-1] - ways, ways], dim=-1)
+    logits: Tensor = query @ weight.unflatten(-1, (ways, -1)).transpose(-1, -2) + bias[..., None, :]
+    return logits
 
 
 def _joined(weight: Tensor, bias: Tensor) -> Tensor:

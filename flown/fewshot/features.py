@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import zlib
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -24,7 +23,8 @@ from torch import Tensor, nn
 from flown.context.backbones import Backbone, BackboneConfig, features
 from flown.data import cache_folder
 from flown.errors import FlownError, unknown
-from flown.files import load_tensors, save_tensors
+from flown.files import halved, load_into, load_tensors, save_tensors
+from flown.zoo.rows import checksum
 
 SHIPPED = ("resnet12-small",)
 
@@ -54,9 +54,8 @@ class Standardised(nn.Module):
 
     def save(self, path: Path | str, about: dict[str, Any] | None = None) -> None:
         """One safetensors file in half precision, its config and `about` in the header."""
-        half = {k: v.half() if v.is_floating_point() else v for k, v in self.state_dict().items()}
-        config = self.backbone.config.model_dump_json()
-        save_tensors(path, half, {"backbone": config, "about": json.dumps(about or {})})
+        header = {"backbone": self.backbone.config.model_dump_json(), "about": json.dumps(about or {})}
+        save_tensors(path, halved(self.state_dict()), header)
 
     @classmethod
     def load(cls, path: Path | str) -> Standardised:
@@ -70,10 +69,7 @@ class Standardised(nn.Module):
             raise FlownError(f"{path}: no backbone of flown's, its header has no 'backbone'")
         config = BackboneConfig.parse(json.loads(about["backbone"]), str(path))
         made = cls(Backbone(config))
-        try:
-            made.load_state_dict(tensors)  # half precision widens on copying
-        except RuntimeError as error:
-            raise FlownError(f"{path}: other tensors than its config's ({error})") from None
+        load_into(made, tensors, path)
         return made
 
 
@@ -95,7 +91,8 @@ class _Timm(nn.Module):
             self.model = timm.create_model(name, pretrained=True, num_classes=0)
         except Exception as error:  # the hub's, the network's and timm's own: it is not to be had
             raise FlownError(f"backbone timm/{name}: its weights cannot be had ({error})") from None
-        wants = timm.data.resolve_model_data_config(self.model)  # type: ignore[attr-defined,no-untyped-call]
+        timm_data: Any = timm.data  # which mypy knows where timm is installed, and then in part
+        wants = timm_data.resolve_model_data_config(self.model)
         self.side = tuple(wants["input_size"][1:])
         self.register_buffer("mean", torch.tensor(wants["mean"]).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(wants["std"]).view(-1, 1, 1), persistent=False)
@@ -167,15 +164,11 @@ def cached_features(backbone: nn.Module, images: Tensor, folder: Path | None = N
         if found.ndim != 2 or len(found) != len(images):
             want, got = f"({len(images)}, F)", tuple(found.shape)
             raise FlownError(f"backbone: expected features {want}, got {got}")
-        save_tensors(path, {"features": found}, {**key, "checksum": str(_checksum(found))})
+        save_tensors(path, {"features": found}, {**key, "checksum": str(checksum(found))})
     tensors, about = load_tensors(path)
     for what, value in key.items():
         if about.get(what) != value:
             raise FlownError(f"{path}: features of other {what} than asked for; remove the file")
-    if _checksum(tensors["features"]) != int(about["checksum"]):
+    if checksum(tensors["features"]) != int(about["checksum"]):
         raise FlownError(f"{path}: not what was written, the file is damaged; remove it")
     return tensors["features"]
-
-
-def _checksum(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.numpy().data)

@@ -10,7 +10,6 @@ the last whole shard. Index rows hold a task's class numbers in `grid`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,7 +17,8 @@ from torch import Tensor, nn
 
 from flown.config import Config
 from flown.errors import FlownError
-from flown.fewshot.probe import ProbeConfig, head_logits, probe
+from flown.fewshot.classifiers import apply_heads
+from flown.fewshot.probe import ProbeConfig, probe
 from flown.fewshot.tasks import Tasks, draw_tasks
 from flown.files import prepare_output, read_json, save_tensors, write_json
 from flown.layout import Task, WeightLayout
@@ -87,11 +87,18 @@ def train_heads(features: Tensor, labels: Tensor, classes: Tensor, out: Path | s
     out = prepare_output(out, overwrite, resume)
     begun = {"heads": config.model_dump(mode="json"), "features": checksum(features.flatten()),
              "classes": classes.tolist()}  # fmt: skip
-    if (out / "progress.json").exists() and read_json(out / "progress.json") != begun:
-        raise FlownError(f"{out}: holds heads begun with another config or other features")
+    progress, done = out / "progress.json", None
+    held: object = begun
     if resume and (out / "zoo.json").exists():
-        return Zoo.open(out)
-    write_json(out / "progress.json", begun)
+        done = Zoo.open(out)
+        held = done.about.get("recipes", {}).get(name)
+    elif progress.exists():
+        held = read_json(progress)
+    if held != begun:
+        raise FlownError(f"{out}: holds heads begun with another config or other features")
+    if done is not None:
+        return done
+    write_json(progress, begun)
     layout = heads_layout(features.shape[1], config.ways, name)
     count = shards(config)
     with bar(f"heads {name}", count) as update:
@@ -103,10 +110,9 @@ def train_heads(features: Tensor, labels: Tensor, classes: Tensor, out: Path | s
             update(shard + 1, "")
     parts = sorted(out.glob("index-*.jsonl"))
     rows = [row for part in parts for row in read_rows(part)]
-    about = {"recipes": {name: json.loads(config.model_dump_json())}, "seed": config.seed,
-             "flown": __version__}  # fmt: skip
+    about = {"recipes": {name: begun}, "seed": config.seed, "flown": __version__}
     zoo = Zoo.write(out, [layout], rows, about)
-    for scratch in (out / "progress.json", *parts):
+    for scratch in (progress, *parts):
         scratch.unlink()
     return zoo
 
@@ -117,8 +123,8 @@ def _shard(tasks: Tasks, layout: WeightLayout, config: HeadsConfig, out: Path,
     heads = probe(tasks.support, tasks.ways, config.probe)
     file = f"weights-{shard * _SHARD:06d}.safetensors"
     save_tensors(out / file, layout.unpack(heads))
-    seen = _accuracy(heads, tasks.support, tasks.labels, tasks.ways)
-    new = _accuracy(heads, tasks.query, tasks.targets, tasks.ways)
+    seen = _accuracy(heads, tasks.support, tasks.labels)
+    new = _accuracy(heads, tasks.query, tasks.targets)
     epochs, rows = config.probe.epochs, []
     for i, head in enumerate(heads):
         model = shard * _SHARD + i
@@ -128,7 +134,7 @@ def _shard(tasks: Tasks, layout: WeightLayout, config: HeadsConfig, out: Path,
     return rows
 
 
-def _accuracy(heads: Tensor, images: Tensor, labels: Tensor, ways: int) -> list[float]:
-    right = head_logits(heads, images, ways).argmax(dim=2) == labels
+def _accuracy(heads: Tensor, images: Tensor, labels: Tensor) -> list[float]:
+    right = apply_heads(heads, images).argmax(dim=2) == labels
     found: list[float] = (100 * right.float().mean(dim=1)).tolist()
     return found

@@ -27,7 +27,7 @@ from flown.diffusion import diffusion_loss
 from flown.encoders import EncoderConfig, LinearConfig, VAEConfig
 from flown.errors import FlownError
 from flown.fewshot.frames import Described, join_rows, split_heads
-from flown.files import load_tensors, save_tensors
+from flown.files import halved, load_into, load_tensors, save_tensors
 from flown.flow import VelocityConfig
 from flown.layout import JointLayout, Standardizer, Task, WeightLayout
 from flown.training import History, TrainConfig, train
@@ -100,8 +100,8 @@ class HeadFlow(nn.Module):
 
     def save(self, path: Path | str) -> None:
         """One safetensors file in half precision, the config in its header."""
-        half = {k: v.half() if v.is_floating_point() else v for k, v in self.state_dict().items()}
-        save_tensors(path, half, {"heads": self.config.model_dump_json(), "features": str(self.features)})
+        header = {"heads": self.config.model_dump_json(), "features": str(self.features)}
+        save_tensors(path, halved(self.state_dict()), header)
 
     @classmethod
     def load(cls, path: Path | str) -> HeadFlow:
@@ -115,10 +115,7 @@ class HeadFlow(nn.Module):
             raise FlownError(f"{path}: no generator of heads, its header has no 'heads'")
         config, features = HeadFlowConfig.parse(json.loads(about["heads"]), str(path)), int(about["features"])
         model = cls(config, features, 2 * features)
-        try:
-            model.load_state_dict(tensors)  # half precision widens on copying
-        except RuntimeError as error:
-            raise FlownError(f"{path}: other tensors than its config's ({error})") from None
+        load_into(model, tensors, path)
         return model.eval().requires_grad_(False)
 
     def encode(self, rows: Tensor) -> Tensor:

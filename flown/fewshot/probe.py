@@ -69,13 +69,6 @@ def probe(support: Tensor, ways: int, config: ProbeConfig | None = None,
     return heads.to(support.device)
 
 
-def head_logits(heads: Tensor, query: Tensor, ways: int) -> Tensor:
-    """Logits (..., Q, W) of heads (..., W*F + W) for features (..., Q, F)."""
-    weight, bias = heads.split([heads.shape[-1] - ways, ways], dim=-1)
-    logits: Tensor = query @ weight.unflatten(-1, (ways, -1)).transpose(-1, -2) + bias[..., None, :]
-    return logits
-
-
 @njit(**FAST)
 def _probe(support, heads, ways, epochs, rate, decay):  # type: ignore[no-untyped-def]
     """Trains heads (T, W*F + W) in place."""

@@ -64,7 +64,7 @@ class Table5Config(Config):
     queries: int = 15
     samples: int = 50
     steps: int = 5
-    diffusion_steps: int = 20
+    diffusion_steps: int = 50
     seed: int = 0
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from flown import flow, nets
 from flown.adjoint import adjoint_matching_loss
-from flown.config import Config
+from flown.config import Config, describes
 from flown.data import ImageData, draw_support
 from flown.errors import FlownError, unknown
 from flown.evaluate import evaluate
@@ -288,7 +288,8 @@ def adapt(model: Flown, images: ImageData, config: AdaptConfig | None = None, *,
         "reward": None if reward is None else getattr(reward, "__name__", type(reward).__name__),
         "flown": __version__,
     }  # fmt: skip
-    if (out / "run.json").exists() and read_json(out / "run.json") != run:
+    made = out / "run.json"
+    if made.exists() and not describes(made, run, AdaptConfig):
         raise FlownError(f"{out}: holds a run of another model, data or config; choose another --out")
     if resume and (out / "model" / "config.json").exists():
         done = Flown.from_pretrained(out / "model")
@@ -296,7 +297,7 @@ def adapt(model: Flown, images: ImageData, config: AdaptConfig | None = None, *,
         return done.to(device)
     static = {"step": 0.0, **objective.validate()}
     objective.choose()
-    write_json(out / "run.json", run)
+    write_json(made, run)
     history = train(objective, config.training, out=out, name="adapt", seed=config.seed,
                     resume=resume, validate=objective.validate, device=device)  # fmt: skip
     new.eval().requires_grad_(False)

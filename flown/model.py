@@ -20,6 +20,7 @@ from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
 from flown import data, encoders, flow, modelcard, modelfiles
+from flown.config import describes
 from flown.context import ContextHead, SupportEncoder
 from flown.data import ImageData
 from flown.errors import FlownError, unknown
@@ -91,7 +92,8 @@ class Flown(nn.Module, ModelHubMixin):
         config = config or FlownConfig()
         out = prepare_output(out, overwrite, resume)
         run = {"config": config.model_dump(mode="json"), "zoo": zoo.identity, "flown": __version__}
-        if (out / "run.json").exists() and read_json(out / "run.json") != run:
+        made = out / "run.json"
+        if made.exists() and not describes(made, run, FlownConfig):
             raise FlownError(f"{out}: holds a run with another config or zoo; choose another --out")
         if resume and (out / "model" / "config.json").exists():
             model = cls.from_pretrained(str(out / "model"))
@@ -100,7 +102,7 @@ class Flown(nn.Module, ModelHubMixin):
         images = images or {task: data.load(task) for task in zoo.tasks}
         people = Population.of(zoo, config.epochs)
         prior = load_prior(config)
-        write_json(out / "run.json", run)
+        write_json(made, run)
         model = cls(config, people.joint, prior)
         model.standardizer, model.rests = people.standardizer, people.rests
         model.encoder, encoder_history = fit_encoder(people, config, images, out, resume, device)

@@ -96,6 +96,21 @@ def test_fit_resumes_to_the_same_model(
         flown.Flown.fit(zoo, config, out=out)
 
 
+def test_a_run_from_before_a_key_was_there_goes_on(
+    run: Path, zoo: flown.Zoo, config: FlownConfig, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(run, out)
+    about = json.loads((out / "run.json").read_text())
+    del about["config"]["flow"]["path"], about["config"]["path_training"]
+    (out / "run.json").write_text(json.dumps(about))
+    assert flown.Flown.fit(zoo, config, out=out, resume=True).tasks == ("digits",)
+    about["config"]["flow"]["pth"] = "linear"  # of a version to come, or a slip
+    (out / "run.json").write_text(json.dumps(about))
+    with pytest.raises(FlownError, match="pth"):
+        flown.Flown.fit(zoo, config, out=out, resume=True)
+
+
 def test_history_tells_reconstruction_accuracy(run: Path) -> None:
     last = json.loads((run / "history.json").read_text())["encoder"][-1]
     assert {"train", "train reconstructed", "held-out", "held-out reconstructed"} <= set(last)

@@ -59,10 +59,11 @@ class FlowConfig(Config):
     own, so that generation may stop at an epoch.
 
     `process: diffusion` trains the same network as a DDPM instead: with context it is D2NWG,
-    without p-diff. Diffusion starts at uncoupled Gaussian noise.
+    without p-diff; `v-diffusion` differs in what the network predicts. Both start at uncoupled
+    Gaussian noise.
     """
 
-    process: Literal["flow", "diffusion"] = "flow"
+    process: Literal["flow", "diffusion", "v-diffusion"] = "flow"
     source: str = "gaussian"
     coupling: str = "independent"
     path: PathName = "linear"
@@ -72,7 +73,7 @@ class FlowConfig(Config):
     @model_validator(mode="after")
     def _of_flows_only(self) -> FlowConfig:
         own = (self.source, self.coupling, self.path, self.sigma)
-        if self.process == "diffusion" and own != ("gaussian", "independent", "linear", 0.0):
+        if self.process != "flow" and own != ("gaussian", "independent", "linear", 0.0):
             raise ValueError(
                 "a diffusion has no choice of source, coupling, path and sigma; leave them out"
             )
@@ -291,7 +292,7 @@ class FlowObjective(nn.Module):
                                   device=tasks.device)  # fmt: skip
             context = self.head(self.bank[tasks, draws])
         if x0 is None:
-            return diffusion_loss(self.velocity, x1, context, generator)
+            return diffusion_loss(self.velocity, x1, context, generator, self.config.flow.process)
         return flow.flow_matching_loss(
             self.velocity, x0, x1, context, sigma=self.config.flow.sigma, generator=generator,
             path=self.path,

@@ -31,7 +31,7 @@ def solve(process: str, network: BoundVelocity, x0: Tensor, solver: str, steps: 
     """Follows x0 (n, *L) to latents.
 
     Args:
-        process: `flow` or `diffusion`, what `network` was trained as.
+        process: `flow`, `diffusion` or `v-diffusion`, what `network` was trained as.
         steps: of the whole way; as many as lie before `end`, a time that flows alone can stop at.
 
     Raises:
@@ -45,4 +45,4 @@ def solve(process: str, network: BoundVelocity, x0: Tensor, solver: str, steps: 
     if process == "flow":
         fewer = max(1, round(steps * end)) if steps > 0 else steps  # `integrate` refuses 0
         return integrate(network, x0, solver, fewer, 0.0, end, trajectory)
-    return denoise(network, x0, solver, steps, generator, trajectory)
+    return denoise(network, x0, solver, steps, generator, trajectory, process)

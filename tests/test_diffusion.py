@@ -28,32 +28,38 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 class GaussianData:
-    """E[eps | z] of data N(mean, std^2), by noise level; it counts its calls."""
+    """E[eps | z] of data N(mean, std^2), or E[v | z], by noise level; it counts its calls."""
 
-    def __init__(self, mean: float, std: float) -> None:
-        self.mean, self.std, self.calls = mean, std, 0
+    def __init__(self, mean: float, std: float, process: str = "diffusion") -> None:
+        self.mean, self.std, self.process, self.calls = mean, std, process, 0
         self.alphas = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), dim=0)
 
     def __call__(self, z: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         self.calls += 1
         a = self.alphas[((1 - t) * 1000).round().long() - 1].view(-1, *[1] * (z.ndim - 1))
-        return (1 - a).sqrt() * (z - a.sqrt() * self.mean) / (a * self.std**2 + 1 - a)
+        surprise = (z - a.sqrt() * self.mean) / (a * self.std**2 + 1 - a)
+        eps, x1 = (1 - a).sqrt() * surprise, self.mean + a.sqrt() * self.std**2 * surprise
+        return eps if self.process == "diffusion" else a.sqrt() * eps - (1 - a).sqrt() * x1
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=seeded(seed))
 
 
+@pytest.mark.parametrize("process", diffusion.PREDICTIONS)
 @pytest.mark.parametrize("name", diffusion.SAMPLERS)
-def test_samples_have_the_datas_moments(name: str) -> None:
-    found = diffusion.denoise(GaussianData(1.5, 0.5), noise(8_000, 1), name, generator=seeded(1)).x
+def test_samples_have_the_datas_moments(name: str, process: str) -> None:
+    net = GaussianData(1.5, 0.5, process)
+    found = diffusion.denoise(net, noise(8_000, 1), name, generator=seeded(1), process=process).x
     assert found.mean().item() == pytest.approx(1.5, abs=0.03)
     assert found.std().item() == pytest.approx(0.5, abs=0.03)
 
 
+@pytest.mark.parametrize("process", diffusion.PREDICTIONS)
 @pytest.mark.parametrize("steps", [1, 10, 100])
-def test_ddim_finds_a_single_point_in_any_number_of_steps(steps: int) -> None:
-    found = diffusion.denoise(GaussianData(2.0, 0.0), noise(4, 3), "ddim", steps)
+def test_ddim_finds_a_single_point_in_any_number_of_steps(steps: int, process: str) -> None:
+    net = GaussianData(2.0, 0.0, process)
+    found = diffusion.denoise(net, noise(4, 3), "ddim", steps, process=process)
     torch.testing.assert_close(found.x, torch.full((4, 3), 2.0), rtol=1e-3, atol=1e-3)
 
 
@@ -69,9 +75,22 @@ def test_nfe_is_the_number_of_calls(name: str, steps: int) -> None:
     assert torch.equal(found.path[0], noise(2, 1)) and torch.equal(found.path[-1], found.x)
 
 
+def test_a_networks_error_at_the_start_is_magnified_by_eps_alone() -> None:
+    """A tenth of a deviation, in predictions of the noisiest level: one step from there to x_1."""
+    off = {}
+    for process in diffusion.PREDICTIONS:
+        net = GaussianData(2.0, 0.0, process)
+        found = diffusion.denoise(lambda z, t, net=net: net(z, t) + 0.1, noise(4, 3), "ddim", 1,  # type: ignore[misc]
+                                  process=process)  # fmt: skip
+        off[process] = (found.x - 2).abs().max()
+    assert off["diffusion"] > 10 and off["v-diffusion"] < 0.11
+
+
 def test_loss_of_the_best_prediction() -> None:
     point = torch.full((500, 2), 2.0)
-    assert diffusion.diffusion_loss(GaussianData(2.0, 0.0), point, None, seeded()) < 1e-6
+    for process in diffusion.PREDICTIONS:
+        best = GaussianData(2.0, 0.0, process)
+        assert diffusion.diffusion_loss(best, point, None, seeded(), process) < 1e-6
     data = torch.randn(4_000, 2, generator=seeded(1))
     best = diffusion.diffusion_loss(GaussianData(0.0, 1.0), data, None, seeded())
     expected = GaussianData(0.0, 1.0).alphas.mean()  # Var(eps | z) at unit variance is a_k
@@ -123,14 +142,15 @@ def test_missing_diffusers_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -
         diffusion.denoise(GaussianData(0.0, 1.0), noise(1, 1))
 
 
-@pytest.mark.parametrize("mode", ["none", "ordered"])
+@pytest.mark.parametrize(("mode", "process"), [("none", "diffusion"), ("ordered", "diffusion"),
+                                              ("ordered", "v-diffusion")])  # fmt: skip
 def test_a_model_is_a_diffusion_by_its_config(
-    run: Path, zoo: flown.Zoo, config: FlownConfig, tmp_path: Path, mode: str
+    run: Path, zoo: flown.Zoo, config: FlownConfig, tmp_path: Path, mode: str, process: str
 ) -> None:
     """p-diff without context, D2NWG with: trained, resumed, kept and sampled as a flow is."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     values = config.model_dump(mode="json")
-    values["flow"] = {"process": "diffusion"}
+    values["flow"] = {"process": process}
     values["context"]["mode"] = mode
     values["flow_training"] |= {"steps": 12, "checkpoint_every": 6}
     for folder in (whole, cut):
@@ -146,7 +166,7 @@ def test_a_model_is_a_diffusion_by_its_config(
     for again in (fit(out=cut), flown.Flown.from_pretrained(whole / "model")):
         vectors = again.generate(*support, n=3, solver="ddpm", steps=20).vectors
         assert torch.equal(vectors, first.batch.vectors)
-    with pytest.raises(FlownError, match=r"'euler': this model was trained as a diffusion; .* ddim"):
+    with pytest.raises(FlownError, match=rf"'euler': this model was trained as a {process}; .* ddim"):
         model.generate(*support, n=1)
 
 
@@ -156,8 +176,9 @@ def test_a_flow_refuses_diffusions_samplers(model: flown.Flown) -> None:
 
 
 def test_a_diffusion_has_no_source_to_choose() -> None:
-    with pytest.raises(FlownError, match="no choice of source, coupling, path and sigma"):
-        FlownConfig.parse({"flow": {"process": "diffusion", "coupling": "ot"}})
+    for process in diffusion.PREDICTIONS:
+        with pytest.raises(FlownError, match="no choice of source, coupling, path and sigma"):
+            FlownConfig.parse({"flow": {"process": process, "coupling": "ot"}})
 
 
 def _support() -> tuple[Tensor, Tensor]:

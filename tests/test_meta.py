@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from flown.encoders import VAEConfig
 from flown.errors import FlownError
 from flown.fewshot.classifiers import apply_heads
-from flown.fewshot.frames import describe, join_rows, split_heads
+from flown.fewshot.frames import describe, describe_support, join_rows, split_heads
 from flown.fewshot.meta import HeadFlow, HeadFlowConfig, fit_heads
 from flown.fewshot.probe import probe
 from flown.fewshot.tasks import Tasks, draw_tasks
@@ -92,6 +92,35 @@ def test_queries_enter_unlabelled_and_only_if_asked() -> None:
     assert not torch.equal(describe(some).classes, describe(other).classes)
 
 
+def test_the_mean_of_heads_is_permuted_with_its_classes(model: HeadFlow) -> None:
+    some, order = tasks(), torch.tensor([3, 1, 0, 2])
+    rows = split_heads(model.mean_heads(describe(some), 3), 4)
+    turned = split_heads(model.mean_heads(describe(some).permuted(order), 3), 4)
+    torch.testing.assert_close(turned, rows[:, order], rtol=1e-4, atol=1e-5)
+    assert torch.equal(model.mean_heads(describe(some), 3), join_rows(rows))
+
+
+def test_an_image_that_stands_there_twice_says_no_more_of_its_class() -> None:
+    some = tasks()
+    labels = some.labels.expand(6, -1)
+    twice = describe_support(torch.cat([some.support, some.support[:, :1]], dim=1),
+                             torch.cat([labels, labels[:, :1]], dim=1), 4)  # fmt: skip
+    once = describe(some, False)
+    torch.testing.assert_close(twice.centre, once.centre, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(twice.classes * twice.radius[:, None, None],
+                               once.classes * once.radius[:, None, None], rtol=1e-4, atol=1e-5)  # fmt: skip
+
+
+def test_a_euclidean_source_is_the_nearest_centroid() -> None:
+    some = tasks()
+    near = HeadFlow(quick(source="euclidean"), SIZE, 2 * SIZE)
+    told = describe(some, False)
+    heads = join_rows(told.unframed(near.centroid_rows(told.classes)))
+    logits = apply_heads(heads, some.query).log_softmax(dim=2)
+    expected = -torch.cdist(some.query, some.support).square() / 2 / told.radius[:, None, None] ** 2
+    torch.testing.assert_close(logits, expected.log_softmax(dim=2), rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("ways", [2, 4, 7])
 def test_heads_for_any_ways_on_unseen_classes(model: HeadFlow, ways: int) -> None:
     some = tasks(60, min(ways, 4), part=slice(12, 16)) if ways <= 4 else tasks(60, ways)
@@ -104,7 +133,7 @@ def test_heads_for_any_ways_on_unseen_classes(model: HeadFlow, ways: int) -> Non
     assert right.float().mean() > probed.float().mean() - 0.05
 
 
-KINDS = [{"source": "gaussian"}, {"process": "diffusion"}, {"queries": False},
+KINDS = [{"source": "gaussian"}, {"source": "euclidean"}, {"process": "diffusion"}, {"process": "v-diffusion"}, {"queries": False},
          {"encoder": VAEConfig(side=16, width=4, multipliers=(1, 2))}]  # fmt: skip
 
 

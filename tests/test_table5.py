@@ -23,7 +23,7 @@ from tests.test_cli import call
 
 ROWS = {"linear-probe", "linear-probe-zero", "vae-reconstruction", "nearest-cosine", "nearest-euclidean",
         "ridge", "caml", "maml-first-order", "flown", "flown+1", "flown+5", "flown+20",
-        "flown-no-queries", "flown-gaussian", "d2nwg"}  # fmt: skip
+        "flown-no-queries", "flown-gaussian", "d2nwg", "d2nwg-v", "d2nwg+5", "d2nwg-v+5"}  # fmt: skip
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_table5_has_every_row_and_goes_on(data: Path, tmp_path: Path) -> None:
         table5.table5(out, "cpu", settings=tiny(), resume=True)
     head, body = accuracies(rows)
     assert head == ["method", "mini_imagenet", "cifar10", "natural10", "omniglot"]
-    assert len(bars(rows)[1]) == 12 and len(body) > len(ROWS)
+    assert len(bars(rows)[1]) == 16 and len(body) > len(ROWS)
 
 
 def test_without_the_data_it_says_what_is_missing(

@@ -5,8 +5,9 @@
     u_k = sum_q p(k | q) f_q / sum_q p(k | q),  p = softmax_k(10 cos(f_q, s_k)),  queries unlabelled
 
 Without queries u_k = s_k. Images of another kind lie elsewhere in feature space, wider apart or closer
-together: all this happens in a task's own frame f' = (f - c) / r, c the mean of its images and r the
-length of a support image from there on average, and a head is carried over exactly,
+together: all this happens in a task's own frame f' = (f - c) / r, c the mean of its images, or without
+queries of the s_k, and r the length of a support image from there on average, and a head is carried
+over exactly,
 
     w . f + b = (r w) . f' + (b + w . c).
 
@@ -22,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flown.fewshot.classifiers import centroids
 from flown.fewshot.tasks import Tasks
 
 _SHARPNESS = 10.0  # of queries' soft assignment to classes, times the cosine
@@ -80,13 +82,24 @@ class Described:
 
 def describe(tasks: Tasks, queries: bool = True) -> Described:
     """What the flow is told of tasks; `queries`: whether the unlabelled queries enter."""
-    seen = torch.cat([tasks.support, tasks.query], dim=1) if queries else tasks.support
+    labels = tasks.labels.expand(len(tasks.support), -1)
+    return describe_support(tasks.support, labels, tasks.ways, tasks.query if queries else None)
+
+
+def describe_support(support: Tensor, labels: Tensor, ways: int,
+                     query: Tensor | None = None) -> Described:  # fmt: skip
+    """What supports (T, S, F) with labels (T, S), and unlabelled queries (T, N, F), say.
+
+    Classes may differ in their number of images.
+    """
+    means = centroids(support, labels, ways)  # (T, W, F)
+    seen = means if query is None else torch.cat([support, query], dim=1)
     centre = seen.mean(dim=1)  # (T, F)
-    support, query = tasks.support - centre[:, None], tasks.query - centre[:, None]
-    radius = support.norm(dim=2).mean(dim=1).clamp_min(1e-6)
-    means = support.unflatten(1, (tasks.ways, -1)).mean(dim=2)  # (T, W, F)
+    radius = (support - centre[:, None]).norm(dim=2).mean(dim=1).clamp_min(1e-6)
+    means = means - centre[:, None]
     soft = means
-    if queries:
+    if query is not None:
+        query = query - centre[:, None]
         cosines = F.normalize(query, dim=2) @ F.normalize(means, dim=2).transpose(1, 2)
         shares = (_SHARPNESS * cosines).softmax(dim=2)  # (T, W Q, W)
         soft = shares.transpose(1, 2) @ query / shares.sum(dim=1)[..., None].clamp_min(1e-6)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from flown.config import Config
 from flown.errors import FlownError
 from flown.fewshot.classifiers import apply_heads
+from flown.fewshot.frames import Described, describe
 from flown.fewshot.probe import ProbeConfig, probe
 from flown.fewshot.tasks import Tasks, draw_tasks
 from flown.files import prepare_output, read_json, save_tensors, write_json
@@ -62,6 +63,15 @@ def all_tasks(features: Tensor, labels: Tensor, classes: Tensor,
     """The tasks of all shards in turn, in the order of the zoo's rows."""
     for shard in range(shards(config)):
         yield shard_tasks(features, labels, classes, config, shard)
+
+
+def tell(features: Tensor, labels: Tensor, classes: Tensor, config: HeadsConfig,
+         queries: bool = True, shots: Sequence[int] = (1,)) -> Described:  # fmt: skip
+    """What the heads' tasks say when few of their images are known: 1,000 tasks of each shots in turn."""
+    drawn = enumerate(all_tasks(features, labels, classes, config))
+    return Described.join([
+        describe(tasks.first_shots(shots[i % len(shots)]), queries) for i, tasks in drawn
+    ])  # fmt: skip
 
 
 def shards(config: HeadsConfig) -> int:

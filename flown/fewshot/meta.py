@@ -7,13 +7,16 @@
 A class's network and noise are its own and classes meet in a mean alone: another order of classes gives
 the same rows in that order, for any number of ways. FLoWN's whole heads learn as much from examples.
 
-Sources of the flow: N(0, I), or the encoded rows of the nearest-centroid head, a (m_k - mean_j m_j)
-with m = (s + u) / 2, and noise around them. Axes: T tasks, n samples, W ways, F features.
+Sources of the flow: N(0, I), or the encoded rows of a nearest-centroid head and noise around them,
+a (m_k - mean_j m_j) with m = (s + u) / 2, with the bias 0 (`centroid`) or -a |m_k|^2 / 2 + const
+(`euclidean`, the nearest by distance). Axes: T tasks, n samples, W ways, F features.
 """
 
 from __future__ import annotations
 
 import json
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +29,7 @@ from flown.config import Config
 from flown.diffusion import diffusion_loss
 from flown.encoders import EncoderConfig, LinearConfig, VAEConfig
 from flown.errors import FlownError
-from flown.fewshot.frames import Described, join_rows, split_heads
+from flown.fewshot.frames import Described, describe_support, join_rows, split_heads
 from flown.files import halved, load_into, load_tensors, save_tensors
 from flown.flow import VelocityConfig
 from flown.layout import JointLayout, Standardizer, Task, WeightLayout
@@ -46,8 +49,8 @@ class HeadFlowConfig(Config):
     encoder_training: TrainConfig = TrainConfig(steps=2000, batch_size=256)
     velocity: VelocityConfig = VelocityConfig(channels=16, blocks=1, conditioning="concat",
                                               context_channels=4)  # fmt: skip
-    process: Literal["flow", "diffusion"] = "flow"
-    source: Literal["gaussian", "centroid"] = "centroid"
+    process: Literal["flow", "diffusion", "v-diffusion"] = "flow"
+    source: Literal["gaussian", "centroid", "euclidean"] = "centroid"
     spread: float = 0.15
     flow_training: TrainConfig = TrainConfig(steps=1000, batch_size=160, learning_rate=2e-3,
                                              warmup=50, ema=0.99)  # fmt: skip
@@ -104,6 +107,13 @@ class HeadFlow(nn.Module):
         save_tensors(path, halved(self.state_dict()), header)
 
     @classmethod
+    def pretrained(cls) -> HeadFlow:
+        """The generator that ships; `flown.fewshot.pretrain` made it."""
+        file = resources.files("flown.fewshot") / "pretrained" / "heads.safetensors"
+        with resources.as_file(file) as path:
+            return cls.load(path)
+
+    @classmethod
     def load(cls, path: Path | str) -> HeadFlow:
         """Reads what `save` wrote.
 
@@ -140,13 +150,19 @@ class HeadFlow(nn.Module):
         means, soft = tokens[..., : 2 * self.features].chunk(2, dim=2)
         means = (means + soft) / 2
         weight = self.stretch * (means - means.mean(dim=1, keepdim=True))
-        return torch.cat([weight, weight.new_zeros(*weight.shape[:2], 1)], dim=2)
+        bias = means.new_zeros(*means.shape[:2], 1)
+        if self.config.source == "euclidean":
+            bias = -self.stretch * means.square().sum(dim=2, keepdim=True) / 2
+        return torch.cat([weight, bias - bias.mean(dim=1, keepdim=True)], dim=2)
 
     def start(self, tokens: Tensor, generator: torch.Generator) -> Tensor:
         """Samples x_0 of the source for tokens (B, W, Z): (B W, 4, 8, 8)."""
         shape = (tokens.shape[0] * tokens.shape[1], *self.latent_shape)
-        noise = torch.randn(shape, generator=generator, device=tokens.device)
-        if self.config.source == "gaussian" or self.config.process == "diffusion":
+        return self.around(tokens, torch.randn(shape, generator=generator, device=tokens.device))
+
+    def around(self, tokens: Tensor, noise: Tensor) -> Tensor:
+        """The samples x_0 that standard noise (B W, 4, 8, 8) makes for tokens (B, W, Z)."""
+        if self.config.source == "gaussian" or self.config.process != "flow":
             return noise
         with torch.no_grad():
             return self.encode(self.centroid_rows(tokens).flatten(0, 1)) + self.config.spread * noise
@@ -185,6 +201,32 @@ class HeadFlow(nn.Module):
         return torch.cat(found)
 
 
+    def mean_heads(self, tasks: Described, n: int = 50, seed: int = 0, steps: int = 5) -> Tensor:
+        """The mean (T, W F + W) of n heads a task, whose samples' noise tasks and classes share.
+
+        Classes in another order have the same rows in that order.
+        """
+        count, ways = tasks.classes.shape[:2]
+        generator = torch.Generator(tasks.classes.device).manual_seed(seed)
+        noise = torch.randn(1, n, 1, *self.latent_shape, generator=generator, device=tasks.classes.device)
+        each = noise.expand(count, n, ways, -1, -1, -1).flatten(0, 2)
+        start = self.around(tasks.repeated(n).classes, each).unflatten(0, (count, n, ways))
+        return self.generate(tasks, n, steps=steps, noise=start).mean(dim=1)
+
+
+@cache
+def _shipped() -> HeadFlow:
+    return HeadFlow.pretrained()
+
+
+def flow_heads(support: Tensor, labels: Tensor, ways: int) -> Tensor:
+    """Heads (T, W F + W) for supports (T, S, F), features of length 1 of the shipped backbone, labels (T, S).
+
+    The mean of fifty that the shipped generator samples, always the same.
+    """
+    return _shipped().mean_heads(describe_support(support, labels, ways))
+
+
 class _RowsObjective(nn.Module):
     def __init__(self, model: HeadFlow, rows: Tensor, batch: int) -> None:
         super().__init__()
@@ -211,8 +253,8 @@ class _FlowObjective(nn.Module):
         some = torch.randint(len(self.tokens), (count,), generator=generator)
         tokens, x1 = self.tokens[some], self.latents[some].flatten(0, 1)
         contexts = self.context(tokens).flatten(0, 1)
-        if model.config.process == "diffusion":
-            return diffusion_loss(self.velocity, x1, contexts, generator)
+        if model.config.process != "flow":
+            return diffusion_loss(self.velocity, x1, contexts, generator, model.config.process)
         x0 = model.start(tokens, generator)
         return flow.flow_matching_loss(self.velocity, x0, x1, contexts, generator=generator)
 

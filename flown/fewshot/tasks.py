@@ -50,6 +50,11 @@ class Tasks(NamedTuple):
         return self._replace(support=self.support[rows], query=self.query[rows],
                              classes=self.classes[rows])  # fmt: skip
 
+    def first_shots(self, shots: int) -> Tasks:
+        """The same tasks with the first `shots` support images of each class alone."""
+        first = self.support.unflatten(1, (self.ways, self.shots))[:, :, :shots]
+        return self._replace(support=first.flatten(1, 2), shots=shots)
+
 
 def draw_tasks(features: Tensor, labels: Tensor, classes: Tensor, ways: int, shots: int,
                queries: int, count: int, seed: int = 0) -> Tasks:  # fmt: skip

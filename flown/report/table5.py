@@ -41,6 +41,7 @@ def bars(rows: list[Row]) -> Table:
     found = {(row["dataset"], row["method"]): row["value"] for row in rows
              if row["interval"] is not None and row["selection"] == "all"}  # fmt: skip
     compared = (("flown", "d2nwg", 0, "above D2NWG"),
+                ("flown", "d2nwg-v", 0, "above D2NWG with v-prediction"),
                 ("flown", "linear-probe", -_UNDER, f"at most {_UNDER} under the linear probe"),
                 ("flown+5", "linear-probe", 0, "after 5 steps not below the linear probe"))  # fmt: skip
     body = []
@@ -82,5 +83,7 @@ _LEAD = (
     "the same tasks. Generated heads: the mean over all samples of a task, the three with the least "
     "loss on the support, and the three that do best on the queries themselves, which is the paper's "
     "protocol and nothing a user could do. '+5': after five steps of AdamW on the support. "
-    "In brackets: the paper's figure, on its own backbone and full data."
+    "In brackets: the paper's figure, on its own backbone and full data. D2NWG is a diffusion on the same "
+    "latent with the same network and as many steps of training: d2nwg predicts the noise, as published, "
+    "d2nwg-v what does not magnify a network's error where there is much noise."
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from flown.data import ManyClass, read_image
 from flown.errors import FlownError
 from flown.fewshot import calibrate, labelling
 from flown.fewshot.classifiers import apply_heads, ridge_heads
+from flown.fewshot.features import load_backbone
 from flown.fewshot.folder import read_support
 from flown.fewshot.labelling import Labelled, label
 from flown.fewshot.validate import validate
@@ -79,7 +81,7 @@ def read(path: Path) -> list[dict[str, str]]:
 def test_every_head_labels_and_its_file_says_the_same(
     head: str, known: Path, new: Path, tmp_path: Path
 ) -> None:
-    found = label(known, new, head=head, backbone=OURS)
+    found = label(known, new, head=head, backbone=None if head == "flow" else OURS)
     assert found.classes == tuple(sorted(COLOURS)) and found.warnings == ()
     assert [path.name for path in found.save(tmp_path / "out")] == [
         "predictions.csv", "head.safetensors"]  # fmt: skip
@@ -91,9 +93,9 @@ def test_every_head_labels_and_its_file_says_the_same(
         assert sum(shares) == pytest.approx(1, abs=1e-3) and max(shares) == float(row["confidence"])
 
     batch = flown.WeightBatch.load(tmp_path / "out" / "head.safetensors")
-    assert batch.layout.task.classes == found.classes and batch.provenance["backbone"] == OURS
+    assert batch.layout.task.classes == found.classes and batch.provenance["backbone"] == found.backbone
     pictures = torch.stack([read_image(Path(row["file"])) for row in rows])
-    p = batch.module(0)(Colours()(pictures)).softmax(dim=1)
+    p = batch.module(0)(load_backbone(found.backbone)(pictures)).softmax(dim=1)
     torch.testing.assert_close(p, found.probabilities, atol=1e-4, rtol=1e-4)
 
 
@@ -142,6 +144,18 @@ def test_the_page_shows_every_image_and_nothing_is_fetched(known: Path, new: Pat
     assert "http" not in page and "草 (" in page and "the same image as" in page
 
 
+def test_generated_heads_do_not_know_the_order_of_classes(known: Path, new: Path, tmp_path: Path) -> None:
+    """Folders renamed, so that classes come in another order: the same pictures, the same confidences."""
+    names = dict(zip(sorted(COLOURS), ("c", "a", "b"), strict=True))
+    for old, name in names.items():
+        shutil.copytree(known / old, tmp_path / "renamed" / name)
+    plain, turned = (label(folder, new, head="flow") for folder in (known, tmp_path / "renamed"))
+    order = [turned.classes.index(names[name]) for name in plain.classes]
+    assert order == [2, 0, 1] and plain.probabilities is not None and turned.probabilities is not None
+    torch.testing.assert_close(turned.probabilities[:, order], plain.probabilities, atol=1e-4, rtol=1e-3)
+    assert turned.temperature == plain.temperature
+
+
 # ---- the command
 
 
@@ -158,6 +172,9 @@ def test_the_command_with_what_ships(known: Path, new: Path, tmp_path: Path,
     assert len(rows) == 12 and all(row["class"] in row["file"] for row in rows)
     assert call(monkeypatch, *arguments) == 2
     assert "--overwrite" in capsys.readouterr().err
+    assert call(monkeypatch, *arguments, "--overwrite", "--head", "flow") == 0
+    assert all(row["class"] in row["file"] for row in read(out / "predictions.csv"))
+    assert flown.WeightBatch.load(out / "head.safetensors").provenance["method"] == "flow"
     assert call(monkeypatch, *arguments, "--overwrite", "--head", "caml") == 0
     assert len(read(out / "predictions.csv")) == 12
     assert not (out / "head.safetensors").exists(), "another head's file is not left behind"
@@ -204,6 +221,8 @@ def test_heads_and_backbones_that_will_not_do(known: Path, new: Path) -> None:
     refused("unknown head 'rigde'. Did you mean 'ridge'", known, new, head="rigde")
     refused("unknown backbone 'resnet12-smal'", known, new, backbone="resnet12-smal")
     refused("CAML was trained on the features of 'context'", known, new, head="caml")
+    refused("--head flow: the generator was trained on the features of 'resnet12-small', not of "
+            "'context'; leave --backbone out", known, new, head="flow", backbone="context")
 
 
 def test_warnings_name_the_files(known: Path, new: Path) -> None:

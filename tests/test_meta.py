@@ -13,11 +13,14 @@ from flown.encoders import VAEConfig
 from flown.errors import FlownError
 from flown.fewshot.classifiers import apply_heads
 from flown.fewshot.frames import describe, describe_support, join_rows, split_heads
+from flown.fewshot.heads import HeadsConfig
 from flown.fewshot.meta import HeadFlow, HeadFlowConfig, fit_heads
+from flown.fewshot.pretrain import GeneratorConfig, train_generator
 from flown.fewshot.probe import probe
 from flown.fewshot.tasks import Tasks, draw_tasks
 from flown.flow import VelocityConfig
 from flown.training import TrainConfig
+from tests.test_backbone import many
 
 SIZE = 12
 CLASSES = torch.arange(16)
@@ -133,7 +136,8 @@ def test_heads_for_any_ways_on_unseen_classes(model: HeadFlow, ways: int) -> Non
     assert right.float().mean() > probed.float().mean() - 0.05
 
 
-KINDS = [{"source": "gaussian"}, {"source": "euclidean"}, {"process": "diffusion"}, {"process": "v-diffusion"}, {"queries": False},
+KINDS = [{"source": "gaussian"}, {"source": "euclidean"}, {"process": "diffusion"},
+         {"process": "v-diffusion"}, {"queries": False},
          {"encoder": VAEConfig(side=16, width=4, multipliers=(1, 2))}]  # fmt: skip
 
 
@@ -151,6 +155,22 @@ def test_every_kind_runs_saves_and_loads(change: dict[str, object], model: HeadF
     assert a.shape == (20, 2, 4 * SIZE + 4) and (a - b).abs().max() < 0.05 * a.abs().max()
     resumed = fit_heads(probe(some.support, 4), describe(some), config, out=tmp_path, like=like, resume=True)
     assert torch.equal(resumed.generate(describe(some), 2, steps=2), a)
+
+
+def test_the_generator_that_ships_is_made_by_a_function_that_goes_on(tmp_path: Path) -> None:
+    few = TrainConfig(steps=4, batch_size=20, warmup=2, ema=0.9)
+    config = GeneratorConfig(heads=HeadsConfig(tasks=12, queries=5), shots=(2,),
+                             fit=quick(flow_training=few))  # fmt: skip
+    made = train_generator(many(), config, out=tmp_path)
+    written = (tmp_path / "heads.safetensors").read_bytes()
+    (tmp_path / "heads.safetensors").unlink()
+    (tmp_path / "flow" / "flow.checkpoint.safetensors").unlink()
+    train_generator(many(), config, out=tmp_path)
+    assert (tmp_path / "heads.safetensors").read_bytes() == written
+    shipped = HeadFlow.pretrained()
+    assert shipped.features == made.features == HeadFlow.load(tmp_path / "heads.safetensors").features == 192
+    with pytest.raises(FlownError, match="heads begun with another config or other features"):
+        train_generator(many(), config.model_copy(update={"heads": HeadsConfig(tasks=11)}), out=tmp_path)
 
 
 def test_bad_input_is_named(model: HeadFlow, tmp_path: Path) -> None:

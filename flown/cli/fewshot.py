@@ -19,7 +19,7 @@ def fewshot(folder: Annotated[Path, typer.Argument(
                 help="resnet12-small, context, timm/NAME, a file, package.module:function; "
                      "by default what the head does best with.")] = None,
             head: Annotated[str, typer.Option(
-                help="centroid, ridge, probe or caml.")] = "centroid",
+                help="centroid, ridge, probe, flow or caml.")] = "centroid",
             shots: Annotated[Optional[int], typer.Option(
                 help="Use as many random images a class; by default all.")] = None,
             seed: Seed = 0, overwrite: Overwrite = False) -> None:  # fmt: skip

@@ -29,6 +29,7 @@ from flown.fewshot.classifiers import apply_heads, cosine_heads, probe_heads, ri
 from flown.fewshot.features import Standardised, load_backbone
 from flown.fewshot.folder import Pictures
 from flown.fewshot.incontext import caml_logits
+from flown.fewshot.meta import flow_heads
 from flown.files import write_text
 from flown.layout import Task, WeightLayout
 from flown.nets.linear import NormalisedHead
@@ -49,12 +50,14 @@ class _Kind(NamedTuple):
 # What is chosen here is best on 5-way tasks of mini-ImageNet's validation classes, of 1 and of 5
 # images a class, with the shipped backbone: `flown.fewshot.validate` measures it again.
 LINEAR = {
-    "centroid": _Kind(cosine_heads, (2.2, 1.5)),
+    "centroid": _Kind(cosine_heads, (2.3, 1.5)),
     "ridge": _Kind(partial(ridge_heads, strength=10.0), (0.022, 0.036)),
     "probe": _Kind(probe_heads, (0.29, 0.19)),
+    "flow": _Kind(flow_heads, (0.57, 0.21)),
 }
 HEADS = (*LINEAR, "caml")
-_CAML_TAUS = (2.6, 2.2)
+_TRAINED = {"caml": ("CAML", CONTEXT), "flow": ("the generator", BACKBONE)}  # on whose features
+_CAML_TAUS = (2.6, 2.3)
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ def label(support: Path | str, queries: Path | str | None = None, *, backbone: s
     start = time.monotonic()
     if head not in HEADS:
         raise unknown("head", head, HEADS)
-    name = backbone or (CONTEXT if head == "caml" else BACKBONE)
+    name = backbone or (_TRAINED[head][1] if head in _TRAINED else BACKBONE)
     known, classes = folder.read_support(Path(support), shots, seed)
     asked: Pictures | None = None
     warnings: list[str] = []
@@ -143,8 +146,9 @@ class _Method:
     """A backbone and a kind of head, with the support's features z (S, F)."""
 
     def __init__(self, head: str, name: str, support: Pictures, ways: int) -> None:
-        if head == "caml" and name != CONTEXT:
-            raise FlownError(f"--head caml: CAML was trained on the features of '{CONTEXT}', not of "
+        what, own = _TRAINED.get(head, ("", name))
+        if name != own:
+            raise FlownError(f"--head {head}: {what} was trained on the features of '{own}', not of "
                              f"'{name}'; leave --backbone out, or take another head")  # fmt: skip
         self.head, self.name, self.labels, self.ways = head, name, support.labels, ways
         self.caml: CAML | None = None

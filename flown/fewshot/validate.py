@@ -33,7 +33,7 @@ class Validated(NamedTuple):
     error: float  # expected calibration error at that temperature, percent
 
 
-def validate(many: ManyClass, count: int = 300, ways: int = 5, queries: int = 15,
+def validate(many: ManyClass, count: int = 600, ways: int = 5, queries: int = 15,
              seed: int = 0) -> list[Validated]:  # fmt: skip
     """Every kind of head on the features it is for, with 1 and with 5 images a class.
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from flown.config import Config
 from flown.files import read_json, write_json
+from flown.provenance import provenance
 
 
 class Clock:
@@ -22,7 +26,7 @@ class Clock:
         self.last = now
         write_json(self.path, self.spent)
 
-    @property
-    def total(self) -> float:
-        """Seconds of all stages."""
-        return round(sum(self.spent.values()), 1)
+    def about(self, config: Config, counts: Mapping[str, Any], device: str) -> dict[str, Any]:
+        """The provenance of the experiment's results, with the seconds of all stages and of each."""
+        total = sum(self.spent.values())
+        return provenance(config, counts, total, device) | {"seconds_of_stages": self.spent}

@@ -24,7 +24,7 @@ from flown.experiments.retrieval import present
 from flown.experiments.transfer import from_best, from_default_init, match_classes, measure
 from flown.experiments.unconditional import Cell
 from flown.model import Flown
-from flown.provenance import Row, digest, provenance, write_results
+from flown.provenance import Row, digest, write_results
 from flown.report import write_report
 from flown.report.html import table_html
 from flown.training import TrainConfig
@@ -130,8 +130,7 @@ def table4(out: Path, scale: str, *, seed: int = 0, resume: bool = False, overwr
     settings = config(scale, seed)
     clock = Clock(out / "seconds.json")
     results, counts = run(settings, out, device, clock)
-    about = provenance(settings, counts, clock.total, device)
-    about["seconds_of_stages"] = clock.spent
+    about = clock.about(settings, counts, device)
     rows = [row for result in results for row in result.rows()]
     write_results(out / "results.json", "table4", scale, about, rows)
     tasks = {x.name: TaskCard(x.name, x.methods) for x in results}

@@ -28,7 +28,7 @@ from flown.fitting import FlowConfig, FlownConfig
 from flown.model import Flown
 from flown.novelty import held_out_distance, largest_iou, mutual_iou, nearest_distance, same_seed
 from flown.progress import bar
-from flown.provenance import Row, digest, provenance
+from flown.provenance import Row, digest
 from flown.weights import WeightBatch
 from flown.zoo import Recipe, Zoo
 
@@ -175,8 +175,7 @@ def run(config: UnconditionalConfig, out: Path, *, device: str) -> Unconditional
         used = originals[name]
         counts[name] = {"train": len(images.train), "val": len(used.choice), "test": len(used.test)}
         clock.lap(cell.name)
-    about = provenance(config, {**counts, "zoos": zoos}, clock.total, device)
-    about["seconds_of_stages"] = clock.spent
+    about = clock.about(config, {**counts, "zoos": zoos}, device)
     tasks = {x.cell.name: TaskCard(x.cell.name, x.methods, seconds=x.costs["flown"][0],
                                    nfe=x.costs["flown"][1]) for x in results}  # fmt: skip
     most = max(cell.samples for cell in config.cells)

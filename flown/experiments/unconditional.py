@@ -117,8 +117,8 @@ class _Originals:
 
     def __init__(self, cell: Cell, trained: Zoo, images: ImageData, seed: int, device: str) -> None:
         self.images, self.device = images, device
-        self.test = _some(images.test, cell.images)
-        self.choice = _some(images.val, min(CHOICE, cell.images or CHOICE))
+        self.test = at_most(images.test, cell.images)
+        self.choice = at_most(images.val, min(CHOICE, cell.images or CHOICE))
         seen, task = trained.select(split="train"), images.name
         held_out = trained.select(split="held-out").batch(task)
         self.train = seen.batch(task)
@@ -184,7 +184,7 @@ def run(config: UnconditionalConfig, out: Path, *, device: str) -> Unconditional
     return Unconditional(results, card, about)
 
 
-def _some(split: Split, most: int | None) -> Split:
+def at_most(split: Split, most: int | None) -> Split:
     """At most so many images, drawn at random, always the same."""
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
     return split if most is None else split[order[:most]]

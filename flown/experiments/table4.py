@@ -122,8 +122,8 @@ def config(scale: str, seed: int = 0) -> Table4Config:
     def adaptation(evaluations: int, networks: int, **more: Any) -> AdaptConfig:
         steps = max(1, evaluations // networks)
         training = TrainConfig(steps=steps, batch_size=images, learning_rate=3e-3, weight_decay=0.0,
-                               warmup=10, ema=0.95, validate_every=max(1, steps // 4),
-                               checkpoint_every=max(1, steps // 8))  # fmt: skip
+                               warmup=10, ema=0.95, validate_every=max(1, steps // 12),
+                               checkpoint_every=max(1, steps // 12), choose="val")  # fmt: skip
         return AdaptConfig(networks=networks, training=training, validated=16, seed=seed,
                            **{"steps": solver_steps, **more})  # fmt: skip
 

@@ -139,6 +139,9 @@ def _about(rows: list[Row], dataset: str) -> str:
             f"{row['recognised']} by {row['votes']} support sets, whose activation and preprocessing "
             "all have; the best lookup was "
             f"{_lookup(rows, dataset)}'s.")  # fmt: skip
+    text += "".join(f" {look(r['method']).label}: {r['selection']}, epoch {r['until']:g}."
+                    for r in rows if r["dataset"] == dataset and r["selection"] != "all"
+                    and r["epoch"] == 0)  # fmt: skip
     if any(r["paper"] is not None for r in rows if r["dataset"] == dataset):
         text += " In brackets: the paper's figure."
     return text + (f" {row['note']}." if row["note"] else "")

@@ -15,7 +15,7 @@ from flown.experiments import starts, table3, targets
 from flown.finetune import Point, read_points
 from flown.fitting import ContextConfig, FlownConfig
 from flown.flow import VelocityConfig
-from flown.report.finetuning import GAP, LEAD, accuracy_table, bars, curves
+from flown.report.finetuning import GAP, LEAD, accuracy_table, bars, curves, through
 from flown.training import TrainConfig
 from flown.zoo import Recipe
 from tests import fakes
@@ -102,7 +102,7 @@ def test_from_zoo_to_report(folder: Path, tmp_path: Path) -> None:
     assert set(content["provenance"]["seconds_of_stages"]) == {
         "zoo", "fit", "trajectory", "turned", "svhn_small", "omniglot"}  # fmt: skip
     found = {(r["dataset"], r["method"], r["epoch"]): r for r in rows if r["metric"] == "accuracy"}
-    methods = {"flown", starts.TRAJECTORY, table3.STOPPED, *starts.INITS, "checkpoint", "zoo-mean",
+    methods = {"flown", table3.TRAJECTORY, table3.STOPPED, *starts.INITS, "checkpoint", "zoo-mean",
                "best-lookup"}  # fmt: skip
     assert {key[:2] for key in found} == {(d, m) for d in ("turned", "svhn_small", "omniglot")
                                           for m in methods} | {("turned", "zoo")}  # fmt: skip
@@ -121,7 +121,7 @@ def test_from_zoo_to_report(folder: Path, tmp_path: Path) -> None:
             stops[epoch] = float(points[-1].val.mean())
         chosen = found[dataset, table3.STOPPED, 0]
         assert stops[chosen["until"]] == max(stops.values()) and chosen["selection"] == "val-best-of-2-stops"
-        last = found[dataset, starts.TRAJECTORY, 0]
+        last = found[dataset, table3.TRAJECTORY, 0]
         assert last["until"] == 4 and last["selection"] == "all"
         assert (chosen["until"] == 4) <= (chosen["value"] == last["value"])
         inits = {init: found[dataset, init, 1]["value"] for init in starts.INITS}
@@ -130,7 +130,7 @@ def test_from_zoo_to_report(folder: Path, tmp_path: Path) -> None:
     assert found["svhn_small", "flown", 0]["note"] and found["omniglot", "flown", 0]["batch_size"] == 6
     page = (out / "report.html").read_text()
     assert "missed" in page or "held" in page
-    assert "generated, trajectory" in page and "trajectory, stop chosen: val-best-of-2-stops" in page
+    assert "generated, trajectory" in page and "(val-best-of-2-stops)" in page
     assert "data:image/png" in page and "not the official one" in page
     before = {p.name: p.stat().st_mtime_ns for p in (out / "finetuned").iterdir()}
     again = table3.run(settings, out, "smoke", "cpu")
@@ -151,6 +151,21 @@ def test_the_table_says_where_a_bar_is_missed() -> None:
     head, body = accuracy_table([{"dataset": "a", "metric": "accuracy", "method": "flown", "epoch": 1,
                                   "value": 50.04, "std": 1.0, "paper": 84.49}], "a")  # fmt: skip
     assert head[1:] == ["epoch 1"] and body[0][1] == "50.0 ± 1.0 (84.5)"
+
+
+def test_the_flow_through_the_epochs_is_set_against_the_other() -> None:
+    def row(method: str, epoch: int, value: float, until: float | None, n: int = 4) -> dict[str, object]:
+        return {"dataset": "a", "metric": "accuracy", "method": method, "epoch": epoch, "value": value,
+                "std": 4.0, "n": n, "until": until}  # fmt: skip
+
+    rows = [row("flown", 0, 50, None), row("flown", 1, 60, None)]
+    for epoch in (0, 1):
+        rows += [row(table3.TRAJECTORY, epoch, 58, 5.0), row(table3.STOPPED, epoch, 62, 3.0)]
+    head, body = through(rows)
+    assert head[2:] == ["stop", "epoch 0", "epoch 1"]
+    assert [line[2:] for line in body] == [
+        ["5", "+8.0 ± 2.8", "-2.0 ± 2.8"], ["3", "+12.0 ± 2.8", "+2.0 ± 2.8"],
+    ]  # fmt: skip
 
 
 def test_curves_are_the_means() -> None:

@@ -14,7 +14,6 @@ from flown.model import Flown
 from flown.weights import WeightBatch
 from flown.zoo import Zoo
 
-TRAJECTORY = "flown-trajectory"
 INITS = ("recipe-init", "default-init", "kaiming")
 
 
@@ -72,7 +71,7 @@ def starts(model: Flown, trajectory: Flown, zoo: Zoo, images: ImageData, n: int,
     mean = train.vectors.mean(dim=0, keepdim=True).repeat(n, 1)
     return Starts({
         "flown": generated(model, supports, task, steps, seed),
-        TRAJECTORY: stops[trajectory.epochs[-1]],
+        "flown-trajectory": stops[trajectory.epochs[-1]],
         "recipe-init": fresh(init),
         "default-init": fresh("default"),
         "kaiming": fresh("kaiming-uniform"),

@@ -26,13 +26,13 @@ from flown.experiments import targets
 from flown.experiments.begin import begin
 from flown.experiments.clock import Clock
 from flown.experiments.retrieval import build_zoo, present
-from flown.experiments.starts import INITS, TRAJECTORY, Starts, starts
+from flown.experiments.starts import INITS, Starts, starts
 from flown.finetune import FinetuneConfig, Point, finetune
 from flown.fitting import FlownConfig
 from flown.flow import VelocityConfig
 from flown.model import Flown
 from flown.provenance import Row, provenance, write_results
-from flown.report.finetuning import GAP, LEAD, write_table3
+from flown.report.finetuning import GAP, LEAD, THROUGH, write_table3
 from flown.training import TrainConfig
 from flown.weights import WeightBatch
 from flown.zoo import Recipe, recipe
@@ -53,8 +53,8 @@ PAPER = {
     for (method, epoch), values in _PAPER.items()
     for dataset, value in zip(_SETS, values, strict=True)
 }
+TRAJECTORY, STOPPED = THROUGH
 _FEWEST_STEPS = 10  # an epoch
-STOPPED = f"{TRAJECTORY}-stopped"
 UNSEEN = ("usps", "svhn", "svhn_small", "kmnist", targets.TEN_WAY)
 
 

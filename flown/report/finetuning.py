@@ -118,7 +118,7 @@ def print_table3(rows: list[Row], console: Console) -> None:
     for name in dict.fromkeys(row["dataset"] for row in rows):
         terminal.print_table(console, f"{name}: test accuracy, %, by epochs of fine-tuning",
                              accuracy_table(rows, name))  # fmt: skip
-    terminal.print_table(console, "A flow through several epochs, points ahead of that to the last", through(rows))
+    terminal.print_table(console, "A flow through several epochs: points ahead of the other", through(rows))
     terminal.print_table(console, "Generated networks against what was to be reached", bars(rows))
 
 

@@ -31,7 +31,7 @@ from flown.finetune import FinetuneConfig, Point, finetune
 from flown.fitting import FlownConfig
 from flown.flow import VelocityConfig
 from flown.model import Flown
-from flown.provenance import Row, provenance, write_results
+from flown.provenance import Row, write_results
 from flown.report.finetuning import GAP, LEAD, THROUGH, write_table3
 from flown.training import TrainConfig
 from flown.weights import WeightBatch
@@ -172,8 +172,7 @@ def run(settings: Table3Config, out: Path, scale: str, device: str) -> list[Row]
         if name in zoo.tasks:
             rows += found.beside(seen.batch(name))
         clock.lap(name)
-    about = provenance(settings, counts, clock.total, device)
-    about["seconds_of_stages"] = clock.spent
+    about = clock.about(settings, counts, device)
     about["encoders"] = {"flown": model.history["encoder"][-1:],
                          TRAJECTORY: trajectory.history["encoder"][-1:]}  # fmt: skip
     write_results(out / "results.json", "table3", scale, about, rows)

@@ -30,7 +30,7 @@ from flown.files import prepare_output, read_json, write_json
 from flown.fitting import context_bank
 from flown.model import Flown
 from flown.nets import batchnorm, stacked
-from flown.training import TrainConfig, step_generator, train
+from flown.training import History, TrainConfig, step_generator, train
 from flown.version import __version__
 from flown.weights import WeightBatch
 from flown.zoo.rows import checksum
@@ -46,7 +46,8 @@ class AdaptConfig(Config):
     of `training.batch_size` images, so that a step is `networks` gradient evaluations. `detach` is t',
     moved to the nearest of `steps` grid points; `recompute` keeps no activations of a solver's step,
     `amp` runs in bfloat16 on a GPU. `scale` multiplies the reward of adjoint matching: the larger, the
-    further it may go from the model that was. `validated` networks are measured on validation images.
+    further it may go from the model that was. `validated` networks are measured on validation images,
+    and what did best on them is kept; a reward of one's own is followed to the end.
     """
 
     method: Literal["solver", "adjoint"] = "solver"
@@ -61,7 +62,7 @@ class AdaptConfig(Config):
     validated: int = 32
     training: TrainConfig = TrainConfig(
         steps=300, batch_size=128, learning_rate=3e-3, weight_decay=0.0, warmup=10, ema=0.98,
-        checkpoint_every=50, validate_every=50,
+        checkpoint_every=50, validate_every=50, choose="val",
     )  # fmt: skip
     seed: int = 0
 
@@ -298,16 +299,23 @@ def adapt(model: Flown, images: ImageData, config: AdaptConfig | None = None, *,
     static = {"step": 0.0, **objective.validate()}
     objective.choose()
     write_json(made, run)
-    history = train(objective, config.training, out=out, name="adapt", seed=config.seed,
+    training = config.training if reward is None else config.training.model_copy(update={"choose": None})
+    history = train(objective, training, out=out, name="adapt", seed=config.seed,
                     resume=resume, validate=objective.validate, device=device)  # fmt: skip
     new.eval().requires_grad_(False)
     if new.prototypes is not None and objective.bank is not None:  # the new images are now `task`'s
         new.prototypes[new.tasks.index(task)] = objective.bank.mean(dim=0).flatten()
     new.history = {"adapt": [static, *history]}
-    new.card = {"adapted": run | {"static": static["val"], "val": history[-1]["val"]}}
+    new.card = {"adapted": run | {"static": static["val"], "val": _kept(history, training)}}
     write_json(out / "history.json", new.history)
     new.save_pretrained(str(out / "model"))
     return new
+
+
+def _kept(history: History, config: TrainConfig) -> float:
+    """Validation accuracy of what was kept: the best, or the last."""
+    key = config.choose
+    return (max(history, key=lambda record: record[key]) if key else history[-1])["val"]
 
 
 def _fingerprint(part: nn.Module) -> int:

@@ -1,7 +1,8 @@
 """A zoo's trainings as trajectories: their checkpoints, epoch by epoch, are a flow's marginals.
 
 Network i after epochs e_1 < ... < e_K is the path's station at t_k = k / K; the flow then generates
-networks of epoch e_k at t_k. The metric path learns its correction here, before the flow does.
+networks of epoch e_k at t_k. Epochs that are counted from the last may differ from task to task. The
+metric path learns its correction here, before the flow does.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from flown.errors import FlownError
 from flown.flow import Path, PathSample
 from flown.training import TrainConfig, train
 from flown.zoo.networks import Networks
+from flown.zoo.rows import Row
 
 PathName = Literal["linear", "piecewise", "spline", "metric"]
 _POINTS = 512  # networks that tell the metric where the data is
@@ -27,23 +29,25 @@ def trajectories(networks: Networks, asked: Sequence[int]) -> tuple[Tensor, tupl
     """Which rows (m, K) of `networks` are m trainings' checkpoints of K epochs, and the epochs.
 
     Args:
-        asked: the config's epochs; those that are not counted from the last must be there.
+        asked: the config's epochs; those that are not counted from the last must be there. Where all
+            are, and not all tasks keep the same epochs, the counts stand for these: -2, -1.
 
     Raises:
         FlownError: an epoch was not kept, a training lacks one or has two checkpoints of it, or
             there is one epoch only.
     """
     rows = [networks.zoo.rows[place] for place in networks.places]
+    names = _names(rows, asked)
     found: dict[tuple[str, int], dict[float, int]] = {}
     for place, row in enumerate(rows):
-        own = found.setdefault((row.task, row.model), {})
-        if row.epoch in own:
+        own, epoch = found.setdefault((row.task, row.model), {}), names[row.task, row.epoch]
+        if epoch in own:
             raise FlownError(
                 f"{networks.zoo.path}: network {row.model} of task '{row.task}' has two checkpoints "
                 f"of epoch {row.epoch:g}; a path needs one each"
             )
-        own[row.epoch] = place
-    epochs = tuple(sorted({row.epoch for row in rows}))
+        own[epoch] = place
+    epochs = tuple(sorted(set(names.values())))
     if missing := [e for e in asked if e >= 0 and e not in epochs]:
         raise FlownError(
             f"{networks.zoo.path}: epoch {missing[0]} was not kept; there are "
@@ -61,6 +65,18 @@ def trajectories(networks: Networks, asked: Sequence[int]) -> tuple[Tensor, tupl
             f"{epochs[0]:g} only; name more in `epochs`, or take flow.path linear"
         )
     return torch.tensor([[own[e] for e in epochs] for own in found.values()]), epochs
+
+
+def _names(rows: Sequence[Row], asked: Sequence[int]) -> dict[tuple[str, float], float]:
+    """What each task's epochs are called: by themselves, or how they are counted from the last."""
+    kept = {task: sorted({row.epoch for row in rows if row.task == task})
+            for task in {row.task for row in rows}}  # fmt: skip
+    counts = sorted(set(asked), reverse=True)
+    alike = len({tuple(epochs) for epochs in kept.values()}) == 1
+    if alike or not counts or counts[0] >= 0:
+        return {(task, epoch): epoch for task, epochs in kept.items() for epoch in epochs}
+    return {(task, epoch): float(count) for task, epochs in kept.items()
+            for epoch, count in zip(reversed(epochs), counts, strict=False)}  # fmt: skip
 
 
 def time_of(epoch: float, epochs: Sequence[float]) -> float:

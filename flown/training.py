@@ -12,13 +12,13 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Optional
 
 import torch
 from torch import Tensor, nn
 
 from flown.config import Config
-from flown.errors import FlownError, TrainingError
+from flown.errors import FlownError, TrainingError, unknown
 from flown.files import load_tensors, save_tensors
 from flown.progress import bar
 
@@ -27,7 +27,11 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class TrainConfig(Config):
-    """How long and how fast; `ema` is the decay per step, 0 turns it off."""
+    """How long and how fast; `ema` is the decay per step, 0 turns it off.
+
+    `choose` names a figure of validation: the averaged weights with which it was largest are kept,
+    in place of the last ones.
+    """
 
     steps: int = 3000
     batch_size: int = 64
@@ -39,6 +43,7 @@ class TrainConfig(Config):
     clip: float = 1.0
     checkpoint_every: int = 500
     validate_every: int = 500
+    choose: Optional[str] = None
 
 
 def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -57,7 +62,7 @@ def train(
     validate: Callable[[], Mapping[str, float]] | None = None,
     device: str = "cpu",
 ) -> History:
-    """Minimises `objective(generator)` and leaves the averaged weights in it.
+    """Minimises `objective(generator)` and leaves the averaged weights in it, the last or the best.
 
     Args:
         out: the folder of the checkpoint `<name>.checkpoint.safetensors`.
@@ -70,7 +75,7 @@ def train(
 
     Raises:
         TrainingError: the loss is NaN or Inf.
-        FlownError: no steps, or the checkpoint belongs to another model.
+        FlownError: no steps, the checkpoint belongs to another model, or nothing is called `choose`.
     """
     from accelerate import Accelerator
 
@@ -90,6 +95,7 @@ def train(
                 if validate is not None:
                     with run.averaged():
                         record |= validate()
+                run.consider(record)
                 run.history.append(record)
                 update(done, "  ".join(f"{k} {v:.4g}" for k, v in record.items() if k != "step"))
             elif done % 20 == 0:
@@ -99,7 +105,7 @@ def train(
                 run.save(path, done)
             if done % config.validate_every == 0:
                 losses.clear()
-    run.keep_average()
+    run.finish()
     return run.history
 
 
@@ -128,6 +134,7 @@ class _Run:
             self.trained.values(), config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self.average = {k: p.detach().clone() for k, p in self.trained.items()}
+        self.best: dict[str, Tensor] = {}
         self.history: History = []
         self.accelerator = accelerator
         self.prepared, self.stepper = accelerator.prepare(objective, self.optimizer)
@@ -163,6 +170,20 @@ class _Run:
         self._fill(backup)
         self.objective.train()
 
+    def consider(self, record: dict[str, float]) -> None:
+        """Remembers the averaged weights if their figure is the largest so far."""
+        if (key := self.config.choose) is None:
+            return
+        if key not in record:
+            raise unknown("figure", key, record)
+        if all(record[key] > before[key] for before in self.history):
+            self.best = {k: v.clone() for k, v in self.average.items()}
+
+    def finish(self) -> None:
+        """The averaged weights, the best if they are chosen, become the model's own."""
+        self.average |= self.best
+        self.keep_average()
+
     def keep_average(self) -> None:
         """The averaged weights become the model's own."""
         self._fill(self.average)
@@ -178,6 +199,7 @@ class _Run:
         state: dict[str, Tensor] = {f"weights.{k}": p for k, p in self.trained.items()}
         state |= {f"buffers.{k}": b for k, b in self.objective.named_buffers()}
         state |= {f"average.{k}": v for k, v in self.average.items()}
+        state |= {f"best.{k}": v for k, v in self.best.items()}
         for key, parameter in self.trained.items():
             state |= {f"{s}.{key}": v for s, v in self.optimizer.state[parameter].items()}
         apart = {k: v.clone() for k, v in state.items()}  # safetensors refuses aliases
@@ -200,6 +222,8 @@ class _Run:
                 )
             parameter.data.copy_(state[f"weights.{key}"])
             self.average[key].copy_(state[f"average.{key}"])
+            if f"best.{key}" in state:
+                self.best[key] = state[f"best.{key}"].to(parameter.device)
             moments = {k: state[f"{k}.{key}"].to(parameter.device) for k in _MOMENTS}
             self.optimizer.state[parameter] = {"step": state[f"step.{key}"], **moments}
         for key, buffer in buffers.items():

@@ -15,12 +15,12 @@ from flown.experiments import starts, table3, targets
 from flown.finetune import Point, read_points
 from flown.fitting import ContextConfig, FlownConfig
 from flown.flow import VelocityConfig
-from flown.report.finetuning import GAP, LEAD, accuracy_table, bars, curves
+from flown.report.finetuning import GAP, LEAD, accuracy_table, bars, curves, through
 from flown.training import TrainConfig
 from flown.zoo import Recipe
 from tests import fakes
 
-TINY = Recipe(name="tiny", dataset="turned", learning_rate=5e-3, batch_size=16, epochs=4, keep=(4,),
+TINY = Recipe(name="tiny", dataset="turned", learning_rate=5e-3, batch_size=16, epochs=4, keep=(2, 4),
               init="uniform")  # fmt: skip
 FIT = FlownConfig(
     encoder_training=TrainConfig(steps=60, batch_size=8, validate_every=60),
@@ -91,34 +91,46 @@ def test_lookup_takes_the_best_of_the_best_task(tmp_path: Path) -> None:
 
 def test_from_zoo_to_report(folder: Path, tmp_path: Path) -> None:
     settings = table3.Table3Config(
-        recipes=(TINY,), models=4, fit=FIT, unseen=("svhn_small", "omniglot"), epochs=(0, 1, 3),
-        samples=2, steps=4, max_train_images=64, rates=(1e-4, 3e-3), rate_epochs=1, rate_samples=1,
+        recipes=(TINY,), models=4, fit=FIT, trajectory=(-2, -1), unseen=("svhn_small", "omniglot"),
+        epochs=(0, 1, 3), samples=2, steps=4, max_train_images=64, rates=(1e-4, 3e-3), rate_epochs=1,
+        rate_samples=1,
     )  # fmt: skip
     out = tmp_path / "table3"
     rows = table3.run(settings, out, "smoke", "cpu")
     content = json.loads((out / "results.json").read_text())
     assert content["experiment"] == "table3" and content["rows"] == rows
     assert set(content["provenance"]["seconds_of_stages"]) == {
-        "zoo", "fit", "turned", "svhn_small", "omniglot"}  # fmt: skip
+        "zoo", "fit", "trajectory", "turned", "svhn_small", "omniglot"}  # fmt: skip
     found = {(r["dataset"], r["method"], r["epoch"]): r for r in rows if r["metric"] == "accuracy"}
-    methods = {"flown", *starts.INITS, "checkpoint", "zoo-mean", "best-lookup"}
+    methods = {"flown", table3.TRAJECTORY, table3.STOPPED, *starts.INITS, "checkpoint", "zoo-mean",
+               "best-lookup"}  # fmt: skip
     assert {key[:2] for key in found} == {(d, m) for d in ("turned", "svhn_small", "omniglot")
                                           for m in methods} | {("turned", "zoo")}  # fmt: skip
     for dataset in ("turned", "svhn_small", "omniglot"):
         config = json.loads((out / "finetuned" / f"{dataset}-flown.json").read_text())["plan"]["config"]
-        for method in methods - {"kaiming"}:
+        for method in methods - {"kaiming", table3.STOPPED}:
             file = out / "finetuned" / f"{dataset}-{method}.json"
             assert json.loads(file.read_text())["plan"]["config"] == config, "all are trained alike"
             points = read_points(file)
             row = found[dataset, method, 3]
             assert row["value"] == pytest.approx(float(points[3].test.mean()))  # type: ignore[union-attr]
             assert row["learning_rate"] == config["learning_rate"] and row["n"] == 2
+        stops = {}
+        for epoch in (2, 4):
+            points = read_points(out / "finetuned" / f"{dataset}-stop{epoch}.json")
+            stops[epoch] = float(points[-1].val.mean())
+        chosen = found[dataset, table3.STOPPED, 0]
+        assert stops[chosen["until"]] == max(stops.values()) and chosen["selection"] == "val-best-of-2-stops"
+        last = found[dataset, table3.TRAJECTORY, 0]
+        assert last["until"] == 4 and last["selection"] == "all"
+        assert (chosen["until"] == 4) <= (chosen["value"] == last["value"])
         inits = {init: found[dataset, init, 1]["value"] for init in starts.INITS}
         lead = next(r for r in rows if r["dataset"] == dataset and r["metric"] == LEAD and r["epoch"] == 1)
         assert lead["value"] == pytest.approx(found[dataset, "flown", 1]["value"] - max(inits.values()))
     assert found["svhn_small", "flown", 0]["note"] and found["omniglot", "flown", 0]["batch_size"] == 6
     page = (out / "report.html").read_text()
     assert "missed" in page or "held" in page
+    assert "generated, trajectory" in page and "(val-best-of-2-stops)" in page
     assert "data:image/png" in page and "not the official one" in page
     before = {p.name: p.stat().st_mtime_ns for p in (out / "finetuned").iterdir()}
     again = table3.run(settings, out, "smoke", "cpu")
@@ -141,6 +153,21 @@ def test_the_table_says_where_a_bar_is_missed() -> None:
     assert head[1:] == ["epoch 1"] and body[0][1] == "50.0 ± 1.0 (84.5)"
 
 
+def test_the_flow_through_the_epochs_is_set_against_the_other() -> None:
+    def row(method: str, epoch: int, value: float, until: float | None, n: int = 4) -> dict[str, object]:
+        return {"dataset": "a", "metric": "accuracy", "method": method, "epoch": epoch, "value": value,
+                "std": 4.0, "n": n, "until": until}  # fmt: skip
+
+    rows = [row("flown", 0, 50, None), row("flown", 1, 60, None)]
+    for epoch in (0, 1):
+        rows += [row(table3.TRAJECTORY, epoch, 58, 5.0), row(table3.STOPPED, epoch, 62, 3.0)]
+    head, body = through(rows)
+    assert head[2:] == ["stop", "epoch 0", "epoch 1"]
+    assert [line[2:] for line in body] == [
+        ["5", "+8.0 ± 2.8", "-2.0 ± 2.8"], ["3", "+12.0 ± 2.8", "+2.0 ± 2.8"],
+    ]  # fmt: skip
+
+
 def test_curves_are_the_means() -> None:
     points = [Point(e, torch.tensor([10.0 * e, 10.0 * e + 2])) for e in range(3)]
     page = curves({"a": {"flown": points}, "b": {"kaiming": [Point(0, torch.tensor([5.0]))]}})
@@ -154,6 +181,10 @@ def test_scales() -> None:
         for recipe in settings.recipes:
             assert recipe.keep[-1] == recipe.epochs  # nothing is trained beyond what is kept
             recipe.check()
+        assert settings.through.flow.path == "spline"
+        assert settings.through.model_dump(exclude={"epochs", "flow"}) == settings.fit.model_dump(
+            exclude={"epochs", "flow"})  # fmt: skip
+    assert [x.keep for x in table3.config("cpu").recipes] == 3 * [(2, 3, 4, 5)] + [(4, 6, 8, 10)]
     assert table3.config("paper").fit.epochs == (21, 22, 23, 24, 25)
     assert table3.PAPER["stl10", "flown", 0] == 35.16
     assert table3.PAPER["kmnist", "recipe-init", 50] == 64.32

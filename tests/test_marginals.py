@@ -51,6 +51,23 @@ def test_a_training_is_one_networks_checkpoints_in_order(zoo: flown.Zoo) -> None
         assert torch.allclose(networks.raw(own[1:]), 1.01 * networks.raw(own[:1])), "fakes' epochs"
 
 
+def test_epochs_counted_from_the_last_may_differ(zoo: flown.Zoo) -> None:
+    rows = [row._replace(epoch=5 * row.epoch) if row.task == "turned" else row for row in zoo.rows]
+    longer = flown.Zoo(zoo.path, zoo.layouts, rows, zoo.about)
+    counted = Population.of(longer, (-1, -2)).train
+    places, epochs = trajectories(counted, (-1, -2))
+    assert epochs == (-2, -1)
+    same, _ = trajectories(Population.of(zoo, (1, 2)).train, (1, 2))
+    assert torch.equal(places, same)
+    assert trajectories(Population.of(zoo, (-1, -2)).train, (-1, -2))[1] == (1, 2), "epochs of all"
+    with pytest.raises(FlownError, match="no checkpoint of epoch"):
+        trajectories(Population.of(longer, ()).train, ())
+    rows = [row for row in rows if row.task == "turned" or row.epoch == 2]
+    fewer = flown.Zoo(zoo.path, zoo.layouts, rows, zoo.about)
+    with pytest.raises(FlownError, match="'digits' has no checkpoint of epoch -2"):
+        trajectories(Population.of(fewer, (-1, -2)).train, (-1, -2))
+
+
 @pytest.mark.parametrize("path", ["piecewise", "spline", "metric"])
 def test_stops_at_an_epoch_and_resumes(path: PathName, zoo: flown.Zoo, tmp_path: Path) -> None:
     model = fit(zoo, config(path), tmp_path / "run")

@@ -83,11 +83,12 @@ def test_the_table(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     training = TrainConfig(steps=3, batch_size=16, warmup=0, learning_rate=1e-3)
     adaptation = AdaptConfig(networks=2, steps=4, validated=2, training=training)
-    settings = table4.Table4Config(
-        generators=(generator("plain"), generator("turned")), samples=4, controls=2, steps=5,
+    exchange = table4.Exchange(
+        generators=(generator("plain"), generator("turned")), samples=4, controls=2,
         adaptations={"fine-tuned": adaptation,
                      "adjoint": adaptation.model_copy(update={"method": "adjoint"})},
     )  # fmt: skip
+    settings = table4.Table4Config(exchanges=(exchange,), steps=5)
     monkeypatch.setattr(table4, "METHODS",
                         tuple(x for x in table4.METHODS if x != "fine-tuned-decoder"))  # fmt: skip
     monkeypatch.setattr(table4, "config", lambda scale, seed: settings)
@@ -102,6 +103,8 @@ def test_the_table(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         for method in ("fine-tuned", "adjoint"):
             assert rows[(*way, method, "seconds", "all")] > 0
             assert 0 <= rows[(*way, method, "diversity-iou", "all")] <= 1
+            own, start = (rows[(*way, m, "accuracy", "all")] for m in (method, "static"))
+            assert rows[(*way, method, "points over static", "all")] == pytest.approx(own - start)
     page = (out / "report.html").read_text()
     assert "plain to turned" in page and "6 gradient evaluations" in page
     before = {key: value for key, value in rows.items() if key[3] != "seconds"}

@@ -56,6 +56,30 @@ def test_resuming_gives_the_same_bits(tmp_path: Path, stop_at: int) -> None:
     assert [r["step"] for r in again] == [r["step"] for r in history]
 
 
+@pytest.mark.parametrize("stop_at", [None, 50, 75])
+def test_the_best_by_validation_is_kept(tmp_path: Path, stop_at: int | None) -> None:
+    """What validation liked best at step 40 is what a run of 40 steps has at its end."""
+    config = CONFIG.model_copy(update={"schedule": "constant", "choose": "liked"})
+    short = Line()
+    train(short, config.model_copy(update={"steps": 40, "choose": None}), out=tmp_path, name="short")
+
+    def run(line: Line, first: int = 0) -> None:
+        def validate() -> dict[str, float]:
+            return {"liked": -abs(first + line.calls - 40)}
+
+        train(line, config, out=tmp_path, name="line", resume=first > 0, validate=validate)
+
+    line, first = Line(stop_at), 0
+    if stop_at:
+        with pytest.raises(KeyboardInterrupt):
+            run(line)
+        line, first = Line(), (stop_at - 1) // 10 * 10
+    run(line, first)
+    assert torch.equal(line.linear.weight, short.linear.weight)
+    with pytest.raises(FlownError, match="unknown figure 'liked'"):
+        train(Line(), config, out=tmp_path, name="other", validate=lambda: {"like": 1.0})
+
+
 def test_nan_is_an_error(tmp_path: Path) -> None:
     line = Line()
     nn.init.constant_(line.linear.weight, float("inf"))

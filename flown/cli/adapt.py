@@ -48,4 +48,6 @@ def adapt(model: Annotated[str, typer.Argument(help="A folder, a shipped model, 
     for record in new.history["adapt"]:
         console.print(f"step {record['step']:.0f}: {record['val']:.1f} % mean validation accuracy",
                       highlight=False)  # fmt: skip
+    if config.training.choose and reward is None:
+        console.print("what did best is kept", highlight=False)
     wrote(out / "model")

@@ -14,7 +14,7 @@ kernel has more numbers than an edge's state, and a readout that all layers shar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
@@ -25,6 +25,8 @@ from flown.encoders.relational import RelationalLayer
 from flown.errors import FlownError
 from flown.layout import JointLayout
 from flown.nets.graph import NetGraph
+
+_GROUP = 8  # networks at a time on a CPU: decoding is 2.5 times as fast as a hundred at once
 
 
 class GraphConfig(LatentConfig):
@@ -89,19 +91,31 @@ class GraphEncoder(GaussianLatent):
         return nodes, self.embed_edges(edges)
 
     def moments(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        nodes, _ = run(self.encoder, self.graph, *self.embed(vectors))
-        pooled = torch.einsum("pv,nvd->npd", self._share, nodes)
-        mean, logvar = self.posterior(pooled).chunk(2, dim=1)
+        mean, logvar = _in_groups(self._posterior, vectors).chunk(2, dim=1)
         return mean, logvar.clamp(-20, 4)
 
+    def _posterior(self, vectors: Tensor) -> Tensor:
+        nodes, _ = run(self.encoder, self.graph, *self.embed(vectors))
+        pooled = torch.einsum("pv,nvd->npd", self._share, nodes)
+        return self.posterior(pooled)  # type: ignore[no-any-return]
+
     def decode(self, latents: Tensor) -> Tensor:
-        z = latents.flatten(1)
+        return _in_groups(self._decode, latents.flatten(1))
+
+    def _decode(self, z: Tensor) -> Tensor:
         draft: Tensor = self.draft(z)
         nodes, edges = self.graph.features(draft)
         nodes = self.node_queries + self.node_draft(nodes) + self.node_latent(z)[:, None]
         edges = self.edge_queries + self.edge_draft(edges)
         nodes, edges = run(self.decoder, self.graph, nodes, edges)
         return draft + self.graph.vectors(self.biases(nodes), self.weights(edges))
+
+
+def _in_groups(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """A function of rows, on a CPU of a few at a time: the edges of many leave the cache."""
+    if rows.device.type != "cpu":
+        return function(rows)
+    return torch.cat([function(some) for some in rows.split(_GROUP)])
 
 
 def run(layers: Iterable[nn.Module], graph: NetGraph, nodes: Tensor,

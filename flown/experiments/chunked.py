@@ -7,7 +7,6 @@ show: reconstructions and generated networks within a point of the originals.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from flown import data, zoo
@@ -16,11 +15,12 @@ from flown.config import Config
 from flown.data import ImageData
 from flown.encoders import ChunkedConfig
 from flown.experiments.begin import begin
+from flown.experiments.clock import Clock
 from flown.experiments.retrieval import Retrieval
 from flown.fitting import ContextConfig, FlownConfig
 from flown.flow import VelocityConfig
 from flown.model import Flown
-from flown.provenance import provenance, write_results
+from flown.provenance import write_results
 from flown.report import write_report
 from flown.training import TrainConfig
 from flown.zoo import Recipe, recipe
@@ -82,18 +82,21 @@ _LEAD = (
 
 def run(settings: ChunkedExperiment, out: Path, device: str) -> Retrieval:
     """Zoo, fit, report card; goes on from what is in `out`."""
-    start = time.monotonic()
+    clock = Clock(out / "seconds.json")
     images = _cut(data.load(settings.recipe.dataset), settings)
     made = zoo.train(settings.recipe, settings.models, out / "zoo", seed=settings.seed, resume=True,
                      device=device, images=images)  # fmt: skip
+    clock.lap("zoo")
     by_task = {images.name: images}
     model = Flown.fit(made, settings.fit, out=out / "run", images=by_task, resume=True,
                       device=device)  # fmt: skip
+    clock.lap("fit")
     card = report_card(model, made, by_task, n=settings.samples, top=settings.top, full=False,
                        seed=settings.seed, steps=settings.steps)  # fmt: skip
     counts = {**card.counts, "checkpoints": len(made), "weights": made.joint.size,
               "zoo": made.identity}  # fmt: skip
-    return Retrieval(made, model, card, provenance(settings, counts, time.monotonic() - start, device))
+    clock.lap("measuring")
+    return Retrieval(made, model, card, clock.about(settings, counts, device))
 
 
 def _cut(images: ImageData, settings: ChunkedExperiment) -> ImageData:

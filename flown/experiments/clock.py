@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from flown.config import Config
 from flown.files import read_json, write_json
+from flown.provenance import provenance
 
 
 class Clock:
@@ -13,16 +17,20 @@ class Clock:
 
     def __init__(self, path: Path) -> None:
         self.path, self.last = path, time.monotonic()
-        self.spent: dict[str, float] = read_json(path) if path.exists() else {}
+        self.spent = self._read()
 
     def lap(self, stage: str) -> None:
         """Counts the time since the last lap as `stage`'s."""
         now = time.monotonic()
+        self.spent = self._read()  # another process may work on another stage
         self.spent[stage] = round(self.spent.get(stage, 0.0) + now - self.last, 1)
         self.last = now
         write_json(self.path, self.spent)
 
-    @property
-    def total(self) -> float:
-        """Seconds of all stages."""
-        return round(sum(self.spent.values()), 1)
+    def _read(self) -> dict[str, float]:
+        return read_json(self.path) if self.path.exists() else {}
+
+    def about(self, config: Config, counts: Mapping[str, Any], device: str) -> dict[str, Any]:
+        """The provenance of the experiment's results, with the seconds of all stages and of each."""
+        total = sum(self.spent.values())
+        return provenance(config, counts, total, device) | {"seconds_of_stages": self.spent}

@@ -9,7 +9,6 @@ All figures are of test images; nothing is chosen among networks.
 from __future__ import annotations
 
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from flown.config import Config
 from flown.data import ImageData
 from flown.evaluate import predictions
 from flown.experiments.begin import begin
+from flown.experiments.clock import Clock
 from flown.files import read_json, write_json
 from flown.fitting import ContextConfig, FlownConfig
 from flown.flow import VelocityConfig
@@ -34,7 +34,7 @@ from flown.novelty import (
     nearest_distance,
 )
 from flown.progress import bar
-from flown.provenance import Row, provenance, write_results
+from flown.provenance import Row, write_results
 from flown.report.novelty import Measured, Points, write_novelty
 from flown.training import TrainConfig
 from flown.weights import WeightBatch
@@ -181,7 +181,7 @@ def novelty(out: Path, scale: str, *, seed: int = 0, resume: bool = False, overw
 
 def run(settings: NoveltyConfig, out: Path, scale: str, device: str = "cpu") -> list[Row]:
     """Goes on from what is in `out`, zoo by zoo and variant by variant."""
-    start = time.monotonic()
+    clock = Clock(out / "seconds.json")
     measured: Measured = {}
     counts: dict[str, Any] = {}
     with bar("novelty", len(settings.recipes)) as update:
@@ -192,8 +192,9 @@ def run(settings: NoveltyConfig, out: Path, scale: str, device: str = "cpu") -> 
             measured[name] |= _measure(aligned, images, True, settings, out, device)
             counts[name] = {"train": len(images.train), "test": len(images.test),
                             "zoo": trained.identity}  # fmt: skip
+            clock.lap(name)
             update(done, name)
-    about = provenance(settings, counts, time.monotonic() - start, device)
+    about = clock.about(settings, counts, device)
     rows = _rows(measured)
     write_results(out / "results.json", "novelty", scale, about, rows)
     write_novelty(out / "report.html", f"Novelty at the {scale} scale", rows, measured, about)

@@ -6,7 +6,6 @@ report card is made. The demo and Table 2 are this with other settings.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,10 @@ from typing import Any
 from flown import data, zoo
 from flown.card import Card, report_card
 from flown.config import Config
+from flown.experiments.clock import Clock
 from flown.fitting import FlownConfig
 from flown.model import Flown
-from flown.provenance import Row, provenance
+from flown.provenance import Row
 from flown.zoo import Recipe, Zoo
 
 
@@ -61,15 +61,18 @@ def build_zoo(recipes: Sequence[Recipe], models: int, out: Path, seed: int, resu
 
 def run(config: RetrievalConfig, out: Path, *, resume: bool, device: str) -> Retrieval:
     """Zoo, fit, report card."""
-    start = time.monotonic()
+    clock = Clock(out / "seconds.json")
     whole = build_zoo(config.recipes, config.models, out, config.seed, resume)
+    clock.lap("zoo")
     images = {task: data.load(task) for task in whole.tasks}
     model = Flown.fit(whole, config.fit, out=out / "run", images=images, resume=resume,
                       overwrite=True, device=device)  # fmt: skip
+    clock.lap("fit")
     card = report_card(model, whole, images, n=config.samples, top=config.top, seed=config.seed,
                        steps=config.steps)  # fmt: skip
     counts = {**card.counts, "checkpoints": len(whole), "zoo": whole.identity}
-    about = provenance(config, counts, time.monotonic() - start, device)
+    clock.lap("measuring")
+    about = clock.about(config, counts, device)
     model.card = {"rows": [row for row in card.rows() if row["metric"] == "accuracy"]}
     model.save_pretrained(str(out / "run" / "model"))
     return Retrieval(whole, model, card, about)

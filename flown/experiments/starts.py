@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from flown.baselines import nearest, random_init
-from flown.data import ImageData, draw_support
+from flown.data import ImageData, Support, draw_support
 from flown.evaluate import evaluate
 from flown.model import Flown
 from flown.weights import WeightBatch
@@ -21,59 +21,69 @@ class Starts(NamedTuple):
     """n networks a method, and the task that was recognised.
 
     All have the recognised task's activation and preprocessing, but `best-lookup`: checkpoints of
-    its own task. `votes` of n support sets chose the task.
+    its own task. `votes` of n support sets chose the task. `stops` are the trajectory's networks at
+    each of its epochs, those of the last one among the methods.
     """
 
     batches: dict[str, WeightBatch]
+    stops: dict[float, WeightBatch]
     task: str
     votes: int
 
 
-def generated(model: Flown, images: ImageData, n: int, steps: int,
-              seed: int) -> tuple[WeightBatch, int]:  # fmt: skip
-    """n networks, each from a support set of its own, for the task that most of these look like.
+def recognised(model: Flown, supports: list[Support], seed: int) -> tuple[str, list[Support]]:
+    """The task that most support sets look like, and those that do."""
+    names = [model.recognise(model.context(some.images, some.labels, seed + i))
+             for i, some in enumerate(supports)]  # fmt: skip
+    task, _ = Counter(names).most_common(1)[0]
+    return task, [some for some, name in zip(supports, names, strict=True) if name == task]
 
-    Also returns how many they were.
+
+def generated(model: Flown, supports: list[Support], task: str, steps: int, seed: int,
+              until: float | None = None) -> WeightBatch:  # fmt: skip
+    """A network from each support set, all for one task."""
+    batches = [model.generate(some.images, some.labels, 1, seed + i, steps=steps, task=task, until=until)
+               for i, some in enumerate(supports)]  # fmt: skip
+    joined = torch.cat([batch.vectors for batch in batches]).cpu()
+    return WeightBatch(batches[0].layout, joined, batches[0].provenance)
+
+
+def starts(model: Flown, trajectory: Flown, zoo: Zoo, images: ImageData, n: int, steps: int,
+           seed: int) -> Starts:  # fmt: skip
+    """All methods' networks for one data set, each generated one from a support set of its own.
+
+    Networks of a task are not made from what looks like another's images: where some of the support
+    sets do, the others serve in turn.
+
+    Args:
+        trajectory: a model whose flow leads through several epochs.
+        zoo: the checkpoints the model was fitted on and may be looked up: training ones, one epoch
+            or several.
     """
     draw, classes = torch.Generator().manual_seed(seed + 20_011), len(images.classes)
     shots = model.config.context.shots
     supports = [draw_support(images.train, classes, shots, draw) for _ in range(n)]
-    votes = Counter(
-        model.recognise(model.context(some.images, some.labels, seed + i))
-        for i, some in enumerate(supports)
-    )
-    task, count = votes.most_common(1)[0]
-    batches = [model.generate(some.images, some.labels, 1, seed + i, steps=steps, task=task)
-               for i, some in enumerate(supports)]  # fmt: skip
-    joined = torch.cat([batch.vectors for batch in batches]).cpu()
-    return WeightBatch(batches[0].layout, joined, batches[0].provenance), count
-
-
-def starts(model: Flown, zoo: Zoo, images: ImageData, n: int, steps: int, seed: int) -> Starts:
-    """All methods' networks for one data set.
-
-    Args:
-        zoo: the checkpoints the model was fitted on and may be looked up: training ones, one epoch
-            or several.
-    """
-    flown, votes = generated(model, images, n, steps, seed)
-    task = flown.layout.task.name
+    task, alike = recognised(model, supports, seed)
+    supports = [alike[i % len(alike)] for i in range(n)]
     train = zoo.batch(task)
     init = zoo.about["recipes"][task]["init"]
+    stops = {epoch: generated(trajectory, supports, task, steps, seed, epoch)
+             for epoch in trajectory.epochs}  # fmt: skip
 
     def fresh(rule: str) -> WeightBatch:
         return random_init(train, n, torch.Generator().manual_seed(seed), rule)
 
     mean = train.vectors.mean(dim=0, keepdim=True).repeat(n, 1)
     return Starts({
-        "flown": flown,
+        "flown": generated(model, supports, task, steps, seed),
+        "flown-trajectory": stops[trajectory.epochs[-1]],
         "recipe-init": fresh(init),
         "default-init": fresh("default"),
         "kaiming": fresh("kaiming-uniform"),
         "checkpoint": nearest(train, n, torch.Generator().manual_seed(seed)),
         "zoo-mean": WeightBatch(train.layout, mean),
         "best-lookup": best_lookup(zoo, images, n),
-    }, task, votes)  # fmt: skip
+    }, stops, task, len(alike))  # fmt: skip
 
 
 def best_lookup(zoo: Zoo, images: ImageData, n: int) -> WeightBatch:

@@ -8,7 +8,6 @@ is used where its data is here, `natural10` takes its place, under its own name,
 from __future__ import annotations
 
 import shutil
-import time
 from pathlib import Path
 
 from flown import data, zoo
@@ -16,6 +15,7 @@ from flown.card import Card, report_card
 from flown.data import ImageData, Split, three_way
 from flown.encoders import VAEConfig
 from flown.experiments.begin import begin
+from flown.experiments.clock import Clock
 from flown.experiments.retrieval import Retrieval, RetrievalConfig, paper_rows, present, run
 from flown.fitting import FlowConfig, FlownConfig
 from flown.flow import VelocityConfig
@@ -71,19 +71,19 @@ def config(scale: str, seed: int = 0) -> RetrievalConfig:
 def table2(out: Path, scale: str, *, seed: int = 0, resume: bool = False, overwrite: bool = False,
            device: str = "cpu") -> Retrieval:  # fmt: skip
     """Runs the experiment; writes `results.json`, `report.html` and the model under `out`."""
-    start = time.monotonic()
     out = begin(out, "table2", scale, seed, resume, overwrite)
     settings = config(scale, seed)
     result = run(settings, out, resume=True, device=device)
-    rows = result.card.rows()
+    rows, clock = result.card.rows(), Clock(out / "seconds.json")
     others = {"flown-kaiming": "kaiming-normal"}
     if PRIOR_SET in present():  # without it there is no prior to start from
         others["flown-mini-imagenet-prior"] = "checkpoint"
     for method, source in others.items():
         card = _other_source(result, settings, out, method, source, scale, device)
         rows += [{**row, "method": method} for row in card.rows() if row["method"] == "flown"]
+        clock.lap(method)
     rows = paper_rows(rows, PAPER)
-    result.about["seconds"] = round(time.monotonic() - start, 1)
+    result.about |= clock.about(settings, result.about["data"], device)
     write_results(out / "results.json", "table2", scale, result.about, rows)
     write_report(out / "report.html", f"Table 2 at the {scale} scale", result.card,
                  result.model.history, result.about, _LEAD, extra=_summary(rows))  # fmt: skip

@@ -4,7 +4,9 @@ One generator is fitted on checkpoints from the middle of four zoos' training (t
 to 25 of 50). What it generates from random support sets is trained further on those data sets and on
 unseen ones; all methods share the images' order, batches and learning rate. The rate is, for each
 data set, the one with which the best of the three initialisations does best on validation images:
-it favours them. STL-10 is used where its data is here, `natural10` in its place under its own name.
+it favours them. A second generator, of the same settings, flows through earlier epochs of the same
+trainings and starts from the last one, or from one chosen on validation images. STL-10 is used where
+its data is here, `natural10` in its place under its own name.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ from flown.finetune import FinetuneConfig, Point, finetune
 from flown.fitting import FlownConfig
 from flown.flow import VelocityConfig
 from flown.model import Flown
-from flown.provenance import Row, provenance, write_results
-from flown.report.finetuning import GAP, LEAD, write_table3
+from flown.provenance import Row, write_results
+from flown.report.finetuning import GAP, LEAD, THROUGH, write_table3
 from flown.training import TrainConfig
 from flown.weights import WeightBatch
 from flown.zoo import Recipe, recipe
@@ -51,6 +53,7 @@ PAPER = {
     for (method, epoch), values in _PAPER.items()
     for dataset, value in zip(_SETS, values, strict=True)
 }
+TRAJECTORY, STOPPED = THROUGH
 _FEWEST_STEPS = 10  # an epoch
 UNSEEN = ("usps", "svhn", "svhn_small", "kmnist", targets.TEN_WAY)
 
@@ -61,12 +64,14 @@ class Table3Config(Config):
     `samples` networks a method; test images are measured at `epochs`. `max_train_images` are
     trained on at most, in batches of `batch_size`, smaller ones where an epoch would have fewer
     than ten; at most `max_val_images` validation images are looked at. The learning rate is chosen
-    among `rates` by `rate_samples` networks of each initialisation after `rate_epochs`.
+    among `rates` by `rate_samples` networks of each initialisation after `rate_epochs`; so is, by
+    as many networks, the epoch at which the flow through those of `trajectory` stops.
     """
 
     recipes: tuple[Recipe, ...]
     models: int
     fit: FlownConfig
+    trajectory: tuple[int, ...]
     unseen: tuple[str, ...]
     epochs: tuple[int, ...] = (0, 1, 5, 25, 50)
     samples: int = 6
@@ -78,6 +83,12 @@ class Table3Config(Config):
     rate_epochs: int = 5
     rate_samples: int = 2
     seed: int = 0
+
+    @property
+    def through(self) -> FlownConfig:
+        """`fit` through the epochs of `trajectory`, on the path that keeps nearest to them."""
+        flow = self.fit.flow.model_copy(update={"path": "spline"})
+        return self.fit.model_copy(update={"epochs": self.trajectory, "flow": flow})
 
 
 def config(scale: str, seed: int = 0) -> Table3Config:
@@ -98,13 +109,13 @@ def config(scale: str, seed: int = 0) -> Table3Config:
             flow_training=TrainConfig(steps=40_000, batch_size=32),
             seed=seed,
         )
-        recipes = tuple(x.model_copy(update={"epochs": 25, "keep": fit.epochs}) for x in recipes)
-        return Table3Config(recipes=recipes, models=100, fit=fit, unseen=unseen, batch_size=10,
-                            samples=50, seed=seed)  # fmt: skip
+        through = (5, 10, 15, 20, 25)
+        kept = {"epochs": 25, "keep": tuple(sorted({*fit.epochs, *through}))}
+        recipes = tuple(x.model_copy(update=kept) for x in recipes)
+        return Table3Config(recipes=recipes, models=100, fit=fit, trajectory=through, unseen=unseen,
+                            batch_size=10, samples=50, seed=seed)  # fmt: skip
     smoke = scale == "smoke"
-    recipes = tuple(
-        x.model_copy(update={"epochs": min(x.keep), "keep": (min(x.keep),)}) for x in recipes
-    )
+    recipes = tuple(_to_the_middle(x, smoke) for x in recipes)
     fit = FlownConfig(
         encoder_training=TrainConfig(
             steps=60 if smoke else 3000, batch_size=32, learning_rate=2e-3, validate_every=500
@@ -114,11 +125,19 @@ def config(scale: str, seed: int = 0) -> Table3Config:
         seed=seed,
     )
     if smoke:
-        return Table3Config(recipes=recipes, models=4, fit=fit, unseen=unseen[:1], epochs=(0, 1, 2),
-                            samples=2, steps=5, max_train_images=320, rates=(1e-3, 3e-3),
-                            rate_epochs=1, rate_samples=1, seed=seed)  # fmt: skip
-    return Table3Config(recipes=recipes, models=24, fit=fit, unseen=unseen, max_train_images=1000,
-                        max_val_images=500, seed=seed)  # fmt: skip
+        return Table3Config(recipes=recipes, models=4, fit=fit, trajectory=(-2, -1),
+                            unseen=unseen[:1], epochs=(0, 1, 2), samples=2, steps=5,
+                            max_train_images=320, rates=(1e-3, 3e-3), rate_epochs=1, rate_samples=1,
+                            seed=seed)  # fmt: skip
+    return Table3Config(recipes=recipes, models=24, fit=fit, trajectory=(-4, -3, -2, -1),
+                        unseen=unseen, max_train_images=1000, max_val_images=500, seed=seed)  # fmt: skip
+
+
+def _to_the_middle(recipe: Recipe, smoke: bool) -> Recipe:
+    """Trained to the first epoch that is kept for good, and kept at 2, 3, 4 and 5 fifths of it."""
+    middle = min(recipe.keep)
+    keep = recipe.keep if smoke else tuple(middle * fifths // 5 for fifths in (2, 3, 4, 5))
+    return recipe.model_copy(update={"epochs": keep[-1], "keep": keep})
 
 
 def table3(out: Path, scale: str, *, seed: int = 0, resume: bool = False, overwrite: bool = False,
@@ -135,6 +154,8 @@ def run(settings: Table3Config, out: Path, scale: str, device: str) -> list[Row]
     clock.lap("zoo")
     model = Flown.fit(zoo, settings.fit, out=out / "run", resume=True, device=device)
     clock.lap("fit")
+    trajectory = Flown.fit(zoo, settings.through, out=out / "trajectory", resume=True, device=device)
+    clock.lap("trajectory")
     seen = zoo.select(split="train", epochs=settings.fit.epochs)
     rows: list[Row] = []
     curves: dict[str, dict[str, list[Point]]] = {}
@@ -143,22 +164,25 @@ def run(settings: Table3Config, out: Path, scale: str, device: str) -> list[Row]
         images = targets.target(name, settings.seed)
         images = replace(images, val=images.val[: settings.max_val_images])
         counts[name] = {part: len(getattr(images, part)) for part in ("train", "val", "test")}
-        found = _Target(settings, images, starts(model, seen, images, settings.samples,
-                                                 settings.steps, settings.seed), out, device)  # fmt: skip
+        made = starts(model, trajectory, seen, images, settings.samples, settings.steps,
+                      settings.seed)  # fmt: skip
+        found = _Target(settings, images, made, out, device)
         curves[name] = found.curves()
         rows += found.rows(curves[name])
         if name in zoo.tasks:
             rows += found.beside(seen.batch(name))
         clock.lap(name)
-    about = provenance(settings, counts, clock.total, device)
-    about["seconds_of_stages"] = clock.spent
+    about = clock.about(settings, counts, device)
+    about["encoders"] = {"flown": model.history["encoder"][-1:],
+                         TRAJECTORY: trajectory.history["encoder"][-1:]}  # fmt: skip
     write_results(out / "results.json", "table3", scale, about, rows)
     write_table3(out / "report.html", scale, rows, curves, about)
     return rows
 
 
 class _Target:
-    """One data set: its learning rate, every method's networks trained on it, its rows."""
+    """One data set: its learning rate, where the trajectory stops, every method's networks trained
+    on it, its rows."""
 
     def __init__(self, settings: Table3Config, images: ImageData, made: Starts, out: Path,
                  device: str) -> None:  # fmt: skip
@@ -167,6 +191,8 @@ class _Target:
         self.trained = min(len(images.train), settings.max_train_images or len(images.train))
         self.batch_size = min(settings.batch_size, max(1, self.trained // _FEWEST_STEPS))
         self.rate = self._rate()
+        self.stop = self._stop()
+        self.batches = made.batches | {STOPPED: made.stops[self.stop]}
 
     def _config(self, rate: float, epochs: int, test_at: tuple[int, ...] = ()) -> FinetuneConfig:
         return FinetuneConfig(
@@ -191,13 +217,22 @@ class _Target:
             best[rate] = float(last.val.unflatten(0, (len(INITS), n)).mean(dim=1).max())
         return max(best, key=lambda rate: best[rate])
 
+    def _stop(self) -> float:
+        """The epoch whose networks do best on validation images; of equals the last."""
+        config = self._config(self.rate, self.settings.rate_epochs)
+        best = {}
+        for epoch, batch in self.made.stops.items():
+            some = batch[: self.settings.rate_samples]
+            best[epoch] = float(self._finetune(some, config, f"stop{epoch:g}")[-1].val.mean())
+        return max(best, key=lambda epoch: (best[epoch], epoch))
+
     def curves(self) -> dict[str, list[Point]]:
         """Every method's networks, trained."""
         config = self._config(self.rate, max(self.settings.epochs), self.settings.epochs)
         found: dict[str, list[Point]] = {}
-        for method, batch in self.made.batches.items():
+        for method, batch in self.batches.items():
             same = next((other for other in found
-                         if torch.equal(self.made.batches[other].vectors, batch.vectors)), None)  # fmt: skip
+                         if torch.equal(self.batches[other].vectors, batch.vectors)), None)  # fmt: skip
             found[method] = found[same] if same else self._finetune(batch, config, method)
         return found
 
@@ -224,13 +259,16 @@ class _Target:
         return [self._row("zoo", "accuracy", own, 0), self._row("flown", GAP, gap, 0)]
 
     def _row(self, method: str, metric: str, values: Tensor, epoch: int) -> Row:
-        batch = self.made.batches.get(method)
+        batch = self.batches.get(method)
+        stops = sorted(self.made.stops)
+        until = {TRAJECTORY: stops[-1], STOPPED: self.stop}.get(method)
         paper = PAPER.get((self.images.name, method, epoch)) if metric == "accuracy" else None
         return {
             "dataset": self.images.name, "method": method, "metric": metric,
             "value": float(values.mean()),
             "std": float(values.std()) if len(values) > 1 else None,
-            "n": len(values), "selection": "all", "epoch": epoch, "paper": paper,
+            "n": len(values), "epoch": epoch, "paper": paper, "until": until,
+            "selection": f"val-best-of-{len(stops)}-stops" if method == STOPPED else "all",
             "networks_of": self.images.name if batch is None else batch.layout.task.name,
             "recognised": self.made.task, "votes": f"{self.made.votes} of {self.settings.samples}",
             "learning_rate": self.rate, "batch_size": self.batch_size,

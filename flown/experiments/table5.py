@@ -38,7 +38,7 @@ from flown.fewshot.meta import HeadFlow, HeadFlowConfig, fit_heads
 from flown.fewshot.probe import ProbeConfig, probe
 from flown.fewshot.tasks import Tasks, check_disjoint, draw_tasks
 from flown.progress import bar
-from flown.provenance import Row, provenance, write_results
+from flown.provenance import Row, write_results
 from flown.report.table5 import write_table5
 from flown.training import TrainConfig
 
@@ -129,8 +129,7 @@ def table5(out: Path, scale: str, *, seed: int = 0, resume: bool = False, overwr
     rows += _order(tests[BASE], models.flows["flown"], seed)
     counts = {name: {"tasks": len(tasks.support)} for name, tasks in tests.items()}
     counts["heads"] = {"tasks": settings.heads.tasks}
-    about = provenance(settings, counts, clock.total, device)
-    about["seconds_of_stages"] = clock.spent
+    about = clock.about(settings, counts, device)
     write_results(out / "results.json", "table5", scale, about, rows)
     write_table5(out / "report.html", f"Table 5 at the {scale} scale", rows, about)
     return rows

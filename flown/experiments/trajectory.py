@@ -25,7 +25,7 @@ from flown.flow import VelocityConfig, stations
 from flown.marginals import PathName
 from flown.model import Flown
 from flown.progress import bar
-from flown.provenance import Row, provenance, write_results
+from flown.provenance import Row, write_results
 from flown.report.trajectory import GAP, write_trajectory
 from flown.training import TrainConfig
 from flown.weights import WeightBatch
@@ -99,7 +99,7 @@ def run(settings: TrajectoryConfig, out: Path, scale: str, device: str = "cpu") 
     rows += _gaps(rows, images.name)
     counts = {"train": len(images.train), "test": len(images.test), "zoo": made.identity}
     clock.lap("all")
-    about = provenance(settings, counts, clock.total, device)
+    about = clock.about(settings, counts, device)
     write_results(out / "results.json", "trajectory", scale, about, rows)
     write_trajectory(out / "report.html", f"Through the epochs, at the {scale} scale", rows, about)
     return rows

@@ -28,7 +28,7 @@ from flown.fitting import FlowConfig, FlownConfig
 from flown.model import Flown
 from flown.novelty import held_out_distance, largest_iou, mutual_iou, nearest_distance, same_seed
 from flown.progress import bar
-from flown.provenance import Row, digest, provenance
+from flown.provenance import Row, digest
 from flown.weights import WeightBatch
 from flown.zoo import Recipe, Zoo
 
@@ -117,8 +117,8 @@ class _Originals:
 
     def __init__(self, cell: Cell, trained: Zoo, images: ImageData, seed: int, device: str) -> None:
         self.images, self.device = images, device
-        self.test = _some(images.test, cell.images)
-        self.choice = _some(images.val, min(CHOICE, cell.images or CHOICE))
+        self.test = at_most(images.test, cell.images)
+        self.choice = at_most(images.val, min(CHOICE, cell.images or CHOICE))
         seen, task = trained.select(split="train"), images.name
         held_out = trained.select(split="held-out").batch(task)
         self.train = seen.batch(task)
@@ -175,8 +175,7 @@ def run(config: UnconditionalConfig, out: Path, *, device: str) -> Unconditional
         used = originals[name]
         counts[name] = {"train": len(images.train), "val": len(used.choice), "test": len(used.test)}
         clock.lap(cell.name)
-    about = provenance(config, {**counts, "zoos": zoos}, clock.total, device)
-    about["seconds_of_stages"] = clock.spent
+    about = clock.about(config, {**counts, "zoos": zoos}, device)
     tasks = {x.cell.name: TaskCard(x.cell.name, x.methods, seconds=x.costs["flown"][0],
                                    nfe=x.costs["flown"][1]) for x in results}  # fmt: skip
     most = max(cell.samples for cell in config.cells)
@@ -185,7 +184,7 @@ def run(config: UnconditionalConfig, out: Path, *, device: str) -> Unconditional
     return Unconditional(results, card, about)
 
 
-def _some(split: Split, most: int | None) -> Split:
+def at_most(split: Split, most: int | None) -> Split:
     """At most so many images, drawn at random, always the same."""
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
     return split if most is None else split[order[:most]]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Curves = Mapping[str, Mapping[str, list[Point]]]  # data set -> method -> points
 LEAD = "lead-over-best-init"  # points of accuracy, generated networks over the best initialisation
 GAP = "gap-to-zoo"  # generated networks minus the zoo's checkpoints
+THROUGH = ("flown-trajectory", "flown-trajectory-stopped")  # at its last epoch, at one chosen
 _TICKS = (0, 1, 2, 5, 10, 25, 50, 100)
 _NEAR, _SOON = 3, 5  # the bars: points that may be missing to the zoo; epochs to be ahead in
 
@@ -94,11 +95,30 @@ def bars(rows: list[Row]) -> Table:
     return ["data", "epoch", "bar", "points", ""], body
 
 
+def through(rows: list[Row]) -> Table:
+    """How far the flow through several epochs is ahead of the one to the last, ± the standard error."""
+    found = {(r["dataset"], r["method"], r["epoch"]): r for r in rows if r["metric"] == "accuracy"}
+    epochs = sorted({epoch for _, method, epoch in found if method == THROUGH[0]})
+    body = []
+    for name in dict.fromkeys(r["dataset"] for r in rows):
+        for method in THROUGH:
+            pairs = [(found[name, method, e], found[name, "flown", e]) for e in epochs]
+            body.append([name, look(method).label, f"{pairs[0][0]['until']:g}",
+                         *(_ahead(own, other) for own, other in pairs)])  # fmt: skip
+    return ["data", "networks", "stop", *(f"epoch {epoch}" for epoch in epochs)], body
+
+
+def _ahead(own: Row, other: Row) -> str:
+    error = sum((row["std"] or 0.0) ** 2 / row["n"] for row in (own, other)) ** 0.5
+    return f"{own['value'] - other['value']:+.1f} ± {error:.1f}"
+
+
 def print_table3(rows: list[Row], console: Console) -> None:
     """Prints every data set's table, then the bars."""
     for name in dict.fromkeys(row["dataset"] for row in rows):
         terminal.print_table(console, f"{name}: test accuracy, %, by epochs of fine-tuning",
                              accuracy_table(rows, name))  # fmt: skip
+    terminal.print_table(console, "A flow through several epochs: points ahead of the other", through(rows))
     terminal.print_table(console, "Generated networks against what was to be reached", bars(rows))
 
 
@@ -115,6 +135,7 @@ def write_table3(path: Path | str, scale: str, rows: list[Row], of: Curves,
              html._figure("Learning curves", curves(of),
                  "Mean and, shaded, one standard deviation over a method's networks, on validation "
                  "images; the axis is logarithmic from the first epoch on."),
+             "<h2>Through the epochs</h2>", html._note(_THROUGH), html.table_html(*through(rows)),
              "<h2>Test accuracy</h2>"]  # fmt: skip
     for name in of:
         parts += [f"<h3>{escape(name)}</h3>", html._note(_about(rows, name)),
@@ -129,6 +150,12 @@ _LEAD = (
     "of the zoo and their mean: the same images in the same order, the same batches, and the "
     "learning rate that the best initialisation does best with on validation images."
 )
+_THROUGH = (
+    "How many points of test accuracy networks from a flow through several epochs of the zoo's "
+    "trainings are ahead of those from the flow to the last epochs alone, by epochs of fine-tuning, "
+    "± the standard error; negative epochs are counted from the last. The stop is chosen, for each data "
+    "set, on validation images."
+)
 
 
 def _about(rows: list[Row], dataset: str) -> str:
@@ -139,6 +166,8 @@ def _about(rows: list[Row], dataset: str) -> str:
             f"{row['recognised']} by {row['votes']} support sets, whose activation and preprocessing "
             "all have; the best lookup was "
             f"{_lookup(rows, dataset)}'s.")  # fmt: skip
+    stop = next(r for r in rows if r["dataset"] == dataset and r["method"] == THROUGH[1])
+    text += f" The stop chosen is epoch {stop['until']:g} ({stop['selection']})."
     if any(r["paper"] is not None for r in rows if r["dataset"] == dataset):
         text += " In brackets: the paper's figure."
     return text + (f" {row['note']}." if row["note"] else "")

@@ -40,6 +40,8 @@ LOOKS = {
 }
 # What training may start from, beside "flown" and "recipe-init" (Table 3); not drawn beside the above.
 STARTS = {
+    "flown-trajectory": Look("generated, trajectory", "#009E73", "^"),
+    "flown-trajectory-stopped": Look("trajectory, stop chosen", "#E69F00", "v"),
     "default-init": Look("PyTorch's init", "#8C8C8C", "*"),
     "kaiming": Look("Kaiming init", "#333333", "X"),
     "checkpoint": Look("zoo checkpoint", "#0072B2", "s"),

@@ -167,8 +167,8 @@ def _train(base: FeatureSet, settings: Table5Config, out: Path, clock: Clock) ->
     for name, change in variants.items():
         fit = settings.fit.model_copy(update=change)
         if fit.queries not in told:
-            said = tell(base.features, base.labels, known, heads, fit.queries)
-            told = {fit.queries: said[use]}
+            told = {fit.queries: tell(base.features, base.labels, known, heads,
+                                      fit.queries)[use]}  # fmt: skip
         flows[name] = fit_heads(vectors, told[fit.queries], fit, out=out / name, resume=True,
                                 like=flows.get("flown"))  # fmt: skip
         clock.lap(name)

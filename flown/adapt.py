@@ -303,8 +303,8 @@ def adapt(model: Flown, images: ImageData, config: AdaptConfig | None = None, *,
     history = train(objective, training, out=out, name="adapt", seed=config.seed,
                     resume=resume, validate=objective.validate, device=device)  # fmt: skip
     new.eval().requires_grad_(False)
-    if new.prototypes is not None and objective.bank is not None:  # the new images are now `task`'s
-        new.prototypes[new.tasks.index(task)] = objective.bank.mean(dim=0).flatten()
+    if new.known is not None and objective.bank is not None:  # the new images are now `task`'s
+        new.known.replace(new.tasks.index(task), objective.bank)
     new.history = {"adapt": [static, *history]}
     new.card = {"adapted": run | {"static": static["val"], "val": _kept(history, training)}}
     write_json(out / "history.json", new.history)
@@ -328,7 +328,7 @@ def _nearest(model: Flown, images: ImageData) -> str:
         return model.tasks[0]
     generator = torch.Generator().manual_seed(0)
     shots, classes = model.config.context.shots, len(images.classes)
-    return model.recognise(model.context(*draw_support(images.train, classes, shots, generator)))
+    return model.recognise(*draw_support(images.train, classes, shots, generator))
 
 
 def load_reward(name: str) -> Reward:

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from flown import data, encoders, flow, modelcard, modelfiles
 from flown.config import describes
-from flown.context import ContextHead, SupportEncoder
+from flown.context import ContextHead, KnownTasks, SupportEncoder
 from flown.data import ImageData
 from flown.errors import FlownError, unknown
+from flown.evaluate import evaluate
 from flown.files import prepare_output, read_json, write_json
 from flown.fitting import (
     FlownConfig,
@@ -42,6 +43,8 @@ from flown.version import __version__
 from flown.weights import WeightBatch
 from flown.zoo import Zoo
 
+_TRIED = 8  # networks of each task, where it takes trying which one a support set is like
+
 
 class Flown(nn.Module, ModelHubMixin):
     """A trained generator of weights. Made by `Flown.fit` or `Flown.from_pretrained`."""
@@ -59,7 +62,7 @@ class Flown(nn.Module, ModelHubMixin):
         self.rests: Sequence[dict[str, Tensor]] = [{} for _ in joint.layouts]  # frozen, by task
         self.support: SupportEncoder | None = None
         self.head: ContextHead | None = None
-        self.prototypes: Tensor | None = None  # (tasks, classes * width), mean context of each task
+        self.known: KnownTasks | None = None
         self.epochs: tuple[float, ...] = ()  # that the flow passes through, if its path does
         self.history: dict[str, History] = {}
         self.card: dict[str, Any] = {}
@@ -111,7 +114,7 @@ class Flown(nn.Module, ModelHubMixin):
         if config.context.mode != "none":
             model.support = SupportEncoder.pretrained().to(device)
             bank = context_bank(model.support, images, model.tasks, model.classes, config)
-            model.prototypes = bank.mean(dim=1).flatten(1).to(device)
+            model.known = KnownTasks.of(bank).to(device)
         source = model.source()
         model.velocity, model.head, flow_history, model.epochs = fit_flow(
             people, model.encoder, source, bank, config, out, resume, device
@@ -198,11 +201,32 @@ class Flown(nn.Module, ModelHubMixin):
         outputs = self.support.encode(images, labels, count, generator)
         return nn.functional.pad(outputs, (0, 0, 0, self.classes - count))
 
-    def recognise(self, context: Tensor) -> str:
-        """The known task whose contexts lie nearest; its activation and preprocessing are used."""
-        assert self.prototypes is not None
-        distances = (self.prototypes - context.flatten()).norm(dim=1)
-        return self.tasks[int(distances.argmin())]
+    @torch.no_grad()
+    def recognise(self, images: Tensor, labels: Tensor, seed: int = 0) -> str:
+        """The known task that a support set is like; its activation and preprocessing are used.
+
+        It is the one whose contexts lie nearest. Out of reach of all, that says little: then it is
+        the one some of whose networks do best on the support set itself.
+
+        Raises:
+            FlownError: as `context`.
+        """
+        context = self.context(images, labels, seed)
+        assert self.known is not None
+        nearest, within = self.known.nearest(context)
+        count = int(labels.max()) + 1
+        others = [x.task.name for x in self.joint.layouts if len(x.task.classes) == count]
+        if within or len(others) < 2:
+            return self.tasks[nearest]
+        seen = images if images.dtype == torch.uint8 else (255 * images).round().to(torch.uint8)
+        solver = "euler" if self.config.flow.process == "flow" else "ddim"
+
+        def accuracy(task: str) -> float:
+            some = self.generate(images, labels, _TRIED, seed, solver, 20, task=task)
+            ready = some.calibrated(seen, 1, len(seen))
+            return float(evaluate(ready, seen.to(self.device), labels).mean())
+
+        return max(others, key=accuracy)
 
     @torch.no_grad()
     def sample(self, images: Tensor | None = None, labels: Tensor | None = None, n: int = 50,
@@ -230,12 +254,12 @@ class Flown(nn.Module, ModelHubMixin):
         if guidance != 1.0 and not self.config.velocity.context_dropout:
             raise FlownError("guidance: the model was trained without velocity.context_dropout")
         vector = None
-        if self.head is not None:
+        if self.head is not None and self.known is not None:
             if images is None or labels is None:
                 raise FlownError("this model needs a support set: images and labels")
             context = self.context(images, labels, seed)
-            task = task or self.recognise(context)
-            vector = self.head(context[None])
+            task = task or self.recognise(images, labels, seed)
+            vector = self.head(self.known.familiar(context, self._task(task))[None])
         elif task is None:
             task = self.tasks[0]
         end = 1.0 if until is None else time_of(until, self.epochs)
@@ -267,9 +291,9 @@ class Flown(nn.Module, ModelHubMixin):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         context: dict[str, Tensor] = {}
-        if self.support is not None and self.head is not None and self.prototypes is not None:
+        if self.support is not None and self.head is not None and self.known is not None:
             context = modelfiles.prefixed({"support": self.support, "head": self.head})
-            context["prototypes"] = self.prototypes
+            context |= {"prototypes": self.known.means, "reach": self.known.reach}
         prior = {f"prior.{k}": v for k, v in self.prior.items()}
         rests = {f"rest.{i}.{k}": v for i, x in enumerate(self.rests) for k, v in x.items()}
         parts = {
@@ -294,24 +318,7 @@ class Flown(nn.Module, ModelHubMixin):
         Raises:
             FlownError: no such model, a file of it is missing, broken or of another model.
         """
-        name = str(pretrained_model_name_or_path)
-        if name in modelfiles.SHIPPED:
-            return cls._load(modelfiles.shipped(name))
-        if Path(name).exists():
-            return cls._load(Path(name))
-        if name.count("/") != 1 or name.startswith((".", "/")):
-            raise FlownError(f"{name}: no such model folder. {unknown('model', name, modelfiles.SHIPPED)}")
-        from huggingface_hub import snapshot_download
-
-        try:
-            return cls._load(Path(snapshot_download(name, **kwargs)))
-        except OSError as error:
-            raise FlownError(
-                f"{name}: no folder, and not to be had from the hub ({error})"
-            ) from None
-
-    @classmethod
-    def _load(cls, path: Path) -> Flown:
+        path = modelfiles.locate(str(pretrained_model_name_or_path), **kwargs)
         values, parts = modelfiles.read(path)
         config = FlownConfig.parse(values["config"], f"{path}/config.json")
         layouts = [WeightLayout.parse(v, f"{path}/config.json") for v in values["layouts"]]
@@ -329,7 +336,7 @@ class Flown(nn.Module, ModelHubMixin):
             fill(model.support, "support", "context")
             model.head = ContextHead(model.classes, model.support.width, mode=config.context.mode)
             fill(model.head, "head", "context")
-            model.prototypes = parts["context"]["prototypes"].float()
+            model.known = KnownTasks(*modelfiles.take(path, parts["context"], "prototypes", "reach"))
         model.card = values.get("card", {})
         model.epochs = tuple(values.get("epochs", ()))
         return model.eval().requires_grad_(False)

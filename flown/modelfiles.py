@@ -74,6 +74,17 @@ def floats(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
     return {k: v.float() for k, v in under(prefix, tensors).items()}
 
 
+def take(folder: Path, tensors: Tensors, *names: str) -> list[Tensor]:
+    """Tensors of a model's context by name, in single precision.
+
+    Raises:
+        FlownError: one is missing; the message names it.
+    """
+    if missing := [name for name in names if name not in tensors]:
+        raise FlownError(f"{folder}/context.safetensors: '{missing[0]}' is missing; fit the model again")
+    return [tensors[name].float() for name in names]
+
+
 def rests(tensors: Tensors, tasks: int) -> list[dict[str, Tensor]]:
     """Each task's frozen rest, stored as `rest.<task>.<name>`; floats in single precision."""
     return [
@@ -107,6 +118,29 @@ def export(source: Path, target: Path) -> None:
     small = {part: halved(tensors) for part, tensors in parts.items()}
     readme = (source / "README.md").read_text(encoding="utf-8")
     write(target, small, {k: v for k, v in values.items() if k != "format"}, readme)
+
+
+def locate(name: str, **options: Any) -> Path:
+    """The folder of a model: itself, a shipped one's, or a download by its hub id.
+
+    Args:
+        options: of `huggingface_hub.snapshot_download`.
+
+    Raises:
+        FlownError: there is no such model.
+    """
+    if name in SHIPPED:
+        return shipped(name)
+    if Path(name).exists():
+        return Path(name)
+    if name.count("/") != 1 or name.startswith((".", "/")):
+        raise FlownError(f"{name}: no such model folder. {unknown('model', name, SHIPPED)}")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, **options))
+    except OSError as error:
+        raise FlownError(f"{name}: no folder, and not to be had from the hub ({error})") from None
 
 
 def shipped(name: str) -> Path:

@@ -16,6 +16,7 @@ from flown.context import (
     CAMLConfig,
     ContextHead,
     FeatureSet,
+    KnownTasks,
     SupportConfig,
     SupportEncoder,
     build,
@@ -274,3 +275,22 @@ def test_pretrained_tells_tasks_apart(
     same = (context(images, 0) - context(images, 1)).norm()
     other = (context(images, 0) - context(turned, 1)).norm()
     assert shipped.width == shipped.config.caml.width and same < other
+
+
+def test_contexts_are_brought_within_reach() -> None:
+    """Those like training's stay as they are; others come as near as training's farthest."""
+    generator = torch.Generator().manual_seed(0)
+    centres = 10 * torch.randn(3, 1, 4, 5, generator=generator)
+    bank = centres + torch.randn(3, 20, 4, 5, generator=generator)
+    known = KnownTasks.of(bank)
+    for task in range(3):
+        assert all(known.nearest(context) == (task, True) for context in bank[task])
+        assert all(torch.equal(known.familiar(context, 0), context) for context in bank[task])
+        far = bank[task, 0] + 3 * torch.randn(4, 5, generator=generator)
+        near, mean = known.familiar(far, task), known.means[task].view(4, 5)
+        assert known.nearest(far) == (task, False)
+        assert torch.allclose((near - mean).norm(), known.reach[task])
+        one, other = (x.flatten() - known.means[task] for x in (near, far))
+        assert torch.allclose(torch.cosine_similarity(one, other, dim=0), torch.ones(()))
+    known.replace(1, bank[2])
+    assert torch.equal(known.means[1], known.means[2]) and known.reach[1] == known.reach[2]

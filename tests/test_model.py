@@ -13,6 +13,7 @@ import flown
 from flown import modelfiles
 from flown.data import draw_support, load
 from flown.errors import FlownError
+from flown.files import load_tensors, save_tensors
 from flown.fitting import FlownConfig
 
 
@@ -189,3 +190,26 @@ def test_export_is_half_the_size_and_as_good(
         for m in (model, flown.Flown.from_pretrained(tmp_path / "small"))
     ]
     assert abs(accuracies[0] - accuracies[1]) < 2
+
+
+def test_support_sets_unlike_any_are_recognised_by_trying() -> None:
+    """Coarse digits of another source lie beyond what the shipped model's contexts were; MNIST's
+    networks know them best."""
+    shipped = flown.Flown.from_pretrained("flown-small")
+    images, labels = support()
+    assert shipped.known is not None
+    assert not shipped.known.nearest(shipped.context(images, labels))[1]
+    assert shipped.recognise(images, labels) == shipped.recognise(images / 255, labels) == "mnist"
+    test = load("digits").test
+    batch = shipped.generate(images, labels, n=10, steps=20)
+    assert batch.layout.task.name == "mnist"
+    assert flown.evaluate(batch, test.images, test.labels).mean() > 25
+
+
+def test_a_model_that_does_not_say_how_far_contexts_reach(model: flown.Flown, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "m")
+    file = tmp_path / "m" / "context.safetensors"
+    tensors, _ = load_tensors(file)
+    save_tensors(file, {name: x for name, x in tensors.items() if name != "reach"})
+    with pytest.raises(FlownError, match="'reach' is missing; fit the model again"):
+        flown.Flown.from_pretrained(tmp_path / "m")

@@ -31,12 +31,11 @@ class Starts(NamedTuple):
     votes: int
 
 
-def recognised(model: Flown, supports: list[Support], seed: int) -> tuple[str, list[Support]]:
-    """The task that most support sets look like, and those that do."""
-    names = [model.recognise(model.context(some.images, some.labels, seed + i))
-             for i, some in enumerate(supports)]  # fmt: skip
-    task, _ = Counter(names).most_common(1)[0]
-    return task, [some for some, name in zip(supports, names, strict=True) if name == task]
+def recognised(model: Flown, supports: list[Support], seed: int) -> tuple[str, int]:
+    """The task that most support sets look like, and how many they are."""
+    votes = Counter(model.recognise(some.images, some.labels, seed + i)
+                    for i, some in enumerate(supports))  # fmt: skip
+    return votes.most_common(1)[0]
 
 
 def generated(model: Flown, supports: list[Support], task: str, steps: int, seed: int,
@@ -52,9 +51,6 @@ def starts(model: Flown, trajectory: Flown, zoo: Zoo, images: ImageData, n: int,
            seed: int) -> Starts:  # fmt: skip
     """All methods' networks for one data set, each generated one from a support set of its own.
 
-    Networks of a task are not made from what looks like another's images: where some of the support
-    sets do, the others serve in turn.
-
     Args:
         trajectory: a model whose flow leads through several epochs.
         zoo: the checkpoints the model was fitted on and may be looked up: training ones, one epoch
@@ -63,8 +59,7 @@ def starts(model: Flown, trajectory: Flown, zoo: Zoo, images: ImageData, n: int,
     draw, classes = torch.Generator().manual_seed(seed + 20_011), len(images.classes)
     shots = model.config.context.shots
     supports = [draw_support(images.train, classes, shots, draw) for _ in range(n)]
-    task, alike = recognised(model, supports, seed)
-    supports = [alike[i % len(alike)] for i in range(n)]
+    task, votes = recognised(model, supports, seed)
     train = zoo.batch(task)
     init = zoo.about["recipes"][task]["init"]
     stops = {epoch: generated(trajectory, supports, task, steps, seed, epoch)
@@ -83,7 +78,7 @@ def starts(model: Flown, trajectory: Flown, zoo: Zoo, images: ImageData, n: int,
         "checkpoint": nearest(train, n, torch.Generator().manual_seed(seed)),
         "zoo-mean": WeightBatch(train.layout, mean),
         "best-lookup": best_lookup(zoo, images, n),
-    }, stops, task, len(alike))  # fmt: skip
+    }, stops, task, votes)  # fmt: skip
 
 
 def best_lookup(zoo: Zoo, images: ImageData, n: int) -> WeightBatch:

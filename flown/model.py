@@ -206,7 +206,8 @@ class Flown(nn.Module, ModelHubMixin):
         """The known task that a support set is like; its activation and preprocessing are used.
 
         It is the one whose contexts lie nearest. Out of reach of all, that says little: then it is
-        the one some of whose networks do best on the support set itself.
+        the one some of whose networks do best on the support set itself, if any do better than
+        guessing, by two standard errors.
 
         Raises:
             FlownError: as `context`.
@@ -226,7 +227,10 @@ class Flown(nn.Module, ModelHubMixin):
             ready = some.calibrated(seen, 1, len(seen))
             return float(evaluate(ready, seen.to(self.device), labels).mean())
 
-        return max(others, key=accuracy)
+        found = {task: accuracy(task) for task in others}
+        best, guessing = max(found, key=lambda task: found[task]), 1 / count
+        better = 2 * (guessing * (1 - guessing) / len(labels)) ** 0.5
+        return best if found[best] > 100 * (guessing + better) else self.tasks[nearest]
 
     @torch.no_grad()
     def sample(self, images: Tensor | None = None, labels: Tensor | None = None, n: int = 50,

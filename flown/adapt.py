@@ -296,17 +296,17 @@ def adapt(model: Flown, images: ImageData, config: AdaptConfig | None = None, *,
         done = Flown.from_pretrained(out / "model")
         done.history = read_json(out / "history.json")
         return done.to(device)
-    static = {"step": 0.0, **objective.validate()}
+    training = config.training if reward is None else config.training.model_copy(update={"choose": None})
+    static = [] if training.choose else [{"step": 0.0, **objective.validate()}]
     objective.choose()
     write_json(made, run)
-    training = config.training if reward is None else config.training.model_copy(update={"choose": None})
-    history = train(objective, training, out=out, name="adapt", seed=config.seed,
-                    resume=resume, validate=objective.validate, device=device)  # fmt: skip
+    history = static + train(objective, training, out=out, name="adapt", seed=config.seed,
+                             resume=resume, validate=objective.validate, device=device)  # fmt: skip
     new.eval().requires_grad_(False)
     if new.known is not None and objective.bank is not None:  # the new images are now `task`'s
         new.known.replace(new.tasks.index(task), objective.bank)
-    new.history = {"adapt": [static, *history]}
-    new.card = {"adapted": run | {"static": static["val"], "val": _kept(history, training)}}
+    new.history = {"adapt": history}
+    new.card = {"adapted": run | {"static": history[0]["val"], "val": _kept(history, training)}}
     write_json(out / "history.json", new.history)
     new.save_pretrained(str(out / "model"))
     return new

@@ -30,7 +30,7 @@ class TrainConfig(Config):
     """How long and how fast; `ema` is the decay per step, 0 turns it off.
 
     `choose` names a figure of validation: the averaged weights with which it was largest are kept,
-    in place of the last ones.
+    in place of the last ones; those before the first step count too.
     """
 
     steps: int = 3000
@@ -85,6 +85,8 @@ def train(
     path = out / f"{name}.checkpoint.safetensors"
     first = run.restore(path) if resume else 0
     losses: list[Tensor] = []
+    if config.choose and validate is not None and not first:
+        run.note({"step": 0.0, **validate()})
     with bar(f"training {name}", config.steps, first) as update:
         for step in range(first, config.steps):
             losses.append(run.advance(step))
@@ -95,8 +97,7 @@ def train(
                 if validate is not None:
                     with run.averaged():
                         record |= validate()
-                run.consider(record)
-                run.history.append(record)
+                run.note(record)
                 update(done, "  ".join(f"{k} {v:.4g}" for k, v in record.items() if k != "step"))
             elif done % 20 == 0:
                 update(done, f"loss {_mean(losses, name, done):.4g}")
@@ -170,14 +171,14 @@ class _Run:
         self._fill(backup)
         self.objective.train()
 
-    def consider(self, record: dict[str, float]) -> None:
-        """Remembers the averaged weights if their figure is the largest so far."""
-        if (key := self.config.choose) is None:
-            return
-        if key not in record:
+    def note(self, record: dict[str, float]) -> None:
+        """Adds to the history; remembers the averaged weights if their figure is the largest so far."""
+        key = self.config.choose
+        if key and key not in record:
             raise unknown("figure", key, record)
-        if all(record[key] > before[key] for before in self.history):
+        if key and all(record[key] > before[key] for before in self.history):
             self.best = {k: v.clone() for k, v in self.average.items()}
+        self.history.append(record)
 
     def finish(self) -> None:
         """The averaged weights, the best if they are chosen, become the model's own."""

@@ -22,7 +22,9 @@ from flown.flow import VelocityConfig
 from flown.training import TrainConfig
 from flown.weights import WeightBatch
 from flown.zoo import Recipe, Zoo
+from flown.zoo import train as train_zoo
 from tests import fakes
+from tests.conftest import DIGITS
 
 _WORDS = ("zero", "bird", "two", "three", "car", "five", "six", "seven", "eight", "nine")
 
@@ -68,6 +70,14 @@ def test_controls_learn_and_start_where_they_say(zoo: Zoo) -> None:
     best = from_best(worse, images, 2, 1, 32)
     moved = (best.vectors - batch.vectors[int(val.argmax())]).abs().max(dim=1).values
     assert (moved > 0).all() and (moved < 0.01).all(), "one step of Adam away from the best"
+
+
+def test_the_ceiling_of_a_lone_training(tmp_path: Path) -> None:
+    how = DIGITS.model_copy(update={"epochs": 5, "keep": (1, 2, 3, 4, 5)})
+    lone = train_zoo(how, 1, tmp_path / "zoo", seed=0)
+    assert {row.epoch for row in lone.select(split="held-out").rows} == {5.0}
+    found = table4.last_trained(lone)
+    assert torch.equal(found.vectors, lone.select(epochs=[4]).batch("digits").vectors)
 
 
 def test_the_table(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -230,10 +230,14 @@ def _transfer(model: Flown, ceiling: Zoo, theirs: ImageData, exchange: Exchange,
         ))  # fmt: skip
         methods[method] = measure(batch.to(device), images)
     clock.lap(f"{name}: controls")
-    last = ceiling.select(split="train", epochs=[-1]).batch(ceiling.tasks[0])
-    methods["zoo"] = measure(last.to(device), theirs)
+    methods["zoo"] = measure(last_trained(ceiling).to(device), theirs)
     return Transfer(generator.recipe.net, generator.fit.encoder.kind, source, theirs.name, methods,
                     seconds, evaluations)  # fmt: skip
+
+
+def last_trained(zoo: Zoo) -> WeightBatch:
+    """Every network's last checkpoint that is not held out; of a lone training the very last are."""
+    return zoo.select(split="train").select(epochs=[-1]).batch(zoo.tasks[0])
 
 
 def _kept(path: Path, make: Any) -> WeightBatch:

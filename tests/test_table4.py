@@ -94,7 +94,7 @@ def test_the_table(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     training = TrainConfig(steps=3, batch_size=16, warmup=0, learning_rate=1e-3)
     adaptation = AdaptConfig(networks=2, steps=4, validated=2, training=training)
     exchange = table4.Exchange(
-        generators=(generator("plain"), generator("turned")), samples=4, controls=2,
+        generators=(generator("plain"), generator("turned")), samples=4, controls=1,
         adaptations={"fine-tuned": adaptation,
                      "adjoint": adaptation.model_copy(update={"method": "adjoint"})},
     )  # fmt: skip

@@ -98,7 +98,7 @@ class Transfer:
             n = len(m.test)
             shared = {**about, "method": method, "epoch": None, "paper": None, "n": n}
             found.append({**shared, "metric": "accuracy", "value": float(m.test.mean()),
-                          "std": float(m.test.std()), "selection": "all",
+                          "std": _spread(m), "selection": "all",
                           "paper": figures.get(method)})  # fmt: skip
             found.append({**shared, "metric": "accuracy", "value": float(m.top(1)), "std": None,
                           "n": 1, "selection": f"val-best-of-{n}"})  # fmt: skip
@@ -260,10 +260,19 @@ def summary(results: list[Transfer]) -> tuple[list[str], list[list[str]]]:
     body = []
     for result in results:
         paper = PAPER.get((result.net, result.encoder, result.source, result.target))
-        cells = [f"{m.test.mean():.1f} ± {m.test.std():.1f}" for m in
-                 (result.methods[method] for method in METHODS)]  # fmt: skip
+        cells = [_cell(result.methods[method]) for method in METHODS]
         body.append([result.name, *cells, "–" if paper is None else f"{paper[0]} to {paper[1]}"])
     return ["generator", *METHODS, "paper"], body
+
+
+def _spread(m: Measured) -> float | None:
+    """Standard deviation of test accuracies; of a lone network there is none."""
+    return float(m.test.std()) if len(m.test) > 1 else None
+
+
+def _cell(m: Measured) -> str:
+    spread = _spread(m)
+    return f"{m.test.mean():.1f}" + ("" if spread is None else f" ± {spread:.1f}")
 
 
 def _summary(results: list[Transfer]) -> str:

@@ -129,7 +129,8 @@ def config(scale: str, seed: int = 0) -> Table4Config:
                            **{"steps": solver_steps, **more})  # fmt: skip
 
     # A gradient evaluation is worth most in many small steps: 1600 of one network take the flow and
-    # the decoder from 26 to 54 % on CIFAR-10, 800 of two to 51 %, 200 of eight to 42 %. A step of
+    # the decoder from 26 to 54 % on CIFAR-10, 800 of two to 51 %, 200 of eight to 42 %; but the
+    # generator then makes one network again and again, as `diversity-iou` says. A step of
     # adjoint matching costs several of the others, and its SDE wants a finer grid.
     def exchange(first: Cell, second: Cell, evaluations: int, **less: Any) -> Exchange:
         # At 3e-3 the graph encoder's decoder is lost after some 400 steps.

@@ -71,8 +71,9 @@ def write_results(path: Path | str, experiment: str, scale: str, about: Mapping[
 
 def _command() -> str:
     """This process's command line, without the folders of this machine."""
-    words = [Path(a).name if Path(a).is_absolute() else a for a in sys.argv]
-    return shlex.join(["flown", *words[1:]] if words[0] == "__main__.py" else words)
+    name = Path(sys.argv[0]).name
+    words = [Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:]]
+    return shlex.join(["flown" if name == "__main__.py" else name, *words])
 
 
 def _commit() -> str | None:

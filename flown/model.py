@@ -212,7 +212,9 @@ class Flown(nn.Module, ModelHubMixin):
         Raises:
             FlownError: as `context`.
         """
-        context = self.context(images, labels, seed)
+        return self._recognised(self.context(images, labels, seed), images, labels, seed)
+
+    def _recognised(self, context: Tensor, images: Tensor, labels: Tensor, seed: int) -> str:
         assert self.known is not None
         nearest, within = self.known.nearest(context)
         count = int(labels.max()) + 1
@@ -262,7 +264,7 @@ class Flown(nn.Module, ModelHubMixin):
             if images is None or labels is None:
                 raise FlownError("this model needs a support set: images and labels")
             context = self.context(images, labels, seed)
-            task = task or self.recognise(images, labels, seed)
+            task = task or self._recognised(context, images, labels, seed)
             vector = self.head(self.known.familiar(context, self._task(task))[None])
         elif task is None:
             task = self.tasks[0]

@@ -86,7 +86,9 @@ def train(
     first = run.restore(path) if resume else 0
     losses: list[Tensor] = []
     if config.choose and validate is not None and not first:
-        run.note({"step": 0.0, **validate()})
+        with run.averaged():
+            figures = validate()
+        run.note({"step": 0.0, **figures})
     with bar(f"training {name}", config.steps, first) as update:
         for step in range(first, config.steps):
             losses.append(run.advance(step))

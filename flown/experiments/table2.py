@@ -7,7 +7,6 @@ is used where its data is here, `natural10` takes its place, under its own name,
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from flown import data, zoo
@@ -17,6 +16,7 @@ from flown.encoders import VAEConfig
 from flown.experiments.begin import begin
 from flown.experiments.clock import Clock
 from flown.experiments.retrieval import Retrieval, RetrievalConfig, paper_rows, present, run
+from flown.experiments.unconditional import lend_encoder
 from flown.fitting import FlowConfig, FlownConfig
 from flown.flow import VelocityConfig
 from flown.model import Flown
@@ -107,9 +107,7 @@ def _other_source(result: Retrieval, settings: RetrievalConfig, out: Path, metho
     training = settings.fit.flow_training.model_copy(update={"batch_size": 32, "steps": steps})
     changes = {"flow": FlowConfig(source=source, prior=prior), "flow_training": training}
     fit = settings.fit.model_copy(update=changes)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "encoder.checkpoint.safetensors").exists():
-        shutil.copy(out / "run" / "encoder.checkpoint.safetensors", folder)
+    lend_encoder(out / "run", folder)
     images = {task: data.load(task) for task in result.zoo.tasks}
     model = Flown.fit(result.zoo, fit, out=folder, images=images, resume=True, device=device)
     return report_card(model, result.zoo, images, n=settings.samples, top=settings.top,

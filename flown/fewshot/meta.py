@@ -200,7 +200,6 @@ class HeadFlow(nn.Module):
             found.append(join_rows(frames.unframed(rows)).unflatten(0, (-1, n)))
         return torch.cat(found)
 
-
     def mean_heads(self, tasks: Described, n: int = 16, seed: int = 0, steps: int = 5) -> Tensor:
         """The mean (T, W F + W) of n heads a task, whose samples' noise tasks and classes share.
 

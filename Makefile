@@ -27,6 +27,7 @@ demo: $(VENV)/.ready
 	$(BIN)/flown demo --out demo-out --overwrite
 
 lint: $(VENV)/.ready
+	$(BIN)/ruff format --check flown tests
 	$(BIN)/ruff check flown tests
 	$(BIN)/mypy
 

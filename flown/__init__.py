@@ -1,9 +1,9 @@
 """flown: flow matching on neural-network weights.
 
-    zoo = flown.Zoo.open("zoos/mnist")
-    model = flown.Flown.fit(zoo, out="runs/r1")
-    batch = model.generate(images, labels, n=50)
-    accuracies = flown.evaluate(batch, test_images, test_labels)
+zoo = flown.Zoo.open("zoos/mnist")
+model = flown.Flown.fit(zoo, out="runs/r1")
+batch = model.generate(images, labels, n=50)
+accuracies = flown.evaluate(batch, test_images, test_labels)
 """
 
 from flown.data import load as load_data
@@ -18,6 +18,16 @@ from flown.zoo import Recipe, Zoo, recipe
 from flown.zoo import train as train_zoo
 
 __all__ = [
-    "Flown", "FlownConfig", "FlownError", "Recipe", "Task", "WeightBatch", "WeightLayout", "Zoo",
-    "evaluate", "load_data", "recipe", "train_zoo",
-]  # fmt: skip
+    "Flown",
+    "FlownConfig",
+    "FlownError",
+    "Recipe",
+    "Task",
+    "WeightBatch",
+    "WeightLayout",
+    "Zoo",
+    "evaluate",
+    "load_data",
+    "recipe",
+    "train_zoo",
+]

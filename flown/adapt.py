@@ -61,9 +61,16 @@ class AdaptConfig(Config):
     scale: float = 100.0
     validated: int = 32
     training: TrainConfig = TrainConfig(
-        steps=300, batch_size=128, learning_rate=3e-3, weight_decay=0.0, warmup=10, ema=0.98,
-        checkpoint_every=50, validate_every=50, choose="val",
-    )  # fmt: skip
+        steps=300,
+        batch_size=128,
+        learning_rate=3e-3,
+        weight_decay=0.0,
+        warmup=10,
+        ema=0.98,
+        checkpoint_every=50,
+        validate_every=50,
+        choose="val",
+    )
     seed: int = 0
 
     def check(self, device: str) -> None:
@@ -83,8 +90,14 @@ class AdaptConfig(Config):
             raise FlownError("amp: mixed precision is for GPUs; leave it out on a CPU")
 
 
-def endpoint(velocity: Callable[[Tensor, Tensor], Tensor], x0: Tensor, solver: str, steps: int,
-             detach: float, recompute: bool = False) -> Tensor:  # fmt: skip
+def endpoint(
+    velocity: Callable[[Tensor, Tensor], Tensor],
+    x0: Tensor,
+    solver: str,
+    steps: int,
+    detach: float,
+    recompute: bool = False,
+) -> Tensor:
     """x_1 (n, *L) of a fixed grid of `steps`, with the graph of the steps after t' alone.
 
     The numbers are those of `flow.integrate` from 0 to 1, whatever t' is.
@@ -112,8 +125,14 @@ class Objective(nn.Module):
         FlownError: other numbers of classes; adjoint matching for another flow than it is made for.
     """
 
-    def __init__(self, model: Flown, images: ImageData, task: str, config: AdaptConfig,
-                 reward: Reward | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        model: Flown,
+        images: ImageData,
+        task: str,
+        config: AdaptConfig,
+        reward: Reward | None = None,
+    ) -> None:
         super().__init__()
         self.model, self.images, self.task, self.config = model, images, task, config
         self.reward, self.source = reward, model.source()
@@ -161,8 +180,9 @@ class Objective(nn.Module):
         if self.bank is not None:
             draws = torch.randint(len(self.bank), (n,), generator=generator, device=device)
             outputs = self.bank[draws]
-        rows = torch.randint(len(self.images.train), (c.training.batch_size,),
-                             generator=generator, device=device).cpu()  # fmt: skip
+        rows = torch.randint(
+            len(self.images.train), (c.training.batch_size,), generator=generator, device=device
+        ).cpu()
         velocity = _bound(self.model.velocity, self.model.head, outputs)
 
         def rewards(latents: Tensor) -> Tensor:
@@ -201,8 +221,11 @@ class Objective(nn.Module):
         Raises:
             FlownError: a part of which no parameter is reached.
         """
-        modules = {"flow": self.model.velocity, "head": self.model.head,
-                   "decoder": self.model.encoder}  # fmt: skip
+        modules = {
+            "flow": self.model.velocity,
+            "head": self.model.head,
+            "decoder": self.model.encoder,
+        }
         chosen = {
             part: list(module.parameters()) if (module := modules[part]) is not None else []
             for part in self.config.parts
@@ -225,20 +248,35 @@ class Objective(nn.Module):
 
     def validate(self) -> dict[str, float]:
         """Mean accuracy of generated networks on the new task's validation images, percent."""
-        batch = sample(self.model, self.images, self.task, self.config.validated,
-                       self.config.seed, self.config.solver, self.config.steps)  # fmt: skip
+        batch = sample(
+            self.model,
+            self.images,
+            self.task,
+            self.config.validated,
+            self.config.seed,
+            self.config.solver,
+            self.config.steps,
+        )
         val = self.images.val
         return {"val": float(evaluate(batch, val.images, val.labels).mean())}
 
 
-def _bound(velocity: flow.UNet, head: nn.Module | None,
-           outputs: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:  # fmt: skip
+def _bound(
+    velocity: flow.UNet, head: nn.Module | None, outputs: Tensor | None
+) -> Callable[[Tensor, Tensor], Tensor]:
     """v(x, t) with row i's condition the context outputs[i], (n, classes, width)."""
     return velocity.bind(None if head is None else head(outputs))
 
 
-def sample(model: Flown, images: ImageData, task: str, n: int, seed: int, solver: str = "euler",
-           steps: int = 100) -> WeightBatch:  # fmt: skip
+def sample(
+    model: Flown,
+    images: ImageData,
+    task: str,
+    n: int,
+    seed: int,
+    solver: str = "euler",
+    steps: int = 100,
+) -> WeightBatch:
     """n networks for new images, BatchNorm statistics theirs; a model with context gets a support
     set of their training part."""
     some, labels = None, None
@@ -250,9 +288,18 @@ def sample(model: Flown, images: ImageData, task: str, n: int, seed: int, solver
     return batch.calibrated(images.train.images, seed=seed)
 
 
-def adapt(model: Flown, images: ImageData, config: AdaptConfig | None = None, *, out: Path | str,
-          task: str | None = None, reward: Reward | None = None, resume: bool = False,
-          overwrite: bool = False, device: str = "cpu") -> Flown:  # fmt: skip
+def adapt(
+    model: Flown,
+    images: ImageData,
+    config: AdaptConfig | None = None,
+    *,
+    out: Path | str,
+    task: str | None = None,
+    reward: Reward | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str = "cpu",
+) -> Flown:
     """A copy of a model, trained on new data, saved under `out/model`.
 
     Args:
@@ -284,24 +331,38 @@ def adapt(model: Flown, images: ImageData, config: AdaptConfig | None = None, *,
     objective = Objective(new, images, task or _nearest(new, images), config, reward)
     task = objective.task
     run = {
-        "config": config.model_dump(mode="json"), "data": images.name, "task": task,
+        "config": config.model_dump(mode="json"),
+        "data": images.name,
+        "task": task,
         "model": [_fingerprint(part) for part in (model.encoder, model.velocity)],
         "reward": None if reward is None else getattr(reward, "__name__", type(reward).__name__),
         "flown": __version__,
-    }  # fmt: skip
+    }
     made = out / "run.json"
     if made.exists() and not describes(made, run, AdaptConfig):
-        raise FlownError(f"{out}: holds a run of another model, data or config; choose another --out")
+        raise FlownError(
+            f"{out}: holds a run of another model, data or config; choose another --out"
+        )
     if resume and (out / "model" / "config.json").exists():
         done = Flown.from_pretrained(out / "model")
         done.history = read_json(out / "history.json")
         return done.to(device)
-    training = config.training if reward is None else config.training.model_copy(update={"choose": None})
+    training = (
+        config.training if reward is None else config.training.model_copy(update={"choose": None})
+    )
     static = [] if training.choose else [{"step": 0.0, **objective.validate()}]
     objective.choose()
     write_json(made, run)
-    history = static + train(objective, training, out=out, name="adapt", seed=config.seed,
-                             resume=resume, validate=objective.validate, device=device)  # fmt: skip
+    history = static + train(
+        objective,
+        training,
+        out=out,
+        name="adapt",
+        seed=config.seed,
+        resume=resume,
+        validate=objective.validate,
+        device=device,
+    )
     new.eval().requires_grad_(False)
     if new.known is not None and objective.bank is not None:  # the new images are now `task`'s
         new.known.replace(new.tasks.index(task), objective.bank)
@@ -341,8 +402,9 @@ def load_reward(name: str) -> Reward:
     try:
         found: Any = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise FlownError(f"reward '{name}': cannot be imported as package.module:function "
-                         f"({error})") from None  # fmt: skip
+        raise FlownError(
+            f"reward '{name}': cannot be imported as package.module:function ({error})"
+        ) from None
     if not callable(found):
         raise FlownError(f"reward '{name}': is {type(found).__name__}, expected a function")
     checked: Reward = found

@@ -55,8 +55,9 @@ class SDEPath(NamedTuple):
 
 
 @torch.no_grad()
-def memoryless_path(velocity: BoundVelocity, x0: Tensor, steps: int,
-                    generator: torch.Generator | None = None) -> SDEPath:  # fmt: skip
+def memoryless_path(
+    velocity: BoundVelocity, x0: Tensor, steps: int, generator: torch.Generator | None = None
+) -> SDEPath:
     """The memoryless SDE from x0 (n, *L), two evaluations a step and one in the last."""
     states, guesses = [x0], []
     for k in range(steps):
@@ -96,9 +97,14 @@ def lean_adjoint(base: BoundVelocity, path: SDEPath, end: Tensor) -> tuple[Tenso
     return torch.stack(adjoints[:0:-1]), torch.stack(velocities[::-1])
 
 
-def adjoint_matching_loss(velocity: BoundVelocity, base: BoundVelocity, x0: Tensor,
-                          reward: Callable[[Tensor], Tensor], steps: int,
-                          generator: torch.Generator | None = None) -> Tensor:  # fmt: skip
+def adjoint_matching_loss(
+    velocity: BoundVelocity,
+    base: BoundVelocity,
+    x0: Tensor,
+    reward: Callable[[Tensor], Tensor],
+    steps: int,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """The loss of one batch of paths, a scalar.
 
     Args:

@@ -35,8 +35,9 @@ def _rows(train: WeightBatch, n: int, generator: torch.Generator) -> Tensor:
     return torch.cat(drawn)[:n] if drawn else torch.empty(0, dtype=torch.long)
 
 
-def random_init(train: WeightBatch, n: int, generator: torch.Generator,
-                init: str = "default") -> WeightBatch:  # fmt: skip
+def random_init(
+    train: WeightBatch, n: int, generator: torch.Generator, init: str = "default"
+) -> WeightBatch:
     """Untrained networks: PyTorch's default initialisation, or a recipe's `init`."""
     seeds = torch.randint(2**31, (n,), generator=generator).tolist()
     fresh = [initial(train.layout, init, seed) for seed in seeds]

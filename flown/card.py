@@ -103,9 +103,19 @@ class Card:
         return [row for card in self.tasks.values() for row in _rows(card, self.top)]
 
 
-def report_card(model: Flown, zoo: Zoo, images: Mapping[str, ImageData], *, n: int = 50,
-                top: int = 5, shots: int = 5, seed: int = 0, solver: str = "euler",
-                steps: int = 100, full: bool = True) -> Card:  # fmt: skip
+def report_card(
+    model: Flown,
+    zoo: Zoo,
+    images: Mapping[str, ImageData],
+    *,
+    n: int = 50,
+    top: int = 5,
+    shots: int = 5,
+    seed: int = 0,
+    solver: str = "euler",
+    steps: int = 100,
+    full: bool = True,
+) -> Card:
     """Measures a model against its zoo on every task.
 
     Args:
@@ -131,8 +141,19 @@ def report_card(model: Flown, zoo: Zoo, images: Mapping[str, ImageData], *, n: i
             update(index + 1, task)
     counts = {task: _counts(images[task]) for task in model.tasks}
     device = str(model.standardizer.mean.device)
-    return Card(cards, n, top, shots, solver, steps, seed, device, zoo.identity,
-                digest(model.config), counts)  # fmt: skip
+    return Card(
+        cards,
+        n,
+        top,
+        shots,
+        solver,
+        steps,
+        seed,
+        device,
+        zoo.identity,
+        digest(model.config),
+        counts,
+    )
 
 
 def _supports(images: ImageData, shots: int, seed: int) -> list[Support]:
@@ -162,10 +183,18 @@ class _Sampler:
             if not len(share):
                 continue
             some = self.supports[context][i]
-            drawn.append(self.model.sample(
-                some.images, some.labels, len(share), self.seed + i, self.solver, self.steps,
-                task=task, trajectory=trajectory and i == 0,
-            ))  # fmt: skip
+            drawn.append(
+                self.model.sample(
+                    some.images,
+                    some.labels,
+                    len(share),
+                    self.seed + i,
+                    self.solver,
+                    self.steps,
+                    task=task,
+                    trajectory=trajectory and i == 0,
+                )
+            )
         return drawn
 
     def recognised(self, task: str) -> float | None:
@@ -173,7 +202,9 @@ class _Sampler:
         if self.model.config.context.mode == "none":
             return None
         names = [
-            self.model.sample(s.images, s.labels, 1, self.seed, self.solver, 1).batch.layout.task.name
+            self.model.sample(
+                s.images, s.labels, 1, self.seed, self.solver, 1
+            ).batch.layout.task.name
             for s in self.supports[task]
         ]
         return 100 * names.count(task) / len(names)
@@ -201,8 +232,9 @@ def _part(zoo: Zoo, task: str, split: str) -> WeightBatch | None:
 class _Reference:
     """One task's zoo: what every method is measured against."""
 
-    def __init__(self, zoo: Zoo, task: str, epochs: tuple[int, ...], data: ImageData,
-                 device: torch.device) -> None:  # fmt: skip
+    def __init__(
+        self, zoo: Zoo, task: str, epochs: tuple[int, ...], data: ImageData, device: torch.device
+    ) -> None:
         fitted = zoo.select(task=task, epochs=epochs or None)
         seen = fitted.select(split="train")
         # Of a lone network there is one last checkpoint, or it is held out: all stand for it.
@@ -246,8 +278,9 @@ class _Reference:
         return found
 
 
-def _task_card(sampler: _Sampler, zoo: Zoo, images: Mapping[str, ImageData], task: str,
-               full: bool) -> TaskCard:  # fmt: skip
+def _task_card(
+    sampler: _Sampler, zoo: Zoo, images: Mapping[str, ImageData], task: str, full: bool
+) -> TaskCard:
     model, n = sampler.model, sampler.n
     samples = sampler.draw(task, task, n, trajectory=full)
     generated = _joined(samples)
@@ -268,8 +301,9 @@ def _task_card(sampler: _Sampler, zoo: Zoo, images: Mapping[str, ImageData], tas
     return card
 
 
-def _compared(sampler: _Sampler, zoo: Zoo, task: str, train: WeightBatch,
-              held_out: WeightBatch | None) -> dict[str, WeightBatch]:  # fmt: skip
+def _compared(
+    sampler: _Sampler, zoo: Zoo, task: str, train: WeightBatch, held_out: WeightBatch | None
+) -> dict[str, WeightBatch]:
     """Reconstructions and baselines, by method."""
     batches = {"reconstruction-train": sampler.model.reconstruct(train[: sampler.n])}
     if held_out is not None:
@@ -280,8 +314,9 @@ def _compared(sampler: _Sampler, zoo: Zoo, task: str, train: WeightBatch,
     return batches | {name: draw(train, sampler.n, generator) for name, draw in found.items()}
 
 
-def _explain(card: TaskCard, sampler: _Sampler, images: Mapping[str, ImageData],
-             generated: WeightBatch) -> None:  # fmt: skip
+def _explain(
+    card: TaskCard, sampler: _Sampler, images: Mapping[str, ImageData], generated: WeightBatch
+) -> None:
     """Does the context decide? Confusion of tasks, and networks from others' support sets."""
     classes = len(images[card.task].classes)
     others = [t for t in sampler.model.tasks if t != card.task]
@@ -309,15 +344,33 @@ def _follow(card: TaskCard, model: Flown, samples: Samples, data: ImageData) -> 
     card.path = path.flatten(2).cpu()
 
 
-def _row(dataset: str, method: str, metric: str, values: Tensor, selection: str = "all",
-         epoch: float | None = None) -> Row:  # fmt: skip
+def _row(
+    dataset: str,
+    method: str,
+    metric: str,
+    values: Tensor,
+    selection: str = "all",
+    epoch: float | None = None,
+) -> Row:
     spread = {}
     if metric == "accuracy":
-        spread = {"median": float(values.quantile(0.5)), "min": float(values.min()),
-                  "max": float(values.max())}  # fmt: skip
-    return {"dataset": dataset, "method": method, "metric": metric, "value": float(values.mean()),
-            "std": float(values.std()) if len(values) > 1 else None, "n": len(values),
-            "selection": selection, "epoch": epoch, "paper": None, **spread}  # fmt: skip
+        spread = {
+            "median": float(values.quantile(0.5)),
+            "min": float(values.min()),
+            "max": float(values.max()),
+        }
+    return {
+        "dataset": dataset,
+        "method": method,
+        "metric": metric,
+        "value": float(values.mean()),
+        "std": float(values.std()) if len(values) > 1 else None,
+        "n": len(values),
+        "selection": selection,
+        "epoch": epoch,
+        "paper": None,
+        **spread,
+    }
 
 
 def _rows(card: TaskCard, top: int) -> list[Row]:
@@ -332,19 +385,25 @@ def _rows(card: TaskCard, top: int) -> list[Row]:
             rows.append(row(name, "l2-ratio", m.ratio))
             rows.append(row(name, "max-iou", m.iou))
         if m.diversity is not None:
-            rows.append({**row(name, "diversity-iou", torch.tensor([m.diversity])),
-                         "n": len(m.test)})  # fmt: skip
+            rows.append(
+                {**row(name, "diversity-iou", torch.tensor([m.diversity])), "n": len(m.test)}
+            )
     for other, values in card.on_others.items():
         if values is not None:
             rows.append(row("flown", f"accuracy-on-{other}", values))
     if card.shuffled is not None:
         rows.append(row("flown-shuffled-context", "accuracy", card.shuffled))
     if card.times is not None and card.along is not None:
-        rows += [{**row("flown", "accuracy-along", values, "first-support-set"), "t": float(t)}
-                 for t, values in zip(card.times, card.along, strict=True)]  # fmt: skip
+        rows += [
+            {**row("flown", "accuracy-along", values, "first-support-set"), "t": float(t)}
+            for t, values in zip(card.times, card.along, strict=True)
+        ]
     cost = {"seconds": card.seconds, "nfe": card.nfe, "recognised": card.recognised}
     n = len(card.methods["flown"].test)
     one = torch.zeros(1)
-    rows += [{**row("flown", metric, one), "value": float(value), "n": n}
-             for metric, value in cost.items() if value is not None]  # fmt: skip
+    rows += [
+        {**row("flown", metric, one), "value": float(value), "n": n}
+        for metric, value in cost.items()
+        if value is not None
+    ]
     return rows

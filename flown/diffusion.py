@@ -30,7 +30,10 @@ from flown.flow import Solution, dropped
 from flown.flow.solve import BoundVelocity
 
 TRAIN_STEPS = 1000
-PREDICTIONS = {"diffusion": "epsilon", "v-diffusion": "v_prediction"}  # of processes, in diffusers' words
+PREDICTIONS = {
+    "diffusion": "epsilon",
+    "v-diffusion": "v_prediction",
+}  # of processes, in diffusers' words
 SAMPLERS = {"ddpm": "DDPMScheduler", "ddim": "DDIMScheduler"}  # of diffusers
 
 
@@ -60,9 +63,15 @@ def diffusion_loss(
 
 
 @torch.no_grad()
-def denoise(net: BoundVelocity, x0: Tensor, sampler: str = "ddpm", steps: int = TRAIN_STEPS,
-            generator: torch.Generator | None = None, trajectory: bool = False,
-            process: str = "diffusion") -> Solution:  # fmt: skip
+def denoise(
+    net: BoundVelocity,
+    x0: Tensor,
+    sampler: str = "ddpm",
+    steps: int = TRAIN_STEPS,
+    generator: torch.Generator | None = None,
+    trajectory: bool = False,
+    process: str = "diffusion",
+) -> Solution:
     """Follows the noise x0 back to data.
 
     Args:
@@ -117,6 +126,11 @@ def _scheduler(sampler: str, prediction: str = "epsilon") -> Any:
     # "trailing" starts at pure noise for any number of steps, which is where samples start.
     scheduler = getattr(diffusers, SAMPLERS[sampler])
     return scheduler(
-        TRAIN_STEPS, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False,
-        prediction_type=prediction, timestep_spacing="trailing",
-    )  # fmt: skip
+        TRAIN_STEPS,
+        beta_start=1e-4,
+        beta_end=0.02,
+        beta_schedule="linear",
+        clip_sample=False,
+        prediction_type=prediction,
+        timestep_spacing="trailing",
+    )

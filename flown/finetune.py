@@ -115,9 +115,16 @@ class Finetuned:
     points: list[Point]
 
 
-def finetune(batch: WeightBatch, images: ImageData, config: FinetuneConfig | None = None, *,
-             out: Path | str | None = None, resume: bool = False, overwrite: bool = False,
-             device: str = "cpu") -> Finetuned:  # fmt: skip
+def finetune(
+    batch: WeightBatch,
+    images: ImageData,
+    config: FinetuneConfig | None = None,
+    *,
+    out: Path | str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str = "cpu",
+) -> Finetuned:
     """Trains all networks of a batch further on a data set's training images.
 
     Images are preprocessed as the networks' task says, whatever their size and colours. BatchNorm's
@@ -171,16 +178,22 @@ def _check(batch: WeightBatch, images: ImageData) -> None:
 def _plan(batch: WeightBatch, images: ImageData, config: FinetuneConfig) -> dict[str, Any]:
     """What decides the result's bits, but for the code."""
     weights = [batch.vectors, *batch.rest.values()]
-    return {"config": config.model_dump(mode="json"), "data": images.name,
-            "train": len(images.train), "task": batch.layout.task.name, "networks": len(batch),
-            "checksum": checksum(torch.cat([x.flatten().float() for x in weights]))}  # fmt: skip
+    return {
+        "config": config.model_dump(mode="json"),
+        "data": images.name,
+        "train": len(images.train),
+        "task": batch.layout.task.name,
+        "networks": len(batch),
+        "checksum": checksum(torch.cat([x.flatten().float() for x in weights])),
+    }
 
 
 class _Run:
     """Networks in training, and what was measured of them so far."""
 
-    def __init__(self, batch: WeightBatch, images: ImageData, config: FinetuneConfig,
-                 device: str) -> None:  # fmt: skip
+    def __init__(
+        self, batch: WeightBatch, images: ImageData, config: FinetuneConfig, device: str
+    ) -> None:
         self.images, self.config = images, config
         self.train = images.train[: config.max_train_images]
         self.steps = len(self.train) // config.batch_size  # an epoch
@@ -197,9 +210,17 @@ class _Run:
         x = self.train.images if frozen else layout.task.preprocess(self.train.images)
         rates, decays = [config.learning_rate] * len(batch), [config.weight_decay] * len(batch)
         self.engine = trainer(
-            batchnorm.by_batch(net.train(not frozen), own), layout, self.batch.vectors, x,
-            self.train.labels, config.batch_size, rates, decays, device, rest if frozen else None,
-        )  # fmt: skip
+            batchnorm.by_batch(net.train(not frozen), own),
+            layout,
+            self.batch.vectors,
+            x,
+            self.train.labels,
+            config.batch_size,
+            rates,
+            decays,
+            device,
+            rest if frozen else None,
+        )
         self.scale = config.scale(self.steps)
         self.points: list[Point] = []
 
@@ -227,10 +248,14 @@ class _Run:
     def _orders(self, epoch: int) -> Tensor:
         """The images in each network's order, (n, N): a zoo's orders for the same seed."""
         seeds = [self.config.seed * 1_000_003 + i for i in range(len(self.batch))]
-        return torch.stack([
-            torch.randperm(len(self.train), generator=torch.Generator().manual_seed(
-                seed * 1_000 + epoch)) for seed in seeds
-        ])  # fmt: skip
+        return torch.stack(
+            [
+                torch.randperm(
+                    len(self.train), generator=torch.Generator().manual_seed(seed * 1_000 + epoch)
+                )
+                for seed in seeds
+            ]
+        )
 
     def _accuracy(self, images: Tensor, labels: Tensor) -> Tensor:
         return evaluate(self.networks(), images, labels).cpu()
@@ -239,11 +264,20 @@ class _Run:
         """The networks as they are now, for the data's task."""
         layout, images = self.batch.layout, self.images
         task = layout.task.model_copy(update={"name": images.name, "classes": images.classes})
-        origin = {**self.batch.provenance, "finetuned": {
-            "from": layout.task.name, "data": images.name,
-            "config": self.config.model_dump(mode="json")}}  # fmt: skip
-        own = WeightBatch(layout.model_copy(update={"task": task}), self.engine.vectors.clone(),
-                          origin, self.batch.rest)  # fmt: skip
+        origin = {
+            **self.batch.provenance,
+            "finetuned": {
+                "from": layout.task.name,
+                "data": images.name,
+                "config": self.config.model_dump(mode="json"),
+            },
+        }
+        own = WeightBatch(
+            layout.model_copy(update={"task": task}),
+            self.engine.vectors.clone(),
+            origin,
+            self.batch.rest,
+        )
         return own.calibrated(self.train.images, batch_size=self.config.batch_size)
 
 
@@ -252,7 +286,9 @@ class _Files:
 
     def __init__(self, out: Path, plan: dict[str, Any], resume: bool, overwrite: bool) -> None:
         if out.suffix != ".safetensors":
-            raise FlownError(f"{out}: networks are written as .safetensors, with curves beside them")
+            raise FlownError(
+                f"{out}: networks are written as .safetensors, with curves beside them"
+            )
         self.out, self.plan = out, plan
         self.curves, self.progress = curves_file(out), out.with_suffix(".progress.safetensors")
         for path in (out, self.curves, self.progress):
@@ -292,10 +328,14 @@ class _Files:
 
     def finish(self, result: Finetuned) -> None:
         result.networks.save(self.out)
-        points = [{"epoch": p.epoch} | {part: _record(getattr(p, part)) for part in _PARTS}
-                  for p in result.points]  # fmt: skip
-        write_json(self.curves, {"format": FORMAT, "flown": __version__, "plan": self.plan,
-                                 "points": points})  # fmt: skip
+        points = [
+            {"epoch": p.epoch} | {part: _record(getattr(p, part)) for part in _PARTS}
+            for p in result.points
+        ]
+        write_json(
+            self.curves,
+            {"format": FORMAT, "flown": __version__, "plan": self.plan, "points": points},
+        )
         self.progress.unlink(missing_ok=True)
 
 

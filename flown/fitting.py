@@ -129,8 +129,10 @@ class Population:
                     "lone network the last checkpoints are held out: epochs [] takes all"
                 )
         places = sorted(range(len(chosen)), key=lambda i: chosen.tasks.index(chosen.rows[i].task))
-        parts = [[i for i in places if (chosen.rows[i].split == "train") == train]
-                 for train in (True, False)]  # fmt: skip
+        parts = [
+            [i for i in places if (chosen.rows[i].split == "train") == train]
+            for train in (True, False)
+        ]
         train, held_out = (Networks(chosen, chosen.joint, part) for part in parts)
         train.standardizer.fit(train.blocks())
         held_out.standardizer = train.standardizer
@@ -142,8 +144,14 @@ class Population:
 
 
 class _EncoderObjective(nn.Module):
-    def __init__(self, encoder: nn.Module, people: Population, config: FlownConfig,
-                 functions: FunctionalError | None, device: str) -> None:  # fmt: skip
+    def __init__(
+        self,
+        encoder: nn.Module,
+        people: Population,
+        config: FlownConfig,
+        functions: FunctionalError | None,
+        device: str,
+    ) -> None:
         super().__init__()
         self.encoder, self.networks = encoder, people.train
         self.batch, self.mse = config.encoder_training.batch_size, config.functional.mse
@@ -164,8 +172,14 @@ class _EncoderObjective(nn.Module):
         return loss
 
 
-def fit_encoder(people: Population, config: FlownConfig, images: Mapping[str, ImageData], out: Path,
-                resume: bool, device: str) -> tuple[nn.Module, History]:  # fmt: skip
+def fit_encoder(
+    people: Population,
+    config: FlownConfig,
+    images: Mapping[str, ImageData],
+    out: Path,
+    resume: bool,
+    device: str,
+) -> tuple[nn.Module, History]:
     """Trains the weight encoder; its history holds reconstruction accuracies of both splits.
 
     Reconstruction accuracy is measured on validation images, never only the loss.
@@ -193,18 +207,29 @@ def fit_encoder(people: Population, config: FlownConfig, images: Mapping[str, Im
         encoder.settle(some)  # type: ignore[operator]
         return reconstruction_accuracy(encoder, people, images, device)
 
-    history = train(objective, config.encoder_training, out=out, name="encoder", seed=config.seed,
-                    resume=resume, validate=validate, device=device)  # fmt: skip
+    history = train(
+        objective,
+        config.encoder_training,
+        out=out,
+        name="encoder",
+        seed=config.seed,
+        resume=resume,
+        validate=validate,
+        device=device,
+    )
     encoder.settle(some)  # type: ignore[operator]
     return encoder.requires_grad_(False), history
 
 
-def _functions(people: Population, config: FlownConfig, images: Mapping[str, ImageData],
-               device: str) -> FunctionalError:  # fmt: skip
+def _functions(
+    people: Population, config: FlownConfig, images: Mapping[str, ImageData], device: str
+) -> FunctionalError:
     names = [layout.task.name for layout in people.joint.layouts]
     rests = [people.train.zoo.rest(name) for name in names]
     splits = [images[name].train for name in names]
-    return FunctionalError(config.functional, people.joint, people.standardizer, splits, rests, device)
+    return FunctionalError(
+        config.functional, people.joint, people.standardizer, splits, rests, device
+    )
 
 
 def _spread(n: int, most: int) -> Tensor:
@@ -213,8 +238,9 @@ def _spread(n: int, most: int) -> Tensor:
 
 
 @torch.no_grad()
-def reconstruction_accuracy(encoder: nn.Module, people: Population, images: Mapping[str, ImageData],
-                            device: str) -> dict[str, float]:  # fmt: skip
+def reconstruction_accuracy(
+    encoder: nn.Module, people: Population, images: Mapping[str, ImageData], device: str
+) -> dict[str, float]:
     """Mean validation accuracy (percent) of decode(encode(w)), and of w, over a probe of networks."""
     figures: dict[str, float] = {}
     for split, networks in {"train": people.train, "held-out": people.held_out}.items():
@@ -241,8 +267,13 @@ def reconstruction_accuracy(encoder: nn.Module, people: Population, images: Mapp
     return figures
 
 
-def context_bank(support: SupportEncoder, images: Mapping[str, ImageData], tasks: tuple[str, ...],
-                 classes: int, config: FlownConfig) -> Tensor:  # fmt: skip
+def context_bank(
+    support: SupportEncoder,
+    images: Mapping[str, ImageData],
+    tasks: tuple[str, ...],
+    classes: int,
+    config: FlownConfig,
+) -> Tensor:
     """CAML's class outputs of random support sets, (tasks, draws, classes, width).
 
     Supports come from the training split; tasks with fewer classes are zero-padded.
@@ -268,9 +299,17 @@ class FlowObjective(nn.Module):
     Latents are (n, *L), or with a path its marginals (m, K, *L); tasks (n or m,).
     """
 
-    def __init__(self, velocity: flow.UNet, head: nn.Module | None, source: flow.Source,
-                 config: FlownConfig, latents: Tensor, tasks: Tensor, bank: Tensor | None,
-                 path: flow.Path | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        velocity: flow.UNet,
+        head: nn.Module | None,
+        source: flow.Source,
+        config: FlownConfig,
+        latents: Tensor,
+        tasks: Tensor,
+        bank: Tensor | None,
+        path: flow.Path | None = None,
+    ) -> None:
         super().__init__()
         self.velocity, self.head = velocity, head
         self.source, self.config = source, config
@@ -288,20 +327,33 @@ class FlowObjective(nn.Module):
             first = x1 if self.path is None else x1[:, 0]
             x0 = self.couple(self.source.sample(tasks, generator), first, tasks, generator)
         if self.head is not None and self.bank is not None:
-            draws = torch.randint(self.bank.shape[1], (batch,), generator=generator,
-                                  device=tasks.device)  # fmt: skip
+            draws = torch.randint(
+                self.bank.shape[1], (batch,), generator=generator, device=tasks.device
+            )
             context = self.head(self.bank[tasks, draws])
         if x0 is None:
             return diffusion_loss(self.velocity, x1, context, generator, self.config.flow.process)
         return flow.flow_matching_loss(
-            self.velocity, x0, x1, context, sigma=self.config.flow.sigma, generator=generator,
+            self.velocity,
+            x0,
+            x1,
+            context,
+            sigma=self.config.flow.sigma,
+            generator=generator,
             path=self.path,
-        )  # fmt: skip
+        )
 
 
-def fit_flow(people: Population, encoder: nn.Module, source: flow.Source, bank: Tensor | None,
-             config: FlownConfig, out: Path, resume: bool,
-             device: str) -> tuple[flow.UNet, ContextHead | None, History, tuple[float, ...]]:  # fmt: skip
+def fit_flow(
+    people: Population,
+    encoder: nn.Module,
+    source: flow.Source,
+    bank: Tensor | None,
+    config: FlownConfig,
+    out: Path,
+    resume: bool,
+    device: str,
+) -> tuple[flow.UNet, ContextHead | None, History, tuple[float, ...]]:
     """Trains velocity and context head on the standardised latents of the training split.
 
     Also returns the epochs that the flow's path leads through, none for the linear one.
@@ -318,19 +370,43 @@ def fit_flow(people: Population, encoder: nn.Module, source: flow.Source, bank: 
     if config.flow.path != "linear":
         places, epochs = trajectories(people.train, config.epochs)
         latents, tasks = latents[places.to(device)], tasks[places[:, 0].to(device)]
-        path = fit_path(config.flow.path, source, latents, tasks, config.path_training, out=out,
-                        seed=config.seed, resume=resume, device=device)  # fmt: skip
+        path = fit_path(
+            config.flow.path,
+            source,
+            latents,
+            tasks,
+            config.path_training,
+            out=out,
+            seed=config.seed,
+            resume=resume,
+            device=device,
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed + 1)
         velocity = flow.UNet(config.velocity, tuple(latents.shape[-3:]), 128)
         head = None
         if bank is not None and config.context.mode != "none":
             head = ContextHead(bank.shape[2], bank.shape[3], mode=config.context.mode)
-    objective = FlowObjective(velocity, head, source, config, latents, tasks,
-                              None if bank is None else bank.to(device), path)  # fmt: skip
+    objective = FlowObjective(
+        velocity,
+        head,
+        source,
+        config,
+        latents,
+        tasks,
+        None if bank is None else bank.to(device),
+        path,
+    )
     objective.to(device)
-    history = train(objective, config.flow_training, out=out, name="flow", seed=config.seed + 1,
-                    resume=resume, device=device)  # fmt: skip
+    history = train(
+        objective,
+        config.flow_training,
+        out=out,
+        name="flow",
+        seed=config.seed + 1,
+        resume=resume,
+        device=device,
+    )
     velocity.requires_grad_(False)
     if head is not None:
         head.requires_grad_(False)

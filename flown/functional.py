@@ -60,15 +60,22 @@ class FunctionalError:
         rests: what networks of a subset share, task by task; nothing for whole networks.
     """
 
-    def __init__(self, config: FunctionalConfig, joint: JointLayout, standardizer: Standardizer,
-                 splits: Sequence[Split], rests: Sequence[Mapping[str, Tensor]],
-                 device: str) -> None:  # fmt: skip
+    def __init__(
+        self,
+        config: FunctionalConfig,
+        joint: JointLayout,
+        standardizer: Standardizer,
+        splits: Sequence[Split],
+        rests: Sequence[Mapping[str, Tensor]],
+        device: str,
+    ) -> None:
         self.config, self.joint, self.device = config, joint, device
         self.standardizer = copy.deepcopy(standardizer).to(device)
         self.splits, self.rests = splits, rests
 
-    def __call__(self, decoded: Tensor, vectors: Tensor, tasks: Tensor,
-                 generator: torch.Generator) -> Tensor:  # fmt: skip
+    def __call__(
+        self, decoded: Tensor, vectors: Tensor, tasks: Tensor, generator: torch.Generator
+    ) -> Tensor:
         """kl, ce and spread, weighted, of standardised vectors (n, D) of tasks (n,), a scalar.
 
         Raises:
@@ -78,8 +85,9 @@ class FunctionalError:
         found, wanted = (self.standardizer.invert(v, tasks) for v in (decoded, vectors))
         for task in tasks.unique().tolist():
             split, own = self.splits[task], tasks == task
-            rows = torch.randint(len(split), (self.config.images,), generator=generator,
-                                 device=self.device)  # fmt: skip
+            rows = torch.randint(
+                len(split), (self.config.images,), generator=generator, device=self.device
+            )
             some = split[rows.cpu()]
             images, labels = some.images.to(self.device), some.labels.to(self.device)
             with torch.no_grad():

@@ -62,8 +62,9 @@ class WeightLayout(Config):
     shapes: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of(cls, module: nn.Module, net: str, task: Task,
-           subset: Sequence[str] | None = None) -> WeightLayout:  # fmt: skip
+    def of(
+        cls, module: nn.Module, net: str, task: Task, subset: Sequence[str] | None = None
+    ) -> WeightLayout:
         """The layout of a module's parameters, in the order of `named_parameters()`.
 
         Args:
@@ -81,9 +82,10 @@ class WeightLayout(Config):
                     f"the nearest names: {', '.join(near or list(shapes)[-3:])}"
                 )
         names = [
-            name for name in shapes
+            name
+            for name in shapes
             if subset is None or any(fnmatch.fnmatchcase(name, pattern) for pattern in subset)
-        ]  # fmt: skip
+        ]
         return cls(net=net, task=task, names=tuple(names), shapes=tuple(shapes[n] for n in names))
 
     @cached_property
@@ -243,7 +245,9 @@ class Standardizer(nn.Module):
                     mean[task, slot] += apart * more / total
                     count[task, slot] = total
         spread = (square / count.clamp_min(1)).sqrt()
-        spread[spread <= 1e-8] = 1  # a tensor that never varies (a frozen bias) would divide by zero
+        spread[spread <= 1e-8] = (
+            1  # a tensor that never varies (a frozen bias) would divide by zero
+        )
         sizes = torch.tensor(self.slots)
         self.mean.copy_(mean.repeat_interleave(sizes, dim=1))
         self.std.copy_(spread.repeat_interleave(sizes, dim=1))

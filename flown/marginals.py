@@ -69,14 +69,19 @@ def trajectories(networks: Networks, asked: Sequence[int]) -> tuple[Tensor, tupl
 
 def _names(rows: Sequence[Row], asked: Sequence[int]) -> dict[tuple[str, float], float]:
     """What each task's epochs are called: by themselves, or how they are counted from the last."""
-    kept = {task: sorted({row.epoch for row in rows if row.task == task})
-            for task in {row.task for row in rows}}  # fmt: skip
+    kept = {
+        task: sorted({row.epoch for row in rows if row.task == task})
+        for task in {row.task for row in rows}
+    }
     counts = sorted(set(asked), reverse=True)
     alike = len({tuple(epochs) for epochs in kept.values()}) == 1
     if alike or not counts or counts[0] >= 0:
         return {(task, epoch): epoch for task, epochs in kept.items() for epoch in epochs}
-    return {(task, epoch): float(count) for task, epochs in kept.items()
-            for epoch, count in zip(reversed(epochs), counts, strict=False)}  # fmt: skip
+    return {
+        (task, epoch): float(count)
+        for task, epochs in kept.items()
+        for epoch, count in zip(reversed(epochs), counts, strict=False)
+    }
 
 
 def time_of(epoch: float, epochs: Sequence[float]) -> float:
@@ -94,8 +99,15 @@ def time_of(epoch: float, epochs: Sequence[float]) -> float:
 class _PathObjective(nn.Module):
     """The energy of the metric path between random networks' marginals."""
 
-    def __init__(self, path: flow.MetricPath, source: flow.Source, knots: Tensor, tasks: Tensor,
-                 batch: int, seed: int) -> None:  # fmt: skip
+    def __init__(
+        self,
+        path: flow.MetricPath,
+        source: flow.Source,
+        knots: Tensor,
+        tasks: Tensor,
+        batch: int,
+        seed: int,
+    ) -> None:
         super().__init__()
         self.path, self.source, self.knots, self.tasks = path, source, knots, tasks
         self.batch = batch
@@ -104,15 +116,26 @@ class _PathObjective(nn.Module):
         self.metric = flow.Land(points[order[:_POINTS].to(points.device)])
 
     def forward(self, generator: torch.Generator) -> Tensor:
-        rows = torch.randint(len(self.knots), (self.batch,), generator=generator,
-                             device=self.tasks.device)  # fmt: skip
+        rows = torch.randint(
+            len(self.knots), (self.batch,), generator=generator, device=self.tasks.device
+        )
         x0 = self.source.sample(self.tasks[rows], generator)
         t = torch.rand(self.batch, generator=generator, device=x0.device)
         return flow.energy(self.path(x0, self.knots[rows], t), self.metric)
 
 
-def fit_path(name: PathName, source: flow.Source, knots: Tensor, tasks: Tensor, config: TrainConfig,
-             *, out: File, seed: int, resume: bool, device: str) -> Path:  # fmt: skip
+def fit_path(
+    name: PathName,
+    source: flow.Source,
+    knots: Tensor,
+    tasks: Tensor,
+    config: TrainConfig,
+    *,
+    out: File,
+    seed: int,
+    resume: bool,
+    device: str,
+) -> Path:
     """The path of that name, not the linear one, through latents (m, K, *L) of tasks (m,).
 
     The metric path is trained, and saved in `out` as it is.

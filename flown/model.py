@@ -26,14 +26,7 @@ from flown.data import ImageData
 from flown.errors import FlownError, unknown
 from flown.evaluate import evaluate
 from flown.files import prepare_output, read_json, write_json
-from flown.fitting import (
-    FlownConfig,
-    Population,
-    context_bank,
-    fit_encoder,
-    fit_flow,
-    load_prior,
-)
+from flown.fitting import FlownConfig, Population, context_bank, fit_encoder, fit_flow, load_prior
 from flown.layout import JointLayout, Standardizer, WeightLayout
 from flown.marginals import time_of
 from flown.sampling import Samples as Samples  # part of this module's interface
@@ -49,8 +42,9 @@ _TRIED = 8  # networks of each task, where it takes trying which one a support s
 class Flown(nn.Module, ModelHubMixin):
     """A trained generator of weights. Made by `Flown.fit` or `Flown.from_pretrained`."""
 
-    def __init__(self, config: FlownConfig, joint: JointLayout,
-                 prior: Mapping[str, Tensor] | None = None) -> None:  # fmt: skip
+    def __init__(
+        self, config: FlownConfig, joint: JointLayout, prior: Mapping[str, Tensor] | None = None
+    ) -> None:
         super().__init__()
         self.config, self.joint = config, joint
         self.classes = max(len(layout.task.classes) for layout in joint.layouts)
@@ -77,9 +71,17 @@ class Flown(nn.Module, ModelHubMixin):
         return self.standardizer.mean.device
 
     @classmethod
-    def fit(cls, zoo: Zoo, config: FlownConfig | None = None, *, out: Path | str,
-            images: Mapping[str, ImageData] | None = None, resume: bool = False,
-            overwrite: bool = False, device: str = "cpu") -> Flown:  # fmt: skip
+    def fit(
+        cls,
+        zoo: Zoo,
+        config: FlownConfig | None = None,
+        *,
+        out: Path | str,
+        images: Mapping[str, ImageData] | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
+        device: str = "cpu",
+    ) -> Flown:
         """Trains encoder and flow on a zoo and saves the model under `out/model`.
 
         Args:
@@ -235,10 +237,19 @@ class Flown(nn.Module, ModelHubMixin):
         return best if found[best] > 100 * (guessing + better) else self.tasks[nearest]
 
     @torch.no_grad()
-    def sample(self, images: Tensor | None = None, labels: Tensor | None = None, n: int = 50,
-               seed: int = 0, solver: str = "euler", steps: int = 100, guidance: float = 1.0,
-               task: str | None = None, trajectory: bool = False,
-               until: float | None = None) -> Samples:  # fmt: skip
+    def sample(
+        self,
+        images: Tensor | None = None,
+        labels: Tensor | None = None,
+        n: int = 50,
+        seed: int = 0,
+        solver: str = "euler",
+        steps: int = 100,
+        guidance: float = 1.0,
+        task: str | None = None,
+        trajectory: bool = False,
+        until: float | None = None,
+    ) -> Samples:
         """Generates n networks for a support set, with everything that led to them.
 
         Args:
@@ -279,9 +290,14 @@ class Flown(nn.Module, ModelHubMixin):
         batch = self.decode(solution.x, task)
         seconds = time.perf_counter() - start
         batch.provenance |= {
-            "generator": f"flown {__version__}", "seed": seed, "solver": solver, "steps": steps,
-            "nfe": solution.nfe, "guidance": guidance, "task": task,
-        } | ({} if until is None else {"until": until})  # fmt: skip
+            "generator": f"flown {__version__}",
+            "seed": seed,
+            "solver": solver,
+            "steps": steps,
+            "nfe": solution.nfe,
+            "guidance": guidance,
+            "task": task,
+        } | ({} if until is None else {"until": until})
         return Samples(batch, solution.x, x0, solution.path, solution.times, solution.nfe, seconds)
 
     def _velocity(self, context: Tensor | None, guidance: float) -> Callable[..., Tensor]:
@@ -289,11 +305,22 @@ class Flown(nn.Module, ModelHubMixin):
             return self.velocity.bind()
         return flow.guided(self.velocity, context, guidance)
 
-    def generate(self, images: Tensor | None = None, labels: Tensor | None = None, n: int = 50,
-                 seed: int = 0, solver: str = "euler", steps: int = 100, guidance: float = 1.0,
-                 task: str | None = None, until: float | None = None) -> WeightBatch:  # fmt: skip
+    def generate(
+        self,
+        images: Tensor | None = None,
+        labels: Tensor | None = None,
+        n: int = 50,
+        seed: int = 0,
+        solver: str = "euler",
+        steps: int = 100,
+        guidance: float = 1.0,
+        task: str | None = None,
+        until: float | None = None,
+    ) -> WeightBatch:
         """Generates n networks for a support set; arguments as in `sample`."""
-        return self.sample(images, labels, n, seed, solver, steps, guidance, task, until=until).batch
+        return self.sample(
+            images, labels, n, seed, solver, steps, guidance, task, until=until
+        ).batch
 
     def _save_pretrained(self, save_directory: Path) -> None:
         context: dict[str, Tensor] = {}
@@ -305,16 +332,19 @@ class Flown(nn.Module, ModelHubMixin):
         parts = {
             "encoder": modelfiles.prefixed(
                 {"encoder": self.encoder, "standardizer": self.standardizer}
-            ) | rests,
+            )
+            | rests,
             "flow": modelfiles.prefixed({"velocity": self.velocity}) | prior,
             "context": context,
         }
         values = {
-            "flown": __version__, "config": self.config.model_dump(mode="json"),
+            "flown": __version__,
+            "config": self.config.model_dump(mode="json"),
             "layouts": [layout.model_dump(mode="json") for layout in self.joint.layouts],
             "support": self.support and self.support.config.model_dump(mode="json"),
-            "epochs": self.epochs, "card": self.card,
-        }  # fmt: skip
+            "epochs": self.epochs,
+            "card": self.card,
+        }
         modelfiles.write(save_directory, parts, values, modelcard.render(self))
 
     @classmethod
@@ -342,7 +372,9 @@ class Flown(nn.Module, ModelHubMixin):
             fill(model.support, "support", "context")
             model.head = ContextHead(model.classes, model.support.width, mode=config.context.mode)
             fill(model.head, "head", "context")
-            model.known = KnownTasks(*modelfiles.take(path, parts["context"], "prototypes", "reach"))
+            model.known = KnownTasks(
+                *modelfiles.take(path, parts["context"], "prototypes", "reach")
+            )
         model.card = values.get("card", {})
         model.epochs = tuple(values.get("epochs", ()))
         return model.eval().requires_grad_(False)

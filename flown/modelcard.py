@@ -80,8 +80,14 @@ def _card(card: dict[str, Any]) -> str:
     rows = card.get("rows", [])
     if not rows:
         return "\nNo report card has been made for this model yet (`flown evaluate`).\n"
-    lines = ["\n## Report card\n", "Percent of the test images; see `selection` for what was chosen where.\n"]
-    lines += ["| dataset | method | metric | value | std | n | selection |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "\n## Report card\n",
+        "Percent of the test images; see `selection` for what was chosen where.\n",
+    ]
+    lines += [
+        "| dataset | method | metric | value | std | n | selection |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
         std = "" if row.get("std") is None else f"{row['std']:.1f}"
         lines.append(

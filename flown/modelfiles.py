@@ -81,14 +81,19 @@ def take(folder: Path, tensors: Tensors, *names: str) -> list[Tensor]:
         FlownError: one is missing; the message names it.
     """
     if missing := [name for name in names if name not in tensors]:
-        raise FlownError(f"{folder}/context.safetensors: '{missing[0]}' is missing; fit the model again")
+        raise FlownError(
+            f"{folder}/context.safetensors: '{missing[0]}' is missing; fit the model again"
+        )
     return [tensors[name].float() for name in names]
 
 
 def rests(tensors: Tensors, tasks: int) -> list[dict[str, Tensor]]:
     """Each task's frozen rest, stored as `rest.<task>.<name>`; floats in single precision."""
     return [
-        {k: v.float() if v.is_floating_point() else v for k, v in under(f"rest.{i}", tensors).items()}
+        {
+            k: v.float() if v.is_floating_point() else v
+            for k, v in under(f"rest.{i}", tensors).items()
+        }
         for i in range(tasks)
     ]
 

@@ -21,8 +21,9 @@ def bar(label: str, total: int, start: int = 0) -> Iterator[Callable[[int, str],
         yield _logger(label, total)
         return
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-                  console=console) as progress:  # fmt: skip
+    with Progress(
+        *columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console
+    ) as progress:
         task = progress.add_task(label, total=total, completed=start, note="")
 
         def update(done: int, note: str = "") -> None:

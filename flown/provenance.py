@@ -29,8 +29,9 @@ def digest(config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def provenance(config: Config, data: Mapping[str, Any], seconds: float, device: str,
-               command: str | None = None) -> dict[str, Any]:  # fmt: skip
+def provenance(
+    config: Config, data: Mapping[str, Any], seconds: float, device: str, command: str | None = None
+) -> dict[str, Any]:
     """The record that accompanies results.
 
     Args:
@@ -45,16 +46,24 @@ def provenance(config: Config, data: Mapping[str, Any], seconds: float, device: 
         "config_hash": digest(config),
         "data": dict(data),
         "device": device,
-        "hardware": {"cpu": _cpu(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-                     "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None},
-        "versions": {"flown": __version__, "python": platform.python_version(),
-                     **{p: metadata.version(p) for p in ("torch", "numpy", "safetensors")}},
+        "hardware": {
+            "cpu": _cpu(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None,
+        },
+        "versions": {
+            "flown": __version__,
+            "python": platform.python_version(),
+            **{p: metadata.version(p) for p in ("torch", "numpy", "safetensors")},
+        },
         "seconds": round(seconds, 1),
-    }  # fmt: skip
+    }
 
 
-def write_results(path: Path | str, experiment: str, scale: str, about: Mapping[str, Any],
-                  rows: Sequence[Row]) -> None:  # fmt: skip
+def write_results(
+    path: Path | str, experiment: str, scale: str, about: Mapping[str, Any], rows: Sequence[Row]
+) -> None:
     """Writes `results.json` whole.
 
     Args:
@@ -81,8 +90,14 @@ def _commit() -> str | None:
     here = Path(__file__)
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=here.parent, capture_output=True, text=True,
-                              check=True, timeout=10).stdout.strip()  # fmt: skip
+        return subprocess.run(
+            ["git", *arguments],
+            cwd=here.parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
 
     try:
         # An installed copy may lie in somebody else's repository, whose commit says nothing.

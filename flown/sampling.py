@@ -26,8 +26,16 @@ class Samples(NamedTuple):
     seconds: float
 
 
-def solve(process: str, network: BoundVelocity, x0: Tensor, solver: str, steps: int,
-          generator: torch.Generator, trajectory: bool, end: float = 1.0) -> Solution:  # fmt: skip
+def solve(
+    process: str,
+    network: BoundVelocity,
+    x0: Tensor,
+    solver: str,
+    steps: int,
+    generator: torch.Generator,
+    trajectory: bool,
+    end: float = 1.0,
+) -> Solution:
     """Follows x0 (n, *L) to latents.
 
     Args:

@@ -129,12 +129,16 @@ def _mean(losses: list[Tensor], name: str, step: int) -> float:
 class _Run:
     """All that a run is, but its random numbers: parameters, average, optimiser, history."""
 
-    def __init__(self, objective: nn.Module, config: TrainConfig, accelerator: Any,
-                 seed: int) -> None:  # fmt: skip
+    def __init__(
+        self, objective: nn.Module, config: TrainConfig, accelerator: Any, seed: int
+    ) -> None:
         self.objective, self.config, self.seed = objective.to(accelerator.device), config, seed
         self.trained = {k: p for k, p in objective.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(
-            self.trained.values(), config.learning_rate, weight_decay=config.weight_decay, fused=True
+            self.trained.values(),
+            config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         self.average = {k: p.detach().clone() for k, p in self.trained.items()}
         self.best: dict[str, Tensor] = {}

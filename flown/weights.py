@@ -35,9 +35,13 @@ class WeightBatch:
     """
 
     def __init__(
-        self, layout: WeightLayout, vectors: Tensor, provenance: Mapping[str, Any] | None = None,
-        rest: Mapping[str, Tensor] | None = None, buffers: Mapping[str, Tensor] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        layout: WeightLayout,
+        vectors: Tensor,
+        provenance: Mapping[str, Any] | None = None,
+        rest: Mapping[str, Tensor] | None = None,
+        buffers: Mapping[str, Tensor] | None = None,
+    ) -> None:
         if vectors.ndim != 2 or vectors.shape[1] != layout.size:
             got = tuple(vectors.shape)
             raise FlownError(f"{layout.net}: expected weights (n, {layout.size}), got {got}")
@@ -156,9 +160,11 @@ class WeightBatch:
         task, device = self.layout.task, self.vectors.device
         chosen = batchnorm.draw(images, batches, batch_size, seed)
         own, shared = batchnorm.statistics(
-            self.architecture, self.layout.unpack(self.vectors), self.rest,
+            self.architecture,
+            self.layout.unpack(self.vectors),
+            self.rest,
             (task.preprocess(some.to(device)) for some in chosen),
-        )  # fmt: skip
+        )
         rest = {name: tensor for name, tensor in self.rest.items() if name not in own}
         return WeightBatch(self.layout, self.vectors, self.provenance, rest | shared, own)
 

@@ -64,8 +64,9 @@ def wide_conv_norm(channels: int, classes: int) -> nn.Module:
 
 def layout(task: str = "digits", net: str = "cnn-small", channels: int = 1) -> WeightLayout:
     size, names = nets.INPUT_SIZES[net], tuple(map(str, range(TASKS[task])))
-    about = Task(name=task, channels=channels, size=size, mean=0.5, std=0.5, classes=names,
-                 activation="tanh")  # fmt: skip
+    about = Task(
+        name=task, channels=channels, size=size, mean=0.5, std=0.5, classes=names, activation="tanh"
+    )
     return WeightLayout.of(nets.build(net, channels, len(names), "tanh"), net, about)
 
 
@@ -77,8 +78,9 @@ def networks(n: int, seed: int = 0, **about: object) -> WeightBatch:
     return WeightBatch(where, where.pack(stacked))
 
 
-def make_zoo(path: Path, tasks: tuple[str, ...] = tuple(TASKS), models: int = 12,
-             held_out: int = 3) -> Zoo:  # fmt: skip
+def make_zoo(
+    path: Path, tasks: tuple[str, ...] = tuple(TASKS), models: int = 12, held_out: int = 3
+) -> Zoo:
     """`models` networks a task with checkpoints of two epochs, near-duplicates of each other."""
     rows, layouts = [], []
     path.mkdir(parents=True, exist_ok=True)
@@ -90,8 +92,9 @@ def make_zoo(path: Path, tasks: tuple[str, ...] = tuple(TASKS), models: int = 12
         layouts.append(batch.layout)
         for i in range(2 * models):
             split = "held-out" if i % models < held_out else "train"
-            rows.append(Row(task, i % models, i % models, 1 + i // models, 0, split, 10.0, 10.0,
-                            shard, i))  # fmt: skip
+            rows.append(
+                Row(task, i % models, i % models, 1 + i // models, 0, split, 10.0, 10.0, shard, i)
+            )
     recipes = {task: {"init": "uniform"} for task in tasks}
     return Zoo.write(path, layouts, rows, {"recipes": recipes})
 
@@ -123,9 +126,18 @@ class FakeModel:
     def reconstruct(self, batch: WeightBatch) -> WeightBatch:
         return self.decode(self.encode(batch), batch.layout.task.name)
 
-    def sample(self, images: Tensor, labels: Tensor, n: int = 50, seed: int = 0,
-               solver: str = "euler", steps: int = 100, guidance: float = 1.0,
-               task: str | None = None, trajectory: bool = False) -> Samples:  # fmt: skip
+    def sample(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        n: int = 50,
+        seed: int = 0,
+        solver: str = "euler",
+        steps: int = 100,
+        guidance: float = 1.0,
+        task: str | None = None,
+        trajectory: bool = False,
+    ) -> Samples:
         task = task or self.tasks[0]
         generator = torch.Generator().manual_seed(seed)
         source = torch.randn(n, *self.latent_shape, generator=generator)

@@ -37,9 +37,7 @@ def gaussian_to_gaussian(mean: float, start: float, end: float) -> Problem:
 PROBLEMS = [
     Problem("decay", lambda x, t: -x, lambda x0, t: x0 * math.exp(-t)),
     Problem(
-        "swing",
-        lambda x, t: 2 * x * torch.cos(2 * t),
-        lambda x0, t: x0 * math.exp(math.sin(2 * t)),
+        "swing", lambda x, t: 2 * x * torch.cos(2 * t), lambda x0, t: x0 * math.exp(math.sin(2 * t))
     ),
     Problem(
         "logistic",

@@ -22,17 +22,31 @@ from tests import fakes
 from tests.test_cli import call
 
 FIXED = ("euler", "midpoint", "heun", "rk4")
-SHORT = TrainConfig(steps=4, batch_size=16, learning_rate=1e-2, warmup=1, ema=0.5,
-                    checkpoint_every=2, validate_every=2)  # fmt: skip
+SHORT = TrainConfig(
+    steps=4,
+    batch_size=16,
+    learning_rate=1e-2,
+    warmup=1,
+    ema=0.5,
+    checkpoint_every=2,
+    validate_every=2,
+)
 
 
-def tiny(encoder: VAEConfig | IdentityConfig | None = None, flow: FlowConfig | None = None,
-         task: str = "digits") -> flown.Flown:  # fmt: skip
+def tiny(
+    encoder: VAEConfig | IdentityConfig | None = None,
+    flow: FlowConfig | None = None,
+    task: str = "digits",
+) -> flown.Flown:
     """An unconditional model of random parameters, whose flow does move."""
     encoder = encoder or VAEConfig(side=8, width=8, multipliers=(1, 2))
     velocity = VelocityConfig(channels=8, blocks=1)
-    config = FlownConfig(encoder=encoder, velocity=velocity, context=ContextConfig(mode="none"),
-                         flow=flow or FlowConfig())  # fmt: skip
+    config = FlownConfig(
+        encoder=encoder,
+        velocity=velocity,
+        context=ContextConfig(mode="none"),
+        flow=flow or FlowConfig(),
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = flown.Flown(config, JointLayout.of([fakes.layout(task)]))
@@ -65,8 +79,9 @@ def test_gradients_are_those_of_finite_differences(solver: str) -> None:
     parameters = [*o.model.velocity.parameters(), *o.model.encoder.parameters()]
     generator = torch.Generator().manual_seed(1)
     x0 = torch.randn(2, *o.model.latent_shape, generator=generator, dtype=torch.float64)
-    directions = [torch.randn(p.shape, generator=generator, dtype=torch.float64)
-                  for p in parameters]  # fmt: skip
+    directions = [
+        torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in parameters
+    ]
 
     def value(shift: float) -> Tensor:
         for p, d in zip(parameters, directions, strict=True):
@@ -80,8 +95,9 @@ def test_gradients_are_those_of_finite_differences(solver: str) -> None:
     numeric = (value(1e-7) - value(-1e-7)) / 2e-7
     for p in parameters:
         p.requires_grad_(True)
-    exact = sum((g * d).sum() for g, d in zip(gradients(value(0.0), parameters), directions,
-                                              strict=True))  # fmt: skip
+    exact = sum(
+        (g * d).sum() for g, d in zip(gradients(value(0.0), parameters), directions, strict=True)
+    )
     assert abs(float(exact)) > 1e-3
     assert float(exact) == pytest.approx(float(numeric), rel=1e-5)
 
@@ -113,16 +129,20 @@ def test_nothing_of_the_flow_is_trained_after_its_end() -> None:
     o = objective(model, detach=1.0, parts=("decoder",))
     o.choose()
     trained = {name for name, p in o.named_parameters() if p.requires_grad}
-    assert trained and all(n.startswith(("model.encoder.up", "model.encoder.contract"))
-                           for n in trained)  # fmt: skip
+    assert trained and all(
+        n.startswith(("model.encoder.up", "model.encoder.contract")) for n in trained
+    )
 
 
 @pytest.mark.parametrize("solver", FIXED)
 def test_recomputation_changes_no_gradient(solver: str) -> None:
     """In float64: what it changes is the order of sums."""
     o = objective(tiny().double())
-    parameters = [p.requires_grad_() for part in (o.model.velocity, o.model.encoder)
-                  for p in part.parameters()]  # fmt: skip
+    parameters = [
+        p.requires_grad_()
+        for part in (o.model.velocity, o.model.encoder)
+        for p in part.parameters()
+    ]
     x0, found = torch.randn(2, *o.model.latent_shape, dtype=torch.float64), []
     for recompute in (False, True):
         x1 = endpoint(o.model.velocity.bind(), x0, solver, 4, 0.25, recompute)
@@ -177,8 +197,14 @@ def test_resumes_to_the_same_bits(method: str, tmp_path: Path) -> None:
     loaded = flown.Flown.from_pretrained(tmp_path / "run" / "model")
     assert torch.equal(loaded.generate(n=2, steps=3).vectors, whole.generate(n=2, steps=3).vectors)
     with pytest.raises(FlownError, match="choose another --out"):
-        adapt(tiny(task="turned"), fakes.images("turned"), config, out=tmp_path / "run",
-              reward=Sparse(), resume=True)  # fmt: skip
+        adapt(
+            tiny(task="turned"),
+            fakes.images("turned"),
+            config,
+            out=tmp_path / "run",
+            reward=Sparse(),
+            resume=True,
+        )
 
 
 @pytest.mark.slow
@@ -190,8 +216,9 @@ def test_adaptation_learns_turned_digits(tmp_path: Path) -> None:
     """
     model, images = flown.Flown.from_pretrained("flown-small"), fakes.images("turned")
     training = TrainConfig(steps=100, batch_size=64, learning_rate=3e-3, warmup=10, ema=0.9)
-    config = AdaptConfig(networks=8, steps=5, validated=16, training=training,
-                         parts=("flow", "head", "decoder"))  # fmt: skip
+    config = AdaptConfig(
+        networks=8, steps=5, validated=16, training=training, parts=("flow", "head", "decoder")
+    )
     new = adapt(model, images, config, out=tmp_path / "run", task="mnist")
     static, after = (new.history["adapt"][i]["val"] for i in (0, -1))
     assert static < 25 and after > 65, new.history
@@ -219,15 +246,21 @@ def test_refusals(tmp_path: Path) -> None:
     refused("independent pairs", tiny(flow=FlowConfig(coupling="ot")), method="adjoint")
     assert not (tmp_path / "run").exists()
     with pytest.raises(FlownError, match=r"expected a tensor \(2,\)"):
-        adapt(tiny(), fakes.images("digits"), AdaptConfig(networks=2, steps=2, validated=2),
-              out=tmp_path / "run", reward=lambda batch: batch.vectors.mean())  # fmt: skip
+        adapt(
+            tiny(),
+            fakes.images("digits"),
+            AdaptConfig(networks=2, steps=2, validated=2),
+            out=tmp_path / "run",
+            reward=lambda batch: batch.vectors.mean(),
+        )
     with pytest.raises(FlownError, match="cannot be imported"):
         load_reward("flown.nowhere:reward")
     assert load_reward("flown.novelty:mutual_iou").__name__ == "mutual_iou"
 
 
-def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                      capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     tiny().save_pretrained(str(tmp_path / "model"))
     few = ["networks=1", "steps=2", "validated=1", "training.steps=1"]
     common = ["adapt", tmp_path / "model", "--data", "digits", "--out", tmp_path / "run"]
@@ -235,6 +268,8 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert call(monkeypatch, *common, *sets) == 0
     said = capsys.readouterr().out
     assert "step 0: " in said and "step 1: " in said
-    assert flown.Flown.from_pretrained(tmp_path / "run" / "model").card["adapted"]["data"] == "digits"
+    assert (
+        flown.Flown.from_pretrained(tmp_path / "run" / "model").card["adapted"]["data"] == "digits"
+    )
     assert call(monkeypatch, *common, *sets, "--method", "adjont") == 2
     assert "adjoint" in capsys.readouterr().err

@@ -49,7 +49,10 @@ def test_the_lean_adjoint_is_the_gradient_through_the_base_steps() -> None:
     def step(x: Tensor, k: int) -> Tensor:
         t, s = k / steps, (k + 1) / steps
         v = BASE(x, torch.tensor(t))
-        noise = path.guesses[k] - transition(path.states[k], BASE(path.states[k], torch.tensor(t)), t, s)[0]
+        noise = (
+            path.guesses[k]
+            - transition(path.states[k], BASE(path.states[k], torch.tensor(t)), t, s)[0]
+        )
         y = transition(x, v, t, s)[0] + noise
         ends = x + (1 - t) * v, y + (1 - s) * BASE(y, torch.tensor(s))
         v = ((ends[0] + ends[1]) / 2 - x) / (1 - t)
@@ -136,8 +139,9 @@ class Correction(nn.Module):
 
     def forward(self, generator: torch.Generator) -> Tensor:
         x0 = torch.randn(1024, generator=generator)
-        return adjoint_matching_loss(self.velocity, mixture_velocity, x0, self.reward, self.steps,
-                                     generator)  # fmt: skip
+        return adjoint_matching_loss(
+            self.velocity, mixture_velocity, x0, self.reward, self.steps, generator
+        )
 
 
 @pytest.mark.parametrize(("push", "pull"), [(1.0, 0.0), (1.0, 1.0), (-1.0, 1.0)])

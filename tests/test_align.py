@@ -26,8 +26,15 @@ SEEDS = st.integers(0, 2**31)
 
 
 def layout(activation: str = "tanh", channels: int = 1) -> WeightLayout:
-    task = Task(name="t", channels=channels, size=28, mean=0.5, std=0.5,
-                classes=tuple("0123456789"), activation=activation)  # fmt: skip
+    task = Task(
+        name="t",
+        channels=channels,
+        size=28,
+        mean=0.5,
+        std=0.5,
+        classes=tuple("0123456789"),
+        activation=activation,
+    )
     return WeightLayout.of(nets.build("cnn-small", channels, 10, activation), "cnn-small", task)
 
 
@@ -43,8 +50,10 @@ def scrambled(
 ) -> WeightBatch:
     n = len(batch)
     orders = [torch.rand(n, g.size, generator=generator).argsort(dim=1) for g in found]
-    flips = [(torch.randint(2, (n, g.size), generator=generator) * 2.0 - 1) ** (2 - g.signs)
-             for g in found]  # fmt: skip
+    flips = [
+        (torch.randint(2, (n, g.size), generator=generator) * 2.0 - 1) ** (2 - g.signs)
+        for g in found
+    ]
     tensors = permute(batch.layout.unpack(batch.vectors), found, orders, flips)
     return WeightBatch(batch.layout, batch.layout.pack(tensors))
 

@@ -46,8 +46,9 @@ def many(classes: int = 15, each: int = 22) -> ManyClass:
     images = 100 * colours[labels] + 80 + 50 * waves[labels][:, None, None]
     images = images + 10 * torch.randn(len(labels), 3, 32, 32, generator=generator)
     split = {"train": torch.arange(5), "val": torch.arange(5, 10), "test": torch.arange(10, 15)}
-    return ManyClass("stripes", tuple(map(str, range(classes))), images.clamp(0, 255).byte(), labels,
-                     split)  # fmt: skip
+    return ManyClass(
+        "stripes", tuple(map(str, range(classes))), images.clamp(0, 255).byte(), labels, split
+    )
 
 
 def test_resnet12_as_published() -> None:
@@ -71,9 +72,16 @@ def test_augmented_images_stay_images(generator: torch.Generator) -> None:
 
 
 def test_meta_baseline_learns_and_goes_on(tmp_path: Path) -> None:
-    few = TrainConfig(steps=6, batch_size=16, warmup=2, ema=0.0, learning_rate=3e-3, checkpoint_every=3)
-    config = MetaBaselineConfig(backbone=TINY, classification=few, tasks=1,
-                                episodes=few.model_copy(update={"steps": 2}), bfloat16=False)  # fmt: skip
+    few = TrainConfig(
+        steps=6, batch_size=16, warmup=2, ema=0.0, learning_rate=3e-3, checkpoint_every=3
+    )
+    config = MetaBaselineConfig(
+        backbone=TINY,
+        classification=few,
+        tasks=1,
+        episodes=few.model_copy(update={"steps": 2}),
+        bfloat16=False,
+    )
     made, found = train_backbone(many(), config, out=tmp_path)
     assert set(found) == {f"{a} {b}-shot" for a in ("classification", "episodes") for b in (1, 5)}
     again, same = train_backbone(many(), config, out=tmp_path, resume=True)
@@ -97,8 +105,9 @@ def test_standardised_features_are_kept(tmp_path: Path) -> None:
     found = features(made, images)
     assert found.mean(dim=0).abs().max() < 1e-3
     made.save(tmp_path / "b.safetensors")
-    torch.testing.assert_close(features(load_backbone(tmp_path / "b.safetensors"), images), found,
-                               rtol=0.05, atol=0.05)  # fmt: skip
+    torch.testing.assert_close(
+        features(load_backbone(tmp_path / "b.safetensors"), images), found, rtol=0.05, atol=0.05
+    )
 
 
 def test_the_shipped_backbone_and_ones_own() -> None:
@@ -107,12 +116,15 @@ def test_the_shipped_backbone_and_ones_own() -> None:
     assert load_backbone(OURS)(images).shape == (3, 3)
 
 
-@pytest.mark.parametrize(("name", "message"), [
-    ("resnet12-smal", "Did you mean 'resnet12-small'"),
-    ("tests.test_backbone:none", "cannot be imported"),
-    ("tests.test_backbone:no_module", "returned int, expected nn.Module"),
-    ("nowhere.safetensors", "no such file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet12-smal", "Did you mean 'resnet12-small'"),
+        ("tests.test_backbone:none", "cannot be imported"),
+        ("tests.test_backbone:no_module", "returned int, expected nn.Module"),
+        ("nowhere.safetensors", "no such file"),
+    ],
+)
 def test_backbones_that_are_none(name: str, message: str) -> None:
     with pytest.raises(FlownError, match=message):
         load_backbone(name)
@@ -162,7 +174,9 @@ def test_a_damaged_or_foreign_cache_is_named(tmp_path: Path) -> None:
     with pytest.raises(FlownError, match=f"{path.name}: not what was written"):
         cached_features(means(), images, tmp_path)
     save_tensors(path, tensors, {**about, "images": "0"})
-    with pytest.raises(FlownError, match="features of other images than asked for; remove the file"):
+    with pytest.raises(
+        FlownError, match="features of other images than asked for; remove the file"
+    ):
         cached_features(means(), images, tmp_path)
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(FlownError, match=path.name):

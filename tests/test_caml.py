@@ -18,7 +18,7 @@ from flown.context import (
     episode_accuracy,
     load_published,
     train_caml,
-)  # fmt: skip
+)
 from flown.context.episodes import draw_batch
 from flown.context.published import published_name
 from flown.errors import FlownError
@@ -151,11 +151,16 @@ def test_published_names_and_sizes() -> None:
     names = {published_name(name) for name in make_caml().state_dict()}
     layer = "transformer_encoder.encoder.layers.encoder_layer_1"
     assert names >= {
-        "transformer_encoder.label_elmes", "transformer_encoder.elmes_scale",
-        "transformer_encoder.unk_emb", "transformer_encoder.output_proj.weight",
-        "transformer_encoder.encoder.ln.weight", f"{layer}.self_attention.in_proj_weight",
-        f"{layer}.mlp.0.weight", f"{layer}.mlp.3.bias", f"{layer}.ln_2.bias",
-    }  # fmt: skip
+        "transformer_encoder.label_elmes",
+        "transformer_encoder.elmes_scale",
+        "transformer_encoder.unk_emb",
+        "transformer_encoder.output_proj.weight",
+        "transformer_encoder.encoder.ln.weight",
+        f"{layer}.self_attention.in_proj_weight",
+        f"{layer}.mlp.0.weight",
+        f"{layer}.mlp.3.bias",
+        f"{layer}.ln_2.bias",
+    }
 
 
 def test_import_gives_the_same_outputs(caml: CAML) -> None:
@@ -168,8 +173,12 @@ def test_import_gives_the_same_outputs(caml: CAML) -> None:
 
 
 def test_import_knows_older_spellings(caml: CAML) -> None:
-    renames = {"label_elmes": "label_etf", "elmes_scale": "etf_scale", "mlp.0": "mlp.linear_1",
-               "mlp.3": "mlp.linear_2"}  # fmt: skip
+    renames = {
+        "label_elmes": "label_etf",
+        "elmes_scale": "etf_scale",
+        "mlp.0": "mlp.linear_1",
+        "mlp.3": "mlp.linear_2",
+    }
     state = {}
     for name, tensor in official(caml).items():
         for new, old in renames.items():
@@ -214,8 +223,15 @@ def test_episodes_share_no_image_and_labels_vary() -> None:
 
 def test_training_learns_new_classes_and_resumes(tmp_path: Path) -> None:
     points = clusters()
-    settings = TrainConfig(steps=120, batch_size=8, learning_rate=3e-3, warmup=10, ema=0.9,
-                           validate_every=60, checkpoint_every=60)  # fmt: skip
+    settings = TrainConfig(
+        steps=120,
+        batch_size=8,
+        learning_rate=3e-3,
+        warmup=10,
+        ema=0.9,
+        validate_every=60,
+        checkpoint_every=60,
+    )
     before = episode_accuracy(make_caml(), [points], episodes=60)
     caml = train_caml([points], TINY, settings, out=tmp_path, drift=0.3)
     after = episode_accuracy(caml, [points], episodes=60)

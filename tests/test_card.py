@@ -100,8 +100,10 @@ def test_trajectory_ends_at_the_samples(card: Card) -> None:
 
 def test_recognition_counts_support_sets(card: Card) -> None:
     assert {name: task.recognised for name, task in card.tasks.items()} == {
-        "digits": 100, "turned": 0, "parity": 0,  # the fake takes everything for its first task
-    }  # fmt: skip
+        "digits": 100,
+        "turned": 0,
+        "parity": 0,  # the fake takes everything for its first task
+    }
 
 
 def test_samples_are_shared_out_evenly(model: Flown, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,11 +159,15 @@ def test_a_zoo_without_held_out_networks_or_other_seeds(tmp_path: Path) -> None:
     json.dumps(card.rows(), allow_nan=False)
 
 
-@pytest.mark.parametrize(("about", "message"), [
-    ({"n": 0}, "at least 1"), ({"top": 0}, "at least 1"),
-    ({"images": {"digits": DATA["digits"]}}, "unknown task 'turned'"),
-    ({"shots": 1000}, "1000 are needed"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ({"n": 0}, "at least 1"),
+        ({"top": 0}, "at least 1"),
+        ({"images": {"digits": DATA["digits"]}}, "unknown task 'turned'"),
+        ({"shots": 1000}, "1000 are needed"),
+    ],
+)
 def test_bad_input(model: Flown, zoo: Zoo, about: dict[str, Any], message: str) -> None:
     with pytest.raises(FlownError, match=message):
         report_card(model, zoo, **{"images": DATA, **about})

@@ -27,10 +27,17 @@ def build(chunk: int, **about: int) -> encoders.Chunked:
     return made
 
 
-@pytest.mark.parametrize(("chunk", "count", "shape"), [
-    (2464, 1, (4, 2, 2)), (5000, 1, (4, 2, 2)), (1000, 3, (4, 2, 2)), (500, 5, (4, 2, 4)),
-    (308, 8, (4, 2, 4)), (131, 19, (4, 4, 6)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("chunk", "count", "shape"),
+    [
+        (2464, 1, (4, 2, 2)),
+        (5000, 1, (4, 2, 2)),
+        (1000, 3, (4, 2, 2)),
+        (500, 5, (4, 2, 4)),
+        (308, 8, (4, 2, 4)),
+        (131, 19, (4, 4, 6)),
+    ],
+)
 def test_any_length_goes_there_and_back(chunk: int, count: int, shape: tuple[int, ...]) -> None:
     encoder, vectors = build(chunk), torch.randn(3, JOINT.size)
     assert encoder.chunks == count and encoder.latent_shape == shape
@@ -97,11 +104,15 @@ def test_resnet20(channels: int, classes: int, count: int) -> None:
 
 
 def test_a_lone_whole_network_is_split_by_time(tmp_path: Path) -> None:
-    recipe = Recipe(name="late", dataset="digits", batch_size=32, epochs=1, keep=(), keep_steps=(1, 2, 3))
+    recipe = Recipe(
+        name="late", dataset="digits", batch_size=32, epochs=1, keep=(), keep_steps=(1, 2, 3)
+    )
     zoo = train(recipe, 1, tmp_path / "zoo", held_out=1 / 3, images=fakes.images("digits"))
     assert [(row.step, row.split) for row in zoo.rows] == [
-        (1, "train"), (2, "train"), (3, "held-out"),
-    ]  # fmt: skip
+        (1, "train"),
+        (2, "train"),
+        (3, "held-out"),
+    ]
 
 
 @pytest.mark.slow
@@ -112,13 +123,24 @@ def test_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def small(scale: str, seed: int) -> experiment.ChunkedExperiment:
         known = original("smoke", seed)
         brief = {"steps": 120, "batch_size": 8, "validate_every": 120, "learning_rate": 5e-3}
-        fit = known.fit.model_copy(update={
-            "encoder": ChunkedConfig(chunk=300, side=8),
-            "encoder_training": TrainConfig(**brief), "flow_training": TrainConfig(**brief),
-        })  # fmt: skip
-        about = {"net": "tests.fakes:ConvNorm", "dataset": "digits", "size": 10, "epochs": 4,
-                 "keep_steps": tuple(range(20, 33, 2)), "learning_rate": 1e-2}  # fmt: skip
-        return known.model_copy(update={"recipe": known.recipe.model_copy(update=about), "fit": fit})
+        fit = known.fit.model_copy(
+            update={
+                "encoder": ChunkedConfig(chunk=300, side=8),
+                "encoder_training": TrainConfig(**brief),
+                "flow_training": TrainConfig(**brief),
+            }
+        )
+        about = {
+            "net": "tests.fakes:ConvNorm",
+            "dataset": "digits",
+            "size": 10,
+            "epochs": 4,
+            "keep_steps": tuple(range(20, 33, 2)),
+            "learning_rate": 1e-2,
+        }
+        return known.model_copy(
+            update={"recipe": known.recipe.model_copy(update=about), "fit": fit}
+        )
 
     def load(name: str) -> ImageData:
         return images
@@ -128,8 +150,11 @@ def test_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experiment.data, "load", load)
     result = experiment.chunked(tmp_path / "out", "smoke")
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
-    found = {row["method"]: row["value"] for row in rows
-             if row["metric"] == "accuracy" and row["selection"] == "all"}  # fmt: skip
+    found = {
+        row["method"]: row["value"]
+        for row in rows
+        if row["metric"] == "accuracy" and row["selection"] == "all"
+    }
     assert found["zoo"] > 30 and found["random-init"] < 25
     for method in ("flown", "reconstruction-train", "reconstruction-held-out"):
         assert found[method] > found["zoo"] - 10, found

@@ -46,11 +46,18 @@ def clouds(spread: float = 0.8) -> FeatureSet:
     return FeatureSet(features, torch.arange(30).repeat_interleave(12), split)
 
 
-def draw(part: str = "test", ways: int = 5, shots: int = 2, queries: int = 3, count: int = 6,
-         seed: int = 0) -> Tasks:  # fmt: skip
+def draw(
+    part: str = "test",
+    ways: int = 5,
+    shots: int = 2,
+    queries: int = 3,
+    count: int = 6,
+    seed: int = 0,
+) -> Tasks:
     some = clouds()
-    return draw_tasks(some.features, some.labels, some.class_split[part], ways, shots, queries,
-                      count, seed)  # fmt: skip
+    return draw_tasks(
+        some.features, some.labels, some.class_split[part], ways, shots, queries, count, seed
+    )
 
 
 def fresh(make: Callable[[], nn.Module]) -> nn.Module:
@@ -76,9 +83,13 @@ Classifier = Callable[[Tasks], Tensor]
 @pytest.fixture(scope="module")
 def classifiers(caml: CAML, meta: MAML) -> dict[str, Classifier]:
     return {
-        "cosine": cosine_centroid, "euclidean": euclidean_centroid, "ridge": ridge,
-        "probe": linear_probe, "caml": lambda t: in_context(t, caml), "maml": lambda t: maml(t, meta),
-    }  # fmt: skip
+        "cosine": cosine_centroid,
+        "euclidean": euclidean_centroid,
+        "ridge": ridge,
+        "probe": linear_probe,
+        "caml": lambda t: in_context(t, caml),
+        "maml": lambda t: maml(t, meta),
+    }
 
 
 NAMES = ("cosine", "euclidean", "ridge", "probe", "caml", "maml")
@@ -116,8 +127,9 @@ def test_order_within_a_class_changes_nothing(
     tasks = draw(shots=3)
     order = torch.cat([3 * k + torch.randperm(3, generator=seeded(seed + k)) for k in range(5)])
     shuffled = tasks._replace(support=tasks.support[:, order])
-    torch.testing.assert_close(classifiers[name](shuffled), classifiers[name](tasks),
-                               atol=1e-4, rtol=1e-4)  # fmt: skip
+    torch.testing.assert_close(
+        classifiers[name](shuffled), classifiers[name](tasks), atol=1e-4, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ["cosine", "euclidean", "ridge", "maml"])
@@ -171,8 +183,9 @@ def test_the_nearest_centroid_is_scikit_learns() -> None:
 def test_logits_of_the_euclidean_centroid_are_distances() -> None:
     tasks = draw(shots=1)
     apart = -torch.cdist(tasks.query, tasks.support).square()
-    torch.testing.assert_close(euclidean_centroid(tasks).log_softmax(2), apart.log_softmax(2),
-                               atol=1e-3, rtol=1e-3)  # fmt: skip
+    torch.testing.assert_close(
+        euclidean_centroid(tasks).log_softmax(2), apart.log_softmax(2), atol=1e-3, rtol=1e-3
+    )
 
 
 def test_the_probe_is_pytorchs() -> None:
@@ -195,7 +208,9 @@ def test_a_probe_from_zero_does_not_know_the_classes_numbers() -> None:
     tasks = draw(shots=2, count=3)
     x, labels = tasks.support.double(), tasks.labels.expand(3, -1)
     order = torch.tensor([3, 0, 4, 1, 2])
-    heads = (probe_heads(x, which, 5)[:, :-5].unflatten(1, (5, -1)) for which in (labels, order[labels]))
+    heads = (
+        probe_heads(x, which, 5)[:, :-5].unflatten(1, (5, -1)) for which in (labels, order[labels])
+    )
     before, after = heads
     torch.testing.assert_close(after[:, order], before)
 
@@ -281,8 +296,15 @@ def test_meta_training_helps_and_resumes(tmp_path: Path) -> None:
     config = MAMLConfig(features=WIDE, hidden=24, steps=5, rate=0.03)
     tasks = draw(shots=1, count=100)
     before = accuracy(maml(tasks, fresh(lambda: MAML(config))), tasks).mean()
-    training = TrainConfig(steps=150, batch_size=8, learning_rate=1e-2, warmup=5, ema=0.9,
-                           validate_every=75, checkpoint_every=75)  # fmt: skip
+    training = TrainConfig(
+        steps=150,
+        batch_size=8,
+        learning_rate=1e-2,
+        warmup=5,
+        ema=0.9,
+        validate_every=75,
+        checkpoint_every=75,
+    )
     model = train_maml([clouds()], config, training, out=tmp_path)
     after = accuracy(maml(tasks, model), tasks).mean()
     assert after > before + 5, (before, after)

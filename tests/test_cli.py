@@ -79,8 +79,12 @@ def test_generate_and_evaluate(
     assert call(monkeypatch, *common, "--overwrite") == 0
 
 
-def test_zoo_and_fit(tmp_path: Path, zoo: flown.Zoo, monkeypatch: pytest.MonkeyPatch,
-                     capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_zoo_and_fit(
+    tmp_path: Path,
+    zoo: flown.Zoo,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("name: mine\ndataset: digits\nepochs: 1\nkeep: [1]\nbatch_size: 64\n")
     made = tmp_path / "zoo"
@@ -101,13 +105,30 @@ def test_data(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     assert "test: 3" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [
-    [], ["demo"], ["data"], ["data", "list"], ["data", "show"], ["zoo"], ["zoo", "train"],
-    ["zoo", "inspect"], ["zoo", "join"], ["fit"], ["generate"], ["evaluate"], ["export"],
-    ["reproduce"], ["bench"], ["adapt"],
-])  # fmt: skip
-def test_help_teaches(command: list[str], monkeypatch: pytest.MonkeyPatch,
-                      capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["demo"],
+        ["data"],
+        ["data", "list"],
+        ["data", "show"],
+        ["zoo"],
+        ["zoo", "train"],
+        ["zoo", "inspect"],
+        ["zoo", "join"],
+        ["fit"],
+        ["generate"],
+        ["evaluate"],
+        ["export"],
+        ["reproduce"],
+        ["bench"],
+        ["adapt"],
+    ],
+)
+def test_help_teaches(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call(monkeypatch, *command, "--help") == 0
     said = capsys.readouterr().out
     assert "Usage" in said
@@ -117,22 +138,53 @@ def test_help_teaches(command: list[str], monkeypatch: pytest.MonkeyPatch,
 def test_unknown_names(refused, tmp_path: Path, run: Path) -> None:
     refused("Did you mean 'digits'", "data", "show", "digit")
     refused("Did you mean 'mnist-small'", "zoo", "train", "mnist-smal", "--out", tmp_path / "z")
-    refused("Did you mean 'flown-small'", "generate", "flown-smal", "--support", "digits",
-            "--out", tmp_path / "a")  # fmt: skip
+    refused(
+        "Did you mean 'flown-small'",
+        "generate",
+        "flown-smal",
+        "--support",
+        "digits",
+        "--out",
+        tmp_path / "a",
+    )
     refused("No such command 'generat'", "generat")
     refused("No such option", "generate", "--sed", "1")
-    refused("Did you mean 'heun'", "generate", run / "model", "--support", "digits", "--solver",
-            "huen", "--out", tmp_path / "a")  # fmt: skip
+    refused(
+        "Did you mean 'heun'",
+        "generate",
+        run / "model",
+        "--support",
+        "digits",
+        "--solver",
+        "huen",
+        "--out",
+        tmp_path / "a",
+    )
     refused("choose auto, cpu or cuda", "demo", "--device", "tpu", "--out", tmp_path / "d")
     assert not list(tmp_path.iterdir())
 
 
 def test_config_keys(refused, tmp_path: Path, zoo: flown.Zoo) -> None:
-    refused("Did you mean 'flow_training'", "fit", "--zoo", zoo.path, "--out", tmp_path / "r",
-            "--set", "flow_trainin.steps=3")  # fmt: skip
+    refused(
+        "Did you mean 'flow_training'",
+        "fit",
+        "--zoo",
+        zoo.path,
+        "--out",
+        tmp_path / "r",
+        "--set",
+        "flow_trainin.steps=3",
+    )
     (tmp_path / "c.yaml").write_text("velocity: {chanels: 3}\n")
-    refused("Did you mean 'channels'", "fit", tmp_path / "c.yaml", "--zoo", zoo.path,
-            "--out", tmp_path / "r")  # fmt: skip
+    refused(
+        "Did you mean 'channels'",
+        "fit",
+        tmp_path / "c.yaml",
+        "--zoo",
+        zoo.path,
+        "--out",
+        tmp_path / "r",
+    )
     assert not (tmp_path / "r").exists()
 
 
@@ -164,15 +216,32 @@ def test_weights_and_zoos(refused, tmp_path: Path, zoo: flown.Zoo, run: Path) ->
     refused("no such file", "evaluate", tmp_path / "none", "--data", "digits")
     refused("zoo.json is missing", "zoo", "inspect", tmp_path)
     refused("zoo.json is missing", "fit", "--zoo", tmp_path, "--out", tmp_path / "r")
-    refused("at least one network", "generate", run / "model", "--support", "digits", "-n", 0,
-            "--out", tmp_path / "x")  # fmt: skip
-    refused("config.json is missing", "generate", tmp_path, "--support", "digits",
-            "--out", tmp_path / "x")  # fmt: skip
+    refused(
+        "at least one network",
+        "generate",
+        run / "model",
+        "--support",
+        "digits",
+        "-n",
+        0,
+        "--out",
+        tmp_path / "x",
+    )
+    refused(
+        "config.json is missing",
+        "generate",
+        tmp_path,
+        "--support",
+        "digits",
+        "--out",
+        tmp_path / "x",
+    )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["foreign.safetensors"]
 
 
-def test_interruption_is_130(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-                             capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_interruption_is_130(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 

@@ -19,7 +19,9 @@ from flown.zoo import Recipe, Zoo, train
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
-RECIPE = Recipe(name="r", dataset="digits", learning_rate=1e-3, batch_size=32, epochs=4, keep=(2, 4))
+RECIPE = Recipe(
+    name="r", dataset="digits", learning_rate=1e-3, batch_size=32, epochs=4, keep=(2, 4)
+)
 MODELS = 40  # three shards
 
 
@@ -98,6 +100,7 @@ def test_divergence_is_told_as_it_is_here(address: str, tmp_path: Path) -> None:
 
 def test_what_was_done_is_kept(alone: Zoo, address: str, tmp_path: Path) -> None:
     """A zoo begun here goes on over there."""
+
     class Stop(Exception):
         pass
 

@@ -25,7 +25,9 @@ def lenet() -> nn.Sequential:
 
 torch.manual_seed(0)
 NETS = {
-    **{f"cnn-small-{a}": (nets.build("cnn-small", 1, 10, a), (1, 28, 28)) for a in nets.ACTIVATIONS},
+    **{
+        f"cnn-small-{a}": (nets.build("cnn-small", 1, 10, a), (1, 28, 28)) for a in nets.ACTIVATIONS
+    },
     "cnn-medium": (nets.build("cnn-medium", 3, 10, "tanh"), (3, 32, 32)),
     "lenet": (lenet(), (2, 13, 14)),
     "mlp": (nn.Sequential(nn.Flatten(), nn.Linear(48, 6), nn.GELU(), nn.Linear(6, 2)), (3, 4, 4)),
@@ -38,8 +40,16 @@ def data(shape: tuple[int, int, int], classes: int, n: int = 44) -> tuple[Tensor
     return x, torch.randint(classes, (n,), generator=generator)
 
 
-def loop(net: nn.Module, vector: Tensor, x: Tensor, y: Tensor, order: Tensor, batch: int,
-         rate: float, decay: float) -> tuple[Tensor, float]:  # fmt: skip
+def loop(
+    net: nn.Module,
+    vector: Tensor,
+    x: Tensor,
+    y: Tensor,
+    order: Tensor,
+    batch: int,
+    rate: float,
+    decay: float,
+) -> tuple[Tensor, float]:
     """The same training, by torch's own modules and optimiser, in float64."""
     net = net.double()
     nn.utils.vector_to_parameters(vector.double(), net.parameters())
@@ -60,8 +70,15 @@ def loop(net: nn.Module, vector: Tensor, x: Tensor, y: Tensor, order: Tensor, ba
 @pytest.mark.parametrize("name", NETS)
 def test_engines_train_as_torch_does(name: str, engine: str) -> None:
     net, shape = NETS[name]
-    task = Task(name="t", channels=shape[0], size=shape[1], mean=0, std=1, classes=("a", "b"),
-                activation="tanh")  # fmt: skip
+    task = Task(
+        name="t",
+        channels=shape[0],
+        size=shape[1],
+        mean=0,
+        std=1,
+        classes=("a", "b"),
+        activation="tanh",
+    )
     layout = WeightLayout.of(net, "n", task)
     classes = int(list(net.parameters())[-1].shape[0])
     x, y = data(shape, classes)
@@ -91,8 +108,9 @@ def test_a_network_gives_the_same_bits_alone() -> None:
     x, y = data(shape, 10)
     vectors = torch.stack([nn.utils.parameters_to_vector(net.parameters()).detach()] * 3)
     vectors = vectors + 0.1 * torch.randn(vectors.shape, generator=torch.Generator().manual_seed(0))
-    orders = torch.stack([torch.randperm(44, generator=torch.Generator().manual_seed(i))
-                          for i in range(3)])  # fmt: skip
+    orders = torch.stack(
+        [torch.randperm(44, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    )
     program = Program.of(net, shape)
     assert program is not None
     together = Threads(program, vectors, x, y, 8, [1e-3] * 3, [0.0] * 3)
@@ -140,10 +158,19 @@ def test_divergence_shows_in_the_loss() -> None:
     assert not torch.isfinite(engine.run(torch.arange(44)[None], 0)).any()
 
 
-@pytest.mark.parametrize("layer", [
-    nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(1, 4, 3, stride=2), nn.Conv2d(1, 4, 3, dilation=2),
-    nn.BatchNorm2d(1), nn.Dropout(), nn.GELU(approximate="tanh"), nn.LeakyReLU(0.2),
-    nn.MaxPool2d(3), nn.Linear(7, 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.Conv2d(1, 4, 3, stride=2),
+        nn.Conv2d(1, 4, 3, dilation=2),
+        nn.BatchNorm2d(1),
+        nn.Dropout(),
+        nn.GELU(approximate="tanh"),
+        nn.LeakyReLU(0.2),
+        nn.MaxPool2d(3),
+        nn.Linear(7, 2),
+    ],
+)
 def test_what_it_cannot_do_it_leaves(layer: nn.Module) -> None:
     assert Program.of(nn.Sequential(layer), (1, 8, 8)) is None

@@ -22,7 +22,7 @@ from flown.context import (
     build,
     episode_accuracy,
     train_backbone,
-)  # fmt: skip
+)
 from flown.context.backbones import features, random_crop
 from flown.data import ManyClass
 from flown.errors import FlownError
@@ -128,8 +128,10 @@ def test_given_queries_are_averaged_per_class(encoder: SupportEncoder) -> None:
     images, labels = pictures(10), torch.arange(5).repeat(2)
     asked, targets = pictures(15, seed=1), torch.arange(5).repeat(3)
     together = encoder.encode(images, labels, 5, seeded(0), (asked, targets))
-    parts = [encoder.encode(images, labels, 5, seeded(0), (asked[i : i + 5], targets[:5]))
-             for i in (0, 5, 10)]  # fmt: skip
+    parts = [
+        encoder.encode(images, labels, 5, seeded(0), (asked[i : i + 5], targets[:5]))
+        for i in (0, 5, 10)
+    ]
     torch.testing.assert_close(together, torch.stack(parts).mean(dim=0))
 
 
@@ -154,8 +156,9 @@ def test_save_and_load(encoder: SupportEncoder, tmp_path: Path) -> None:
     loaded.save(tmp_path / "again.safetensors")  # halves are kept to the bit
     again = SupportEncoder.load(tmp_path / "again.safetensors")
     images, labels = pictures(6), torch.arange(3).repeat(2)
-    assert torch.equal(again.encode(images, labels, 3, seeded(0)),
-                       loaded.encode(images, labels, 3, seeded(0)))  # fmt: skip
+    assert torch.equal(
+        again.encode(images, labels, 3, seeded(0)), loaded.encode(images, labels, 3, seeded(0))
+    )
 
 
 def test_foreign_files_are_refused(encoder: SupportEncoder, tmp_path: Path) -> None:
@@ -268,8 +271,9 @@ def test_pretrained_tells_tasks_apart(
     turned = images.rot90(1, (2, 3))
 
     def context(pixels: Tensor, seed: int) -> Tensor:
-        rows = torch.cat([(labels == k).nonzero().flatten()[10 * seed : 10 * seed + 5]
-                          for k in range(10)])  # fmt: skip
+        rows = torch.cat(
+            [(labels == k).nonzero().flatten()[10 * seed : 10 * seed + 5] for k in range(10)]
+        )
         return shipped.encode(pixels[rows], labels[rows], 10, seeded(seed))
 
     same = (context(images, 0) - context(images, 1)).norm()

@@ -26,16 +26,25 @@ def arrays(**changes: Any) -> dict[str, Any]:
     """A good classification npz; a change to None leaves the key out."""
     pixels = np.random.default_rng(0).integers(0, 256, (42, 8, 8), dtype=np.uint8)
     labels = np.arange(42) % 3
-    whole = {"train_images": pixels[:30], "train_labels": labels[:30], "test_images": pixels[30:],
-             "test_labels": labels[30:], "class_names": np.array(NAMES)}  # fmt: skip
+    whole = {
+        "train_images": pixels[:30],
+        "train_labels": labels[:30],
+        "test_images": pixels[30:],
+        "test_labels": labels[30:],
+        "class_names": np.array(NAMES),
+    }
     return {key: value for key, value in (whole | changes).items() if value is not None}
 
 
 def many_arrays(**changes: Any) -> dict[str, Any]:
     pixels = np.random.default_rng(1).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
     parts = np.array(["train", "val", "train", "test"])
-    return {"images": pixels, "labels": np.arange(40) % 4, "class_names": np.array(list("abcd")),
-            "class_split": parts} | changes  # fmt: skip
+    return {
+        "images": pixels,
+        "labels": np.arange(40) % 4,
+        "class_names": np.array(list("abcd")),
+        "class_split": parts,
+    } | changes
 
 
 @pytest.fixture(autouse=True)
@@ -232,8 +241,10 @@ def test_many_classes(folder: Path) -> None:
     assert many.name == "omniglot" and many.classes == ("a", "b", "c", "d")
     assert many.images.shape == (40, 3, 8, 8) and many.labels.dtype == torch.int64
     assert {part: ids.tolist() for part, ids in many.class_split.items()} == {
-        "train": [0, 2], "val": [1], "test": [3]
-    }  # fmt: skip
+        "train": [0, 2],
+        "val": [1],
+        "test": [3],
+    }
     with pytest.raises(FlownError, match="load_many or `flown fewshot`"):
         data.load("omniglot")
     about = data.describe("omniglot")
@@ -280,10 +291,17 @@ def test_available_and_describe(folder: Path) -> None:
 
 
 def test_importing_data_imports_no_heavy_dependency() -> None:
-    code = ("import sys, flown.data, torch; heavy = {'torchvision', 'sklearn', 'mlxtend', 'PIL'}; "
-            "print(heavy & set(sys.modules))")  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                          cwd=Path(__file__).parents[1])  # fmt: skip
+    code = (
+        "import sys, flown.data, torch; heavy = {'torchvision', 'sklearn', 'mlxtend', 'PIL'}; "
+        "print(heavy & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+    )
     assert done.stdout.strip() == "set()"
 
 

@@ -106,7 +106,12 @@ def test_palettes(tmp_path: Path) -> None:
 
 def test_pictures_stand_as_exif_says(tmp_path: Path) -> None:
     pixels = picture(4, 6, 3)
-    turned = {3: np.rot90(pixels, 2), 6: np.rot90(pixels, -1), 8: np.rot90(pixels), 2: pixels[:, ::-1]}
+    turned = {
+        3: np.rot90(pixels, 2),
+        6: np.rot90(pixels, -1),
+        8: np.rot90(pixels),
+        2: pixels[:, ::-1],
+    }
     for orientation, expected in turned.items():
         exif = Image.Exif()
         exif[0x0112] = orientation
@@ -138,8 +143,9 @@ def test_arrays_of_floats(tmp_path: Path) -> None:
     image = read_image(save(tmp_path / "x.npy", np.array([[0.0, 0.5], [1.0, 0.2]], np.float32)))
     assert image.tolist() == [[[0, 128], [255, 51]]]
     colour = picture(4, 4, 3)
-    assert torch.equal(read_image(save(tmp_path / "c.npy", colour)).permute(1, 2, 0),
-                       torch.from_numpy(colour))  # fmt: skip
+    assert torch.equal(
+        read_image(save(tmp_path / "c.npy", colour)).permute(1, 2, 0), torch.from_numpy(colour)
+    )
 
 
 @pytest.mark.parametrize(
@@ -164,8 +170,10 @@ def test_bad_arrays_are_refused_by_name(tmp_path: Path, pixels: np.ndarray, mess
 
 def test_float_pictures(tmp_path: Path) -> None:
     assert read_image(save(tmp_path / "x.tif", np.full((4, 4), 0.5, np.float32))).max() == 128
-    for pixels, message in ((np.full((4, 4), np.nan, np.float32), "NaN"),
-                            (np.full((4, 4), -5, np.int32), "16 bits")):  # fmt: skip
+    for pixels, message in (
+        (np.full((4, 4), np.nan, np.float32), "NaN"),
+        (np.full((4, 4), -5, np.int32), "16 bits"),
+    ):
         with pytest.raises(FlownError, match=rf"x\.tif: .*{message}"):
             read_image(save(tmp_path / "x.tif", pixels))
 

@@ -27,8 +27,11 @@ def distinct(counts: list[int], size: int = 4) -> Split:
 
 
 @settings(max_examples=40, deadline=None)
-@given(counts=st.lists(st.integers(3, 60), min_size=2, max_size=5), seed=st.integers(0, 99),
-       fraction=st.floats(0.01, 0.99))  # fmt: skip
+@given(
+    counts=st.lists(st.integers(3, 60), min_size=2, max_size=5),
+    seed=st.integers(0, 99),
+    fraction=st.floats(0.01, 0.99),
+)
 def test_parts_are_a_stratified_partition(counts: list[int], seed: int, fraction: float) -> None:
     whole, classes = distinct(counts), tuple(map(str, range(len(counts))))
     split = three_way("x", classes, whole, None, seed=seed, val_fraction=fraction)

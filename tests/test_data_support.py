@@ -39,17 +39,25 @@ def test_draw_support_of_some_classes() -> None:
 
 @pytest.mark.parametrize(
     ("shots", "subset", "message"),
-    [(0, None, "shots=0"), (8, None, "class 2 has 7 images, 8 are needed"),
-     (1, [], "0 classes"), (1, [3], r"class 3 is out of range 0\.\.2")],
-)  # fmt: skip
+    [
+        (0, None, "shots=0"),
+        (8, None, "class 2 has 7 images, 8 are needed"),
+        (1, [], "0 classes"),
+        (1, [3], r"class 3 is out of range 0\.\.2"),
+    ],
+)
 def test_support_sets_that_cannot_be(shots: int, subset: list[int] | None, message: str) -> None:
     with pytest.raises(FlownError, match=message):
         data.draw_support(distinct([9, 12, 7]), 3, shots, rng(), classes_subset=subset)
 
 
 @settings(max_examples=30, deadline=None)
-@given(ways=st.integers(1, 4), shots=st.integers(1, 4), queries=st.integers(1, 4),
-       seed=st.integers(0, 99))  # fmt: skip
+@given(
+    ways=st.integers(1, 4),
+    shots=st.integers(1, 4),
+    queries=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
 def test_episodes(ways: int, shots: int, queries: int, seed: int) -> None:
     split, classes = distinct([8] * 6), torch.tensor([1, 2, 4, 5])
     images, labels = split.images, split.labels
@@ -66,9 +74,13 @@ def test_episodes(ways: int, shots: int, queries: int, seed: int) -> None:
 
 @pytest.mark.parametrize(
     ("ways", "shots", "message"),
-    [(5, 1, "5 ways asked for, there are 4 classes"), (2, 8, "8 images, 9 are needed"),
-     (0, 1, "ways=0"), (2, 0, "shots=0")],
-)  # fmt: skip
+    [
+        (5, 1, "5 ways asked for, there are 4 classes"),
+        (2, 8, "8 images, 9 are needed"),
+        (0, 1, "ways=0"),
+        (2, 0, "shots=0"),
+    ],
+)
 def test_episodes_that_cannot_be(ways: int, shots: int, message: str) -> None:
     split = distinct([8] * 4)
     with pytest.raises(FlownError, match=message):

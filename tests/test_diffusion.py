@@ -80,8 +80,13 @@ def test_a_networks_error_at_the_start_is_magnified_by_eps_alone() -> None:
     off = {}
     for process in diffusion.PREDICTIONS:
         net = GaussianData(2.0, 0.0, process)
-        found = diffusion.denoise(lambda z, t, net=net: net(z, t) + 0.1, noise(4, 3), "ddim", 1,  # type: ignore[misc]
-                                  process=process)  # fmt: skip
+        found = diffusion.denoise(
+            lambda z, t, net=net: net(z, t) + 0.1,
+            noise(4, 3),
+            "ddim",
+            1,  # type: ignore[misc]
+            process=process,
+        )
         off[process] = (found.x - 2).abs().max()
     assert off["diffusion"] > 10 and off["v-diffusion"] < 0.11
 
@@ -142,8 +147,10 @@ def test_missing_diffusers_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -
         diffusion.denoise(GaussianData(0.0, 1.0), noise(1, 1))
 
 
-@pytest.mark.parametrize(("mode", "process"), [("none", "diffusion"), ("ordered", "diffusion"),
-                                              ("ordered", "v-diffusion")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("mode", "process"),
+    [("none", "diffusion"), ("ordered", "diffusion"), ("ordered", "v-diffusion")],
+)
 def test_a_model_is_a_diffusion_by_its_config(
     run: Path, zoo: flown.Zoo, config: FlownConfig, tmp_path: Path, mode: str, process: str
 ) -> None:
@@ -166,7 +173,9 @@ def test_a_model_is_a_diffusion_by_its_config(
     for again in (fit(out=cut), flown.Flown.from_pretrained(whole / "model")):
         vectors = again.generate(*support, n=3, solver="ddpm", steps=20).vectors
         assert torch.equal(vectors, first.batch.vectors)
-    with pytest.raises(FlownError, match=rf"'euler': this model was trained as a {process}; .* ddim"):
+    with pytest.raises(
+        FlownError, match=rf"'euler': this model was trained as a {process}; .* ddim"
+    ):
         model.generate(*support, n=1)
 
 

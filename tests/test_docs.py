@@ -22,8 +22,13 @@ def results(name: str) -> list[Row]:
 def the(rows: list[Row], metric: str = "accuracy", **wanted: object) -> Row:
     """The one row that has all of these values; `selection` is compared by how it begins."""
     begins = str(wanted.pop("selection", "all"))
-    found = [r for r in rows if r["metric"] == metric and r["selection"].startswith(begins)
-             and all(r[key] == value for key, value in wanted.items())]  # fmt: skip
+    found = [
+        r
+        for r in rows
+        if r["metric"] == metric
+        and r["selection"].startswith(begins)
+        and all(r[key] == value for key, value in wanted.items())
+    ]
     assert len(found) == 1, (metric, begins, wanted, len(found))
     return found[0]
 
@@ -40,56 +45,106 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 def table1() -> str:
     rows, body = results("table1"), []
-    for net, encoder, dataset in dict.fromkeys((r["net"], r["encoder"], r["dataset"]) for r in rows):
+    for net, encoder, dataset in dict.fromkeys(
+        (r["net"], r["encoder"], r["dataset"]) for r in rows
+    ):
         place = {"net": net, "encoder": encoder, "dataset": dataset}
         methods = ("zoo", "flown", "p-diff")
-        body.append([
-            f"{net} ({encoder}), {dataset}",
-            *(cell(the(rows, **place, method=m)) for m in methods),
-            *(cell(the(rows, **place, method=m, selection="val-best")) for m in methods),
-            *(cell(the(rows, "seconds", **place, method=m)) for m in methods[1:]),
-        ])  # fmt: skip
-    return table(("network (encoder), data", "originals", "FLoWN", "p-diff", "best original", "best FLoWN",
-                  "best p-diff", "FLoWN, s", "p-diff, s"), body)  # fmt: skip
+        body.append(
+            [
+                f"{net} ({encoder}), {dataset}",
+                *(cell(the(rows, **place, method=m)) for m in methods),
+                *(cell(the(rows, **place, method=m, selection="val-best")) for m in methods),
+                *(cell(the(rows, "seconds", **place, method=m)) for m in methods[1:]),
+            ]
+        )
+    return table(
+        (
+            "network (encoder), data",
+            "originals",
+            "FLoWN",
+            "p-diff",
+            "best original",
+            "best FLoWN",
+            "best p-diff",
+            "FLoWN, s",
+            "p-diff, s",
+        ),
+        body,
+    )
 
 
 def table2() -> str:
     rows = results("table2")
-    methods = {"zoo": "zoo", "flown": "FLoWN", "nearest": "lookup", "flown-kaiming": "from Kaiming",
-               "flown-mini-imagenet-prior": "from a prior", "gaussian": "Gaussian of weights"}  # fmt: skip
+    methods = {
+        "zoo": "zoo",
+        "flown": "FLoWN",
+        "nearest": "lookup",
+        "flown-kaiming": "from Kaiming",
+        "flown-mini-imagenet-prior": "from a prior",
+        "gaussian": "Gaussian of weights",
+    }
     body = []
     for dataset in SETS:
         best = the(rows, dataset=dataset, method="flown", selection="val-top5")
         paper = "–" if best["paper"] is None else f"{best['paper']:.1f}"
-        body.append([dataset, *(cell(the(rows, dataset=dataset, method=m)) for m in methods),
-                     cell(best), paper])  # fmt: skip
+        body.append(
+            [
+                dataset,
+                *(cell(the(rows, dataset=dataset, method=m)) for m in methods),
+                cell(best),
+                paper,
+            ]
+        )
     return table(("data", *methods.values(), "FLoWN, best 5", "the paper's"), body)
 
 
 def table3() -> str:
     rows, body = results("table3"), []
     epochs = (0, 1, 5, 25)
-    names = {"flown": "FLoWN", "flown-trajectory": "FLoWN through the epochs",
-             "checkpoint": "a checkpoint", "default-init": "PyTorch's initialisation",
-             "recipe-init": "the recipe's initialisation"}  # fmt: skip
+    names = {
+        "flown": "FLoWN",
+        "flown-trajectory": "FLoWN through the epochs",
+        "checkpoint": "a checkpoint",
+        "default-init": "PyTorch's initialisation",
+        "recipe-init": "the recipe's initialisation",
+    }
     for dataset in (*SETS, "usps", "svhn_small", "omniglot"):
         for method, name in names.items():
-            body.append([dataset, name, *(cell(the(rows, dataset=dataset, method=method, epoch=epoch))
-                                          for epoch in epochs)])  # fmt: skip
+            body.append(
+                [
+                    dataset,
+                    name,
+                    *(
+                        cell(the(rows, dataset=dataset, method=method, epoch=epoch))
+                        for epoch in epochs
+                    ),
+                ]
+            )
     return table(("data", "start", *(f"epoch {epoch}" for epoch in epochs)), body)
 
 
 def table4() -> str:
     rows, body = results("table4"), []
-    methods = {"static": "static", "fine-tuned": "flow", "fine-tuned-decoder": "flow and decoder",
-               "adjoint": "adjoint matching", "from-default-init": "from PyTorch's initialisation",
-               "from-best-static": "from the best static", "zoo": "trained for it"}  # fmt: skip
+    methods = {
+        "static": "static",
+        "fine-tuned": "flow",
+        "fine-tuned-decoder": "flow and decoder",
+        "adjoint": "adjoint matching",
+        "from-default-init": "from PyTorch's initialisation",
+        "from-best-static": "from the best static",
+        "zoo": "trained for it",
+    }
     for net, encoder, source, dataset in dict.fromkeys(
         (r["net"], r["encoder"], r["source"], r["dataset"]) for r in rows
     ):
         place = {"net": net, "encoder": encoder, "source": source, "dataset": dataset}
-        body.append([f"{net} ({encoder}), {source} to {dataset}",
-                     *(cell(the(rows, **place, method=m)) for m in methods)])  # fmt: skip
+        body.append(
+            [
+                f"{net} ({encoder}), {source} to {dataset}",
+                *(cell(the(rows, **place, method=m)) for m in methods),
+            ]
+        )
     return table(("generator", *methods.values()), body)
 
 
@@ -97,16 +152,29 @@ def table5() -> str:
     rows = results("table5")
     sets = ("mini_imagenet", "cifar10", "natural10", "omniglot")
     methods = {
-        "flown": "FLoWN, from centroid heads", "flown+5": "and 5 steps on the support set",
-        "flown-gaussian": "FLoWN, from noise", "d2nwg": "D2NWG", "d2nwg-v": "D2NWG, v-prediction",
-        "vae-reconstruction": "a probed head, encoded and decoded", "linear-probe": "linear probe",
-        "ridge": "ridge regression", "nearest-cosine": "nearest centroid, cosine",
-        "nearest-euclidean": "nearest centroid, Euclidean", "maml-first-order": "MAML, first order",
+        "flown": "FLoWN, from centroid heads",
+        "flown+5": "and 5 steps on the support set",
+        "flown-gaussian": "FLoWN, from noise",
+        "d2nwg": "D2NWG",
+        "d2nwg-v": "D2NWG, v-prediction",
+        "vae-reconstruction": "a probed head, encoded and decoded",
+        "linear-probe": "linear probe",
+        "ridge": "ridge regression",
+        "nearest-cosine": "nearest centroid, cosine",
+        "nearest-euclidean": "nearest centroid, Euclidean",
+        "maml-first-order": "MAML, first order",
         "caml": "CAML",
-    }  # fmt: skip
-    body = [[name, *(f"{r['value']:.1f} ± {r['interval']:.1f}" for r in
-                     (the(rows, dataset=data, method=method) for data in sets))]
-            for method, name in methods.items()]  # fmt: skip
+    }
+    body = [
+        [
+            name,
+            *(
+                f"{r['value']:.1f} ± {r['interval']:.1f}"
+                for r in (the(rows, dataset=data, method=method) for data in sets)
+            ),
+        ]
+        for method, name in methods.items()
+    ]
     return table(("head", *sets), body)
 
 

@@ -61,8 +61,12 @@ def test_pdiff_as_published() -> None:
     assert encoder.latent_shape == (8, 4, 4)
     convs = [m for m in encoder.encoder if isinstance(m, torch.nn.Conv1d)]
     assert [(c.out_channels, c.kernel_size[0], c.stride[0]) for c in convs] == [
-        (64, 7, 2), (128, 7, 2), (256, 7, 2), (256, 7, 2), (32, 7, 2)
-    ]  # fmt: skip
+        (64, 7, 2),
+        (128, 7, 2),
+        (256, 7, 2),
+        (256, 7, 2),
+        (32, 7, 2),
+    ]
 
 
 @pytest.mark.parametrize(("few_shot", "shape"), [(False, (4, 4, 4)), (True, (4, 8, 8))])
@@ -90,7 +94,9 @@ def test_latents_settle_to_unit_scale(config: VAEConfig | PDiffConfig) -> None:
     vectors = torch.randn(200, SIZE)
     encoder.settle(vectors)
     latents = encoder.encode(vectors).flatten(1)
-    assert latents.mean(0).abs().max() < 1e-4 and (latents.std(0, correction=0) - 1).abs().max() < 1e-3
+    assert (
+        latents.mean(0).abs().max() < 1e-4 and (latents.std(0, correction=0) - 1).abs().max() < 1e-3
+    )
 
 
 def test_bad_sizes_are_refused() -> None:
@@ -108,6 +114,8 @@ def test_the_linear_vaes_optimum_is_exact_on_its_subspace(generator: torch.Gener
     basis = torch.randn(16, SIZE, generator=generator)
     vectors = torch.randn(300, 16, generator=generator) @ basis + 1
     encoder.fit(vectors)
-    torch.testing.assert_close(encoder.decode(encoder.encode(vectors)), vectors, rtol=1e-3, atol=1e-2)
+    torch.testing.assert_close(
+        encoder.decode(encoder.encode(vectors)), vectors, rtol=1e-3, atol=1e-2
+    )
     latents = encoder.encode(vectors).flatten(1)
     torch.testing.assert_close(latents.T @ latents / 300, torch.eye(16), rtol=1e-3, atol=1e-3)

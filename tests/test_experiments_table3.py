@@ -20,13 +20,21 @@ from flown.training import TrainConfig
 from flown.zoo import Recipe
 from tests import fakes
 
-TINY = Recipe(name="tiny", dataset="turned", learning_rate=5e-3, batch_size=16, epochs=4, keep=(2, 4),
-              init="uniform")  # fmt: skip
+TINY = Recipe(
+    name="tiny",
+    dataset="turned",
+    learning_rate=5e-3,
+    batch_size=16,
+    epochs=4,
+    keep=(2, 4),
+    init="uniform",
+)
 FIT = FlownConfig(
     encoder_training=TrainConfig(steps=60, batch_size=8, validate_every=60),
-    velocity=VelocityConfig(channels=16, blocks=1), context=ContextConfig(draws=4),
+    velocity=VelocityConfig(channels=16, blocks=1),
+    context=ContextConfig(draws=4),
     flow_training=TrainConfig(steps=60, batch_size=8),
-)  # fmt: skip
+)
 
 
 @pytest.fixture
@@ -35,18 +43,27 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     out = tmp_path / "data"
     out.mkdir()
     some, names = fakes.images("turned"), np.array(list("0123456789"))
-    arrays = {f"{part}_{kind}": getattr(getattr(some, part), kind).numpy()
-              for part in ("train", "test") for kind in ("images", "labels")}  # fmt: skip
+    arrays = {
+        f"{part}_{kind}": getattr(getattr(some, part), kind).numpy()
+        for part in ("train", "test")
+        for kind in ("images", "labels")
+    }
     for key in ("train_images", "test_images"):
         arrays[key] = arrays[key][:, 0]
     np.savez(out / "turned.npz", class_names=names, **arrays)
-    colour = {k: np.stack([v, v // 2, v // 3], -1) if k.endswith("images") else v
-              for k, v in arrays.items()}  # fmt: skip
+    colour = {
+        k: np.stack([v, v // 2, v // 3], -1) if k.endswith("images") else v
+        for k, v in arrays.items()
+    }
     np.savez(out / "svhn_small.npz", class_names=names, **colour)
     many = np.random.default_rng(0).integers(0, 256, (14 * 20, 12, 12), dtype=np.uint8)
-    np.savez(out / "omniglot.npz", images=many, labels=np.repeat(np.arange(14), 20),
-             class_names=np.array([f"c{i}" for i in range(14)]),
-             class_split=np.array(["train", "val", *["test"] * 12]))  # fmt: skip
+    np.savez(
+        out / "omniglot.npz",
+        images=many,
+        labels=np.repeat(np.arange(14), 20),
+        class_names=np.array([f"c{i}" for i in range(14)]),
+        class_split=np.array(["train", "val", *["test"] * 12]),
+    )
     monkeypatch.setenv("FLOWN_DATA", str(out))
     return out
 
@@ -71,18 +88,28 @@ def test_targets_are_grey_and_ten_way(folder: Path) -> None:
     many = flown.load_data("svhn_small").train.images[0].float()
     expected = (0.299 * many[0] + 0.587 * many[1] + 0.114 * many[2]).round()
     assert torch.equal(grey.train.images[0, 0].float(), expected)
-    np.savez(folder / "two.npz", train_images=np.arange(80, dtype=np.uint8).repeat(64).reshape(-1, 8, 8),
-             train_labels=np.arange(80) % 2, test_images=np.full((4, 8, 8), 200, np.uint8),
-             test_labels=np.arange(4) % 2, class_names=np.array(["a", "b"]))  # fmt: skip
+    np.savez(
+        folder / "two.npz",
+        train_images=np.arange(80, dtype=np.uint8).repeat(64).reshape(-1, 8, 8),
+        train_labels=np.arange(80) % 2,
+        test_images=np.full((4, 8, 8), 200, np.uint8),
+        test_labels=np.arange(4) % 2,
+        class_names=np.array(["a", "b"]),
+    )
     with pytest.raises(FlownError, match="two: has 2 classes"):
         targets.target("two")
 
 
 def test_lookup_takes_the_best_of_the_best_task(tmp_path: Path) -> None:
-    zoo, images = fakes.make_zoo(tmp_path / "zoo", tasks=("digits", "turned")), fakes.images("digits")
+    zoo, images = (
+        fakes.make_zoo(tmp_path / "zoo", tasks=("digits", "turned")),
+        fakes.images("digits"),
+    )
     found = starts.best_lookup(zoo, images, 3)
-    val = {task: flown.evaluate(zoo.batch(task), images.val.images, images.val.labels)
-           for task in zoo.tasks}  # fmt: skip
+    val = {
+        task: flown.evaluate(zoo.batch(task), images.val.images, images.val.labels)
+        for task in zoo.tasks
+    }
     task = max(val, key=lambda name: float(val[name].max()))
     assert found.layout.task.name == task
     own = flown.evaluate(found, images.val.images, images.val.labels)
@@ -91,23 +118,48 @@ def test_lookup_takes_the_best_of_the_best_task(tmp_path: Path) -> None:
 
 def test_from_zoo_to_report(folder: Path, tmp_path: Path) -> None:
     settings = table3.Table3Config(
-        recipes=(TINY,), models=4, fit=FIT, trajectory=(-2, -1), unseen=("svhn_small", "omniglot"),
-        epochs=(0, 1, 3), samples=2, steps=4, max_train_images=64, rates=(1e-4, 3e-3), rate_epochs=1,
+        recipes=(TINY,),
+        models=4,
+        fit=FIT,
+        trajectory=(-2, -1),
+        unseen=("svhn_small", "omniglot"),
+        epochs=(0, 1, 3),
+        samples=2,
+        steps=4,
+        max_train_images=64,
+        rates=(1e-4, 3e-3),
+        rate_epochs=1,
         rate_samples=1,
-    )  # fmt: skip
+    )
     out = tmp_path / "table3"
     rows = table3.run(settings, out, "smoke", "cpu")
     content = json.loads((out / "results.json").read_text())
     assert content["experiment"] == "table3" and content["rows"] == rows
     assert set(content["provenance"]["seconds_of_stages"]) == {
-        "zoo", "fit", "trajectory", "turned", "svhn_small", "omniglot"}  # fmt: skip
+        "zoo",
+        "fit",
+        "trajectory",
+        "turned",
+        "svhn_small",
+        "omniglot",
+    }
     found = {(r["dataset"], r["method"], r["epoch"]): r for r in rows if r["metric"] == "accuracy"}
-    methods = {"flown", table3.TRAJECTORY, table3.STOPPED, *starts.INITS, "checkpoint", "zoo-mean",
-               "best-lookup"}  # fmt: skip
-    assert {key[:2] for key in found} == {(d, m) for d in ("turned", "svhn_small", "omniglot")
-                                          for m in methods} | {("turned", "zoo")}  # fmt: skip
+    methods = {
+        "flown",
+        table3.TRAJECTORY,
+        table3.STOPPED,
+        *starts.INITS,
+        "checkpoint",
+        "zoo-mean",
+        "best-lookup",
+    }
+    assert {key[:2] for key in found} == {
+        (d, m) for d in ("turned", "svhn_small", "omniglot") for m in methods
+    } | {("turned", "zoo")}
     for dataset in ("turned", "svhn_small", "omniglot"):
-        config = json.loads((out / "finetuned" / f"{dataset}-flown.json").read_text())["plan"]["config"]
+        config = json.loads((out / "finetuned" / f"{dataset}-flown.json").read_text())["plan"][
+            "config"
+        ]
         for method in methods - {"kaiming", table3.STOPPED}:
             file = out / "finetuned" / f"{dataset}-{method}.json"
             assert json.loads(file.read_text())["plan"]["config"] == config, "all are trained alike"
@@ -120,14 +172,23 @@ def test_from_zoo_to_report(folder: Path, tmp_path: Path) -> None:
             points = read_points(out / "finetuned" / f"{dataset}-stop{epoch}.json")
             stops[epoch] = float(points[-1].val.mean())
         chosen = found[dataset, table3.STOPPED, 0]
-        assert stops[chosen["until"]] == max(stops.values()) and chosen["selection"] == "val-best-of-2-stops"
+        assert (
+            stops[chosen["until"]] == max(stops.values())
+            and chosen["selection"] == "val-best-of-2-stops"
+        )
         last = found[dataset, table3.TRAJECTORY, 0]
         assert last["until"] == 4 and last["selection"] == "all"
         assert (chosen["until"] == 4) <= (chosen["value"] == last["value"])
         inits = {init: found[dataset, init, 1]["value"] for init in starts.INITS}
-        lead = next(r for r in rows if r["dataset"] == dataset and r["metric"] == LEAD and r["epoch"] == 1)
-        assert lead["value"] == pytest.approx(found[dataset, "flown", 1]["value"] - max(inits.values()))
-    assert found["svhn_small", "flown", 0]["note"] and found["omniglot", "flown", 0]["batch_size"] == 6
+        lead = next(
+            r for r in rows if r["dataset"] == dataset and r["metric"] == LEAD and r["epoch"] == 1
+        )
+        assert lead["value"] == pytest.approx(
+            found[dataset, "flown", 1]["value"] - max(inits.values())
+        )
+    assert (
+        found["svhn_small", "flown", 0]["note"] and found["omniglot", "flown", 0]["batch_size"] == 6
+    )
     page = (out / "report.html").read_text()
     assert "missed" in page or "held" in page
     assert "generated, trajectory" in page and "(val-best-of-2-stops)" in page
@@ -140,23 +201,60 @@ def test_from_zoo_to_report(folder: Path, tmp_path: Path) -> None:
 
 def test_the_table_says_where_a_bar_is_missed() -> None:
     def row(dataset: str, metric: str, epoch: int, value: float) -> dict[str, object]:
-        return {"dataset": dataset, "metric": metric, "epoch": epoch, "value": value, "over": "kaiming"}
+        return {
+            "dataset": dataset,
+            "metric": metric,
+            "epoch": epoch,
+            "value": value,
+            "over": "kaiming",
+        }
 
-    rows = [row("a", GAP, 0, -2.9), row("a", LEAD, 0, 4.0), row("a", LEAD, 5, -0.1),
-            row("a", LEAD, 25, -9.0), row("b", LEAD, 0, -1.0), row("b", LEAD, 1, 2.0)]  # fmt: skip
+    rows = [
+        row("a", GAP, 0, -2.9),
+        row("a", LEAD, 0, 4.0),
+        row("a", LEAD, 5, -0.1),
+        row("a", LEAD, 25, -9.0),
+        row("b", LEAD, 0, -1.0),
+        row("b", LEAD, 1, 2.0),
+    ]
     _, body = bars(rows)
     assert [(line[0], line[1], line[-1]) for line in body] == [
-        ("a", "0", "held"), ("a", "0", "held"), ("a", "5", "missed"), ("b (unseen)", "1", "held"),
-    ]  # fmt: skip
-    head, body = accuracy_table([{"dataset": "a", "metric": "accuracy", "method": "flown", "epoch": 1,
-                                  "value": 50.04, "std": 1.0, "paper": 84.49}], "a")  # fmt: skip
+        ("a", "0", "held"),
+        ("a", "0", "held"),
+        ("a", "5", "missed"),
+        ("b (unseen)", "1", "held"),
+    ]
+    head, body = accuracy_table(
+        [
+            {
+                "dataset": "a",
+                "metric": "accuracy",
+                "method": "flown",
+                "epoch": 1,
+                "value": 50.04,
+                "std": 1.0,
+                "paper": 84.49,
+            }
+        ],
+        "a",
+    )
     assert head[1:] == ["epoch 1"] and body[0][1] == "50.0 ± 1.0 (84.5)"
 
 
 def test_the_flow_through_the_epochs_is_set_against_the_other() -> None:
-    def row(method: str, epoch: int, value: float, until: float | None, n: int = 4) -> dict[str, object]:
-        return {"dataset": "a", "metric": "accuracy", "method": method, "epoch": epoch, "value": value,
-                "std": 4.0, "n": n, "until": until}  # fmt: skip
+    def row(
+        method: str, epoch: int, value: float, until: float | None, n: int = 4
+    ) -> dict[str, object]:
+        return {
+            "dataset": "a",
+            "metric": "accuracy",
+            "method": method,
+            "epoch": epoch,
+            "value": value,
+            "std": 4.0,
+            "n": n,
+            "until": until,
+        }
 
     rows = [row("flown", 0, 50, None), row("flown", 1, 60, None)]
     for epoch in (0, 1):
@@ -164,8 +262,9 @@ def test_the_flow_through_the_epochs_is_set_against_the_other() -> None:
     head, body = through(rows)
     assert head[2:] == ["stop", "epoch 0", "epoch 1"]
     assert [line[2:] for line in body] == [
-        ["5", "+8.0 ± 2.8", "-2.0 ± 2.8"], ["3", "+12.0 ± 2.8", "+2.0 ± 2.8"],
-    ]  # fmt: skip
+        ["5", "+8.0 ± 2.8", "-2.0 ± 2.8"],
+        ["3", "+12.0 ± 2.8", "+2.0 ± 2.8"],
+    ]
 
 
 def test_curves_are_the_means() -> None:
@@ -183,7 +282,8 @@ def test_scales() -> None:
             recipe.check()
         assert settings.through.flow.path == "spline"
         assert settings.through.model_dump(exclude={"epochs", "flow"}) == settings.fit.model_dump(
-            exclude={"epochs", "flow"})  # fmt: skip
+            exclude={"epochs", "flow"}
+        )
     assert [x.keep for x in table3.config("cpu").recipes] == 3 * [(2, 3, 4, 5)] + [(4, 6, 8, 10)]
     assert table3.config("paper").fit.epochs == (21, 22, 23, 24, 25)
     assert table3.PAPER["stl10", "flown", 0] == 35.16

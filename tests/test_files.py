@@ -33,8 +33,6 @@ def test_full_disk_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not list(tmp_path.iterdir())
 
 
-
-
 def test_tensor_round_trip(tmp_path: Path) -> None:
     tensors = {"x": torch.randn(3, 4), "y": torch.arange(5)}
     save_tensors(tmp_path / "t.safetensors", tensors, {"note": "n"})

@@ -24,8 +24,13 @@ from tests.test_kill import survives
 SHORT = FinetuneConfig(epochs=2, batch_size=16, learning_rate=3e-3, test_at=(0,))
 
 
-def torch_loop(batch: WeightBatch, i: int, images: flown.data.ImageData, config: FinetuneConfig,
-               rates: list[float]) -> tuple[Tensor, list[float]]:  # fmt: skip
+def torch_loop(
+    batch: WeightBatch,
+    i: int,
+    images: flown.data.ImageData,
+    config: FinetuneConfig,
+    rates: list[float],
+) -> tuple[Tensor, list[float]]:
     """One network by torch's own modules, in float64; `rates` of every step."""
     net = batch.module(i).double().train()
     optimizer = torch.optim.Adam(net.parameters(), weight_decay=config.weight_decay)
@@ -48,10 +53,14 @@ def torch_loop(batch: WeightBatch, i: int, images: flown.data.ImageData, config:
 
 
 @pytest.mark.parametrize("channels", [1, 3])  # grey images for networks of colour ones
-@pytest.mark.parametrize("settings", [
-    {}, {"schedule": "cosine", "warmup": 0.5, "weight_decay": 1e-2},
-    {"schedule": "piecewise", "milestones": (0.5, 1.5), "gamma": 0.2, "seed": 3},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"schedule": "cosine", "warmup": 0.5, "weight_decay": 1e-2},
+        {"schedule": "piecewise", "milestones": (0.5, 1.5), "gamma": 0.2, "seed": 3},
+    ],
+)
 def test_networks_train_as_torch_trains_them(settings: dict[str, object], channels: int) -> None:
     config = FinetuneConfig.parse(SHORT.model_dump() | settings)
     batch, images = fakes.networks(2, channels=channels), fakes.images("turned")
@@ -66,14 +75,23 @@ def test_networks_train_as_torch_trains_them(settings: dict[str, object], channe
 
 
 def test_fresh_networks_become_the_zoo_bit_for_bit(tmp_path: Path) -> None:
-    recipe = Recipe(name="r", dataset="digits", learning_rate=3e-3, weight_decay=1e-3, batch_size=16,
-                    epochs=3, keep=(1, 3), init="kaiming-uniform")  # fmt: skip
+    recipe = Recipe(
+        name="r",
+        dataset="digits",
+        learning_rate=3e-3,
+        weight_decay=1e-3,
+        batch_size=16,
+        epochs=3,
+        keep=(1, 3),
+        init="kaiming-uniform",
+    )
     images = fakes.images("digits")
     zoo = flown.train_zoo(recipe, 2, tmp_path / "zoo", seed=5, images=images)
     layout, plan = zoo.layout("digits"), Plan(recipe, 2, 5, 0.5)
     starts = [initial(layout, recipe.init, plan.model_seed(i)) for i in range(2)]
-    fresh = WeightBatch(layout, layout.pack({k: torch.stack([s[k] for s in starts])
-                                             for k in layout.names}))  # fmt: skip
+    fresh = WeightBatch(
+        layout, layout.pack({k: torch.stack([s[k] for s in starts]) for k in layout.names})
+    )
     config = FinetuneConfig(epochs=3, learning_rate=3e-3, weight_decay=1e-3, batch_size=16, seed=5)
     result = finetune(fresh, images, config)
     assert torch.equal(result.networks.vectors, zoo.select(epochs=[3]).batch("digits").vectors)
@@ -101,7 +119,10 @@ def test_what_is_measured_and_written(tmp_path: Path) -> None:
     batch, images = fakes.networks(3), fakes.images("turned")
     result = finetune(batch, images, SHORT, out=tmp_path / "nets.safetensors")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["nets.json", "nets.safetensors"]
-    stored, points = WeightBatch.load(tmp_path / "nets.safetensors"), read_points(tmp_path / "nets.json")
+    stored, points = (
+        WeightBatch.load(tmp_path / "nets.safetensors"),
+        read_points(tmp_path / "nets.json"),
+    )
     assert torch.equal(stored.vectors, result.networks.vectors)
     assert stored.layout.task.name == "turned" and stored.layout.task.classes == images.classes
     assert [p.epoch for p in points] == [0, 1, 2]
@@ -168,21 +189,37 @@ finetune(fakes.networks(4), fakes.images("digits"), config, resume=True,
 @pytest.mark.slow
 def test_killed_it_resumes_to_the_same_bits(tmp_path: Path) -> None:
     survives(KILLED, tmp_path / "whole", tmp_path / "killed", times=5)
-    whole, killed = (WeightBatch.load(tmp_path / name / "nets.safetensors").vectors
-                     for name in ("whole", "killed"))  # fmt: skip
+    whole, killed = (
+        WeightBatch.load(tmp_path / name / "nets.safetensors").vectors
+        for name in ("whole", "killed")
+    )
     assert torch.equal(whole, killed)
     one, two = ((tmp_path / name / "nets.json").read_text() for name in ("whole", "killed"))
     assert one == two
 
 
 def test_subsets_with_batchnorm(tmp_path: Path) -> None:
-    recipe = Recipe(name="n", dataset="digits", net="tests.fakes:ConvNorm", size=10,
-                    activation="relu", subset="last-2-norms", base_epochs=2, learning_rate=3e-3,
-                    batch_size=16, epochs=1, keep=(1,))  # fmt: skip
+    recipe = Recipe(
+        name="n",
+        dataset="digits",
+        net="tests.fakes:ConvNorm",
+        size=10,
+        activation="relu",
+        subset="last-2-norms",
+        base_epochs=2,
+        learning_rate=3e-3,
+        batch_size=16,
+        epochs=1,
+        keep=(1,),
+    )
     zoo = flown.train_zoo(recipe, 2, tmp_path / "zoo", images=fakes.images("digits"))
     images, batch = fakes.images("turned"), zoo.batch("digits")
-    result = finetune(batch, images, FinetuneConfig(epochs=10, learning_rate=2e-2, batch_size=16),
-                      out=tmp_path / "nets.safetensors")  # fmt: skip
+    result = finetune(
+        batch,
+        images,
+        FinetuneConfig(epochs=10, learning_rate=2e-2, batch_size=16),
+        out=tmp_path / "nets.safetensors",
+    )
     tuned = WeightBatch.load(tmp_path / "nets.safetensors")
     for name, frozen in batch.rest.items():
         if name.endswith((".weight", ".bias")):
@@ -209,12 +246,18 @@ def test_whole_networks_with_batchnorm() -> None:
     assert torch.equal(measured, result.points[-1].val)
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"epochs": 0}, "must be 1 or more"), ({"learning_rate": 0.0}, "learning_rate must be above 0"),
-    ({"schedule": "piecewise"}, "needs one"), ({"milestones": (1,)}, "belong to `piecewise`"),
-    ({"test_at": (3,)}, "not within epochs 0..2"), ({"batch_size": 500}, "less than a batch"),
-    ({"max_train_images": 5}, "less than a batch"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "must be 1 or more"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0"),
+        ({"schedule": "piecewise"}, "needs one"),
+        ({"milestones": (1,)}, "belong to `piecewise`"),
+        ({"test_at": (3,)}, "not within epochs 0..2"),
+        ({"batch_size": 500}, "less than a batch"),
+        ({"max_train_images": 5}, "less than a batch"),
+    ],
+)
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, object], message: str) -> None:
     config = SHORT.model_copy(update=settings)
     with pytest.raises(FlownError, match=message):
@@ -229,15 +272,19 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(FlownError, match=r"written as \.safetensors"):
         finetune(fakes.networks(1), fakes.images("digits"), SHORT, out=tmp_path / "nets")
     with pytest.raises(TrainingError, match="network 0 diverged in epoch 1"):
-        finetune(fakes.networks(2), fakes.images("digits"),
-                 SHORT.model_copy(update={"learning_rate": 1e30}))  # fmt: skip
+        finetune(
+            fakes.networks(2),
+            fakes.images("digits"),
+            SHORT.model_copy(update={"learning_rate": 1e30}),
+        )
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(FlownError, match="no curves of fine-tuning"):
         read_points(tmp_path / "other.json")
 
 
-def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                 capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def call(*arguments: object) -> int:
         monkeypatch.setattr(sys, "argv", ["flown", "finetune", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
@@ -253,10 +300,10 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert len(WeightBatch.load(out)) == 2 and len(read_points(tmp_path / "tuned.json")) == 3
     assert call(*usual) == 2
     assert "exists already" in capsys.readouterr().err
-    assert call(file, "--data", "digits", "--epochs", 1, "--out", file, "--overwrite") == 0  # itself
+    assert (
+        call(file, "--data", "digits", "--epochs", 1, "--out", file, "--overwrite") == 0
+    )  # itself
     assert WeightBatch.load(file).provenance["finetuned"]["from"] == "digits"
     capsys.readouterr()
     assert call(file, "--data", "nowhere", "--out", tmp_path / "x.safetensors") == 2
     assert "unknown dataset 'nowhere'" in capsys.readouterr().err
-
-

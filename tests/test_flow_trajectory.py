@@ -40,8 +40,10 @@ def metric_path(times: tuple[float, ...]) -> MetricPath:
 
 
 PATHS: dict[str, Callable[[tuple[float, ...]], Path]] = {
-    "piecewise": Piecewise, "spline": Spline, "metric": metric_path,
-}  # fmt: skip
+    "piecewise": Piecewise,
+    "spline": Spline,
+    "metric": metric_path,
+}
 
 
 def knots(n: int, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -102,8 +104,15 @@ def test_one_marginal_is_the_straight_path_bit_for_bit(
     assert torch.equal(ours.u, straight.u)
 
     def loss(x1: Tensor, path: Path | None) -> Tensor:
-        return flow_matching_loss(lambda x, t, context: x, x0, x1, None, sigma=sigma, path=path,
-                                  generator=torch.Generator().manual_seed(2))  # fmt: skip
+        return flow_matching_loss(
+            lambda x, t, context: x,
+            x0,
+            x1,
+            None,
+            sigma=sigma,
+            path=path,
+            generator=torch.Generator().manual_seed(2),
+        )
 
     assert torch.equal(loss(marginals, kind((1.0,))), loss(marginals[:, 0], None))
 
@@ -112,8 +121,9 @@ def test_the_spline_has_no_kinks() -> None:
     x0, marginals = knots(3, 3)
     for k in range(2):
         t = stations(3)[k]
-        before, after = (Spline(stations(3))(x0, marginals, full(3, t + side)).u
-                         for side in (-1e-9, 1e-9))  # fmt: skip
+        before, after = (
+            Spline(stations(3))(x0, marginals, full(3, t + side)).u for side in (-1e-9, 1e-9)
+        )
         torch.testing.assert_close(before, after, rtol=0, atol=1e-6)
 
 
@@ -136,7 +146,9 @@ class Energy(nn.Module):
         self.metric = metric
 
     def ends(self, n: int) -> tuple[Tensor, Tensor]:
-        return torch.tensor([[3.0, 0.0]]).expand(n, 2), torch.tensor([[[-3.0, 0.0]]]).expand(n, 1, 2)
+        return torch.tensor([[3.0, 0.0]]).expand(n, 2), torch.tensor([[[-3.0, 0.0]]]).expand(
+            n, 1, 2
+        )
 
     def forward(self, generator: torch.Generator) -> Tensor:
         return energy(self.path(*self.ends(128), torch.rand(128, generator=generator)), self.metric)

@@ -39,8 +39,9 @@ def world() -> tuple[JointLayout, Standardizer, Tensor, Tensor]:
     return joint, standardizer, standardizer(raw, tasks), tasks
 
 
-def error(world: tuple[JointLayout, Standardizer, Tensor, Tensor],
-          **factors: float) -> FunctionalError:  # fmt: skip
+def error(
+    world: tuple[JointLayout, Standardizer, Tensor, Tensor], **factors: float
+) -> FunctionalError:
     joint, standardizer, _, _ = world
     config = FunctionalConfig.parse({"images": 20, **factors})
     splits = [fakes.images(task).train for task in TASKS]
@@ -54,8 +55,10 @@ def test_other_weights_of_the_same_function_have_no_error(
     raw, turned = standardizer.invert(vectors, tasks), vectors.clone()
     for task, layout in enumerate(joint.layouts):
         groups, own = groups_of(layout), tasks == task
-        orders = [torch.stack([torch.randperm(g.size, generator=generator(k)) for k in range(3)])
-                  for g in groups]  # fmt: skip
+        orders = [
+            torch.stack([torch.randperm(g.size, generator=generator(k)) for k in range(3)])
+            for g in groups
+        ]
         weights = layout.unpack(joint.extract(raw[own], task))
         same = joint.embed(layout.pack(permute(weights, groups, orders)), task)
         turned[own] = standardizer(same, tasks[own])
@@ -91,8 +94,9 @@ def test_it_is_the_mean_over_networks_of_what_their_modules_compute(
 
 
 def test_the_gradient_is_that_of_finite_differences() -> None:
-    logits, target = (torch.randn(3, 4, 5, generator=generator(i), dtype=torch.double)
-                      for i in range(2))  # fmt: skip
+    logits, target = (
+        torch.randn(3, 4, 5, generator=generator(i), dtype=torch.double) for i in range(2)
+    )
     logits.requires_grad_()
     assert torch.autograd.gradcheck(lambda x: divergence(x, target, 2.0), logits)
     assert torch.autograd.gradcheck(lambda x: spread_error(x, target), logits)
@@ -117,11 +121,15 @@ def test_functions_are_learnt_whatever_the_weights(zoo: flown.Zoo, tmp_path: Pat
 
 
 def test_same_seed_same_bits(zoo: flown.Zoo, tmp_path: Path) -> None:
-    config = FlownConfig(encoder_training=TrainConfig(steps=3, batch_size=4),
-                         functional=FunctionalConfig(kl=1, spread=1))  # fmt: skip
+    config = FlownConfig(
+        encoder_training=TrainConfig(steps=3, batch_size=4),
+        functional=FunctionalConfig(kl=1, spread=1),
+    )
     people, images = Population.of(zoo, config.epochs), {"digits": load("digits")}
-    once, again = (fit_encoder(people, config, images, tmp_path / name, False, "cpu")[0]
-                   for name in ("once", "again"))  # fmt: skip
+    once, again = (
+        fit_encoder(people, config, images, tmp_path / name, False, "cpu")[0]
+        for name in ("once", "again")
+    )
     for name, value in once.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
 

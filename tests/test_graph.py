@@ -18,7 +18,13 @@ from tests.test_symmetry import mlp, roused
 
 def norm_cnn() -> nn.Module:
     return nn.Sequential(
-        *(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 4, (3, 2)), nn.MaxPool2d(8)),
+        *(
+            nn.Conv2d(3, 5, 3),
+            nn.BatchNorm2d(5),
+            nn.ReLU(),
+            nn.Conv2d(5, 4, (3, 2)),
+            nn.MaxPool2d(8),
+        ),
         *(nn.BatchNorm2d(4), nn.GELU(), nn.Flatten(), nn.Linear(36, 6), nn.Linear(6, 4)),
     )
 
@@ -32,9 +38,13 @@ def norm_mlp(size: int = 28) -> nn.Module:
 
 def resnet() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(3, 5, 3), Residual(5, 5), Residual(5, 7, 2), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Conv2d(3, 5, 3),
+        Residual(5, 5),
+        Residual(5, 7, 2),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
         nn.Linear(28, 4),
-    )  # fmt: skip
+    )
 
 
 CHAINS = {
@@ -125,7 +135,9 @@ def test_weights_read_off_the_graph_run_the_network(net: nn.Module) -> None:
         matrix = kernels(graph, block, edges)
         if not block.layer:
             sums += 1
-            ones = torch.eye(matrix.shape[1]).repeat_interleave(len(matrix) // matrix.shape[1], dim=0)
+            ones = torch.eye(matrix.shape[1]).repeat_interleave(
+                len(matrix) // matrix.shape[1], dim=0
+            )
             assert torch.equal(matrix[..., graph.kernel // 2], ones.double())
             continue
         weight = read[f"{block.layer}.weight"]
@@ -134,8 +146,10 @@ def test_weights_read_off_the_graph_run_the_network(net: nn.Module) -> None:
         if weight.ndim == 1:
             matrix = matrix[torch.arange(len(weight)), torch.arange(len(weight))]
         side = round(graph.kernel**0.5)
-        window = [slice((side - k) // 2, (side - k) // 2 + k)
-                  for k in (weight.shape[2:] if weight.ndim > 2 else (1, 1))]  # fmt: skip
+        window = [
+            slice((side - k) // 2, (side - k) // 2 + k)
+            for k in (weight.shape[2:] if weight.ndim > 2 else (1, 1))
+        ]
         own = matrix.unflatten(-1, (side, side))[(..., *window)]
         read[f"{block.layer}.weight"] = own.reshape(weight.shape)
         if f"{block.layer}.bias" in read:
@@ -208,5 +222,7 @@ def test_subsets_and_other_sizes_are_refused() -> None:
     with pytest.raises(FlownError, match=r"'0\.weight' is not among those that vary"):
         NetGraph.of(JointLayout.of([part]))
     wide = WeightLayout.of(ConvNorm(width=9), "tests.fakes:ConvNorm", layout().task)
-    with pytest.raises(FlownError, match=r"'conv1\.weight'.*\(9, 1, 3, 3\).*fit each task by itself"):
+    with pytest.raises(
+        FlownError, match=r"'conv1\.weight'.*\(9, 1, 3, 3\).*fit each task by itself"
+    ):
         NetGraph.of(JointLayout.of([wide]))

@@ -41,14 +41,18 @@ LAYOUTS = {
 }
 
 
-def permuted(where: WeightLayout, vectors: Tensor, seed: int) -> tuple[Tensor, list[tuple[Group, Tensor]]]:
+def permuted(
+    where: WeightLayout, vectors: Tensor, seed: int
+) -> tuple[Tensor, list[tuple[Group, Tensor]]]:
     """Vectors (n, D) with the hidden units of all networks in one other order, and that order."""
     generator = torch.Generator().manual_seed(seed)
     task = where.task
     example = torch.empty(1, task.channels, task.size, task.size)
     found = groups(nets.build_for(where), example)
-    orders = [torch.rand(1, g.size, generator=generator).argsort(dim=1).expand(len(vectors), -1)
-              for g in found]  # fmt: skip
+    orders = [
+        torch.rand(1, g.size, generator=generator).argsort(dim=1).expand(len(vectors), -1)
+        for g in found
+    ]
     kept = [torch.ones(len(vectors), g.size, dtype=vectors.dtype) for g in found]
     tensors = where.unpack(vectors)
     named = [Group(g.size, tuple(a for a in g.axes if a[0] in tensors), g.signs) for g in found]
@@ -69,7 +73,9 @@ def made(name: str, layers: str = "relational") -> tuple[GraphEncoder, WeightLay
 @pytest.mark.parametrize("name", LAYOUTS)
 @settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 2**31))
-def test_permuted_networks_have_one_latent_and_permuted_nodes(name: str, layers: str, seed: int) -> None:
+def test_permuted_networks_have_one_latent_and_permuted_nodes(
+    name: str, layers: str, seed: int
+) -> None:
     encoder, where = made(name, layers)
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.randn(2, where.size, generator=generator, dtype=torch.float64)
@@ -77,7 +83,9 @@ def test_permuted_networks_have_one_latent_and_permuted_nodes(name: str, layers:
     assert not torch.equal(other, vectors)
     torch.testing.assert_close(encoder.encode(other), encoder.encode(vectors), rtol=1e-5, atol=1e-8)
 
-    before, after = (run(encoder.encoder, encoder.graph, *encoder.embed(v))[0] for v in (vectors, other))
+    before, after = (
+        run(encoder.encoder, encoder.graph, *encoder.embed(v))[0] for v in (vectors, other)
+    )
     place = torch.arange(encoder.graph.nodes)
     for group, order in orders:
         of = {tensor.removesuffix(".weight"): axis for tensor, axis, _ in group.axes if axis == 0}
@@ -91,7 +99,9 @@ def test_permuted_networks_have_one_latent_and_permuted_nodes(name: str, layers:
 def test_latents_tell_other_networks_apart() -> None:
     """Invariance alone would hold for a constant: units moved in one layer only are another network."""
     encoder, where = made("cnn-small")
-    vectors = torch.randn(1, where.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    vectors = torch.randn(
+        1, where.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     tensors = where.unpack(vectors)
     moved = where.pack(tensors | {"0.weight": tensors["0.weight"].flip(1)})
     turned = where.pack(tensors | {"9.weight": tensors["9.weight"].flip(2)})
@@ -125,7 +135,9 @@ def test_layers_compute_what_the_dense_transformer_does(name: str) -> None:
 
 def test_bench_candidates_agree() -> None:
     case = Case("cnn-small", 2, TINY)
-    torch.testing.assert_close(case.call("flown", True), case.call("dense", True), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        case.call("flown", True), case.call("dense", True), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.slow

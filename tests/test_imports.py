@@ -21,8 +21,15 @@ from flown.zoo import Zoo, imports
 from flown.zoo.imports import Skipped, from_checkpoints, from_modelzoos
 
 State = dict[str, Tensor]
-TASK = Task(name="digits", channels=1, size=28, mean=0.5, std=0.5,
-            classes=tuple("0123456789"), activation="tanh")  # fmt: skip
+TASK = Task(
+    name="digits",
+    channels=1,
+    size=28,
+    mean=0.5,
+    std=0.5,
+    classes=tuple("0123456789"),
+    activation="tanh",
+)
 SMALL = TASK.model_copy(update={"classes": ("a", "b", "c"), "size": 1, "channels": 2})
 
 
@@ -75,8 +82,16 @@ def reason(source: Path, net: str = "cnn-small", task: Task = TASK, **options: A
 
 
 def test_a_folder_of_checkpoints_comes_back_exactly(tmp_path: Path) -> None:
-    names = ["a.pt", "b.pth", "c.safetensors", "run/epoch_2.pt", "run/epoch_10.pt", "run/d.bin",
-             "hf/checkpoint-500/pytorch_model.bin", "hf/checkpoint-1000/pytorch_model.bin"]  # fmt: skip
+    names = [
+        "a.pt",
+        "b.pth",
+        "c.safetensors",
+        "run/epoch_2.pt",
+        "run/epoch_10.pt",
+        "run/d.bin",
+        "hf/checkpoint-500/pytorch_model.bin",
+        "hf/checkpoint-1000/pytorch_model.bin",
+    ]
     for seed, name in enumerate(names):
         save(state(seed), tmp_path / "source" / name)
     save(state(99), tmp_path / "source" / ".hidden.pt")
@@ -128,19 +143,26 @@ def test_mapping(tmp_path: Path, kind: str) -> None:
     file = tmp_path / f"names.{kind}"
     file.write_text(json.dumps(mapping))
     given = mapping if kind == "dict" else file
-    zoo, _ = from_checkpoints(tmp_path / "source", "cnn-small", TASK, tmp_path / "zoo",
-                              mapping=given)  # fmt: skip
+    zoo, _ = from_checkpoints(
+        tmp_path / "source", "cnn-small", TASK, tmp_path / "zoo", mapping=given
+    )
     assert same(zoo, 0, state(1)) and report(zoo.path)["mapping"] == mapping
     with pytest.raises(FlownError, match=r"'module\.conv\.weight' is not the network's, whose"):
         from_checkpoints(tmp_path / "source", "cnn-small", TASK, tmp_path / "zoo2")
     with pytest.raises(FlownError, match=r"Did you mean '0\.weight'"):
-        from_checkpoints(tmp_path / "source", "cnn-small", TASK, tmp_path / "zoo2",
-                         mapping={"a": "0.weigh"})  # fmt: skip
+        from_checkpoints(
+            tmp_path / "source", "cnn-small", TASK, tmp_path / "zoo2", mapping={"a": "0.weigh"}
+        )
     with pytest.raises(
         FlownError, match=r"'module\.conv\.weight' and 'module\.conv\.bias' both become"
     ):
-        from_checkpoints(tmp_path / "source", "cnn-small", TASK, tmp_path / "zoo2",
-                         mapping={"conv.weight": "0.bias", "conv.bias": "0.bias"})  # fmt: skip
+        from_checkpoints(
+            tmp_path / "source",
+            "cnn-small",
+            TASK,
+            tmp_path / "zoo2",
+            mapping={"conv.weight": "0.bias", "conv.bias": "0.bias"},
+        )
 
 
 class Touch:
@@ -161,8 +183,12 @@ def test_a_pickle_that_runs_code_is_refused(source: Path, how: str, protocol: in
     if how == "pickle":
         (source / "evil.pt").write_bytes(pickle.dumps(hostile["more"], protocol=protocol))
     else:
-        save(hostile, source / "evil.pt", pickle_protocol=protocol,
-             _use_new_zipfile_serialization=how == "torch")  # fmt: skip
+        save(
+            hostile,
+            source / "evil.pt",
+            pickle_protocol=protocol,
+            _use_new_zipfile_serialization=how == "torch",
+        )
     skipped = reason(source)
     assert skipped.path == "evil.pt"
     assert "refused" in skipped.reason and f"'{os.system.__module__}.system'" in skipped.reason
@@ -330,8 +356,13 @@ def test_nothing_to_import(tmp_path: Path) -> None:
         from_checkpoints(empty, "cnn-small", TASK, tmp_path / "zoo", held_out=1.0)
 
 
-def trial(folder: Path, seed: int, epochs: dict[str, dict[str, float]],
-          params: dict[str, Any] | None = None, prefix: str = "module_list.") -> None:  # fmt: skip
+def trial(
+    folder: Path,
+    seed: int,
+    epochs: dict[str, dict[str, float]],
+    params: dict[str, Any] | None = None,
+    prefix: str = "module_list.",
+) -> None:
     """A trial as Model Zoos leaves it; `epochs` are results by the checkpoint folder's spelling."""
     lines = []
     folder.mkdir(parents=True, exist_ok=True)
@@ -349,8 +380,12 @@ def trial(folder: Path, seed: int, epochs: dict[str, dict[str, float]],
 def modelzoo(tmp_path: Path) -> Path:
     zoo = tmp_path / "source" / "NN_tune_zoo_mnist_uniform"
     accuracies = {"train_acc": 0.5, "validation_acc": 0.25, "test_acc": 0.75}
-    trial(zoo / "NN_a", 100, {"checkpoint_000002": accuracies, "checkpoint_000010": accuracies},
-          {"seed": 7, "model::nlin": "tanh"})  # fmt: skip
+    trial(
+        zoo / "NN_a",
+        100,
+        {"checkpoint_000002": accuracies, "checkpoint_000010": accuracies},
+        {"seed": 7, "model::nlin": "tanh"},
+    )
     trial(zoo / "NN_b", 200, {"checkpoint_2": {"val_acc": 0.125}, "checkpoint_10": {}}, {})
     return tmp_path / "source"
 
@@ -391,7 +426,11 @@ def test_trials_lack_files(modelzoo: Path, tmp_path: Path) -> None:
         file.write('{"training_iteration": 2, "val_acc": NaN}\n{"training_iter')
     zoo, skipped = from_modelzoos(modelzoo, "cnn-small", TASK, tmp_path / "zoo")
     assert [(row.epoch, row.val_accuracy) for row in zoo.rows] == [
-        (2, None), (10, 25.0), (2, 12.5), (2, None)]  # fmt: skip
+        (2, None),
+        (10, 25.0),
+        (2, 12.5),
+        (2, None),
+    ]
     reasons = {one.path.partition("/")[2]: one.reason for one in skipped}
     assert reasons == {
         "NN_b/checkpoint_10": "holds no file `checkpoints`",
@@ -406,10 +445,23 @@ def test_trials_lack_files(modelzoo: Path, tmp_path: Path) -> None:
 
 def test_modelzoos_names_by_the_order_of_shapes(tmp_path: Path) -> None:
     tensors = state(1, NORMED, SMALL)
-    theirs = dict(zip(
-        ["fc.weight", "fc.bias", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var",
-         "bn.num_batches_tracked", "head.weight", "head.bias"], tensors.values(), strict=True,
-    ))  # fmt: skip
+    theirs = dict(
+        zip(
+            [
+                "fc.weight",
+                "fc.bias",
+                "bn.weight",
+                "bn.bias",
+                "bn.running_mean",
+                "bn.running_var",
+                "bn.num_batches_tracked",
+                "head.weight",
+                "head.bias",
+            ],
+            tensors.values(),
+            strict=True,
+        )
+    )
     save(theirs, tmp_path / "source" / "NN_a" / "checkpoint_1" / "checkpoints")
     backwards = dict(reversed(theirs.items()))
     save(backwards, tmp_path / "source" / "NN_b" / "checkpoint_1" / "checkpoints")
@@ -427,7 +479,8 @@ def test_splits_are_a_trained_zoos(tmp_path: Path) -> None:
 
     for seed in range(6):
         save(state(seed), tmp_path / "source" / f"{seed}.pt")
-    zoo, _ = from_checkpoints(tmp_path / "source", "cnn-small", TASK, tmp_path / "zoo",
-                              seed=4, held_out=1 / 3)  # fmt: skip
+    zoo, _ = from_checkpoints(
+        tmp_path / "source", "cnn-small", TASK, tmp_path / "zoo", seed=4, held_out=1 / 3
+    )
     expected = splits(6, 4, 1 / 3)
     assert [row.split for row in zoo.rows] == expected

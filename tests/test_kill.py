@@ -43,8 +43,9 @@ flown.Flown.fit(flown.Zoo.open(sys.argv[2]), config, out=sys.argv[1], resume=Tru
 
 def start(script: str, *arguments: Path) -> subprocess.Popen[bytes]:
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", script, *map(str, arguments)], env=env,
-                            stderr=subprocess.DEVNULL)  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)], env=env, stderr=subprocess.DEVNULL
+    )
 
 
 def readable(folder: Path) -> None:

@@ -43,8 +43,9 @@ def colours() -> nn.Module:
     return Colours()
 
 
-def picture(colour: tuple[int, int, int], random: np.random.Generator,
-            size: tuple[int, int] = (20, 20)) -> Image.Image:  # fmt: skip
+def picture(
+    colour: tuple[int, int, int], random: np.random.Generator, size: tuple[int, int] = (20, 20)
+) -> Image.Image:
     noise = random.normal(0, 25, (size[1], size[0], 3))
     return Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8))
 
@@ -84,7 +85,9 @@ def test_every_head_labels_and_its_file_says_the_same(
     found = label(known, new, head=head, backbone=None if head == "flow" else OURS)
     assert found.classes == tuple(sorted(COLOURS)) and found.warnings == ()
     assert [path.name for path in found.save(tmp_path / "out")] == [
-        "predictions.csv", "head.safetensors"]  # fmt: skip
+        "predictions.csv",
+        "head.safetensors",
+    ]
     rows = read(tmp_path / "out" / "predictions.csv")
     assert len(rows) == 12 and "true class" not in rows[0]
     for row in rows:
@@ -93,7 +96,10 @@ def test_every_head_labels_and_its_file_says_the_same(
         assert sum(shares) == pytest.approx(1, abs=1e-3) and max(shares) == float(row["confidence"])
 
     batch = flown.WeightBatch.load(tmp_path / "out" / "head.safetensors")
-    assert batch.layout.task.classes == found.classes and batch.provenance["backbone"] == found.backbone
+    assert (
+        batch.layout.task.classes == found.classes
+        and batch.provenance["backbone"] == found.backbone
+    )
     pictures = torch.stack([read_image(Path(row["file"])) for row in rows])
     p = batch.module(0)(load_backbone(found.backbone)(pictures)).softmax(dim=1)
     torch.testing.assert_close(p, found.probabilities, atol=1e-4, rtol=1e-4)
@@ -133,8 +139,9 @@ def test_pictures_of_other_sizes_do_not_meet(known: Path, new: Path) -> None:
     torch.testing.assert_close(logits.softmax(0), whole.probabilities[1], atol=1e-5, rtol=1e-4)
 
 
-def test_the_page_shows_every_image_and_nothing_is_fetched(known: Path, new: Path,
-                                                          tmp_path: Path) -> None:  # fmt: skip
+def test_the_page_shows_every_image_and_nothing_is_fetched(
+    known: Path, new: Path, tmp_path: Path
+) -> None:
     (new / "<script>.png").write_bytes((known / "草" / "草 0.png").read_bytes())
     found = label(known, new, backbone=OURS)
     write_labelled(tmp_path / "index.html", found)
@@ -144,24 +151,34 @@ def test_the_page_shows_every_image_and_nothing_is_fetched(known: Path, new: Pat
     assert "http" not in page and "草 (" in page and "the same image as" in page
 
 
-def test_generated_heads_do_not_know_the_order_of_classes(known: Path, new: Path, tmp_path: Path) -> None:
+def test_generated_heads_do_not_know_the_order_of_classes(
+    known: Path, new: Path, tmp_path: Path
+) -> None:
     """Folders renamed, so that classes come in another order: the same pictures, the same confidences."""
     names = dict(zip(sorted(COLOURS), ("c", "a", "b"), strict=True))
     for old, name in names.items():
         shutil.copytree(known / old, tmp_path / "renamed" / name)
     plain, turned = (label(folder, new, head="flow") for folder in (known, tmp_path / "renamed"))
     order = [turned.classes.index(names[name]) for name in plain.classes]
-    assert order == [2, 0, 1] and plain.probabilities is not None and turned.probabilities is not None
-    torch.testing.assert_close(turned.probabilities[:, order], plain.probabilities, atol=1e-4, rtol=1e-3)
+    assert (
+        order == [2, 0, 1] and plain.probabilities is not None and turned.probabilities is not None
+    )
+    torch.testing.assert_close(
+        turned.probabilities[:, order], plain.probabilities, atol=1e-4, rtol=1e-3
+    )
     assert turned.temperature == plain.temperature
 
 
 # ---- the command
 
 
-def test_the_command_with_what_ships(known: Path, new: Path, tmp_path: Path,
-                                     monkeypatch: pytest.MonkeyPatch,
-                                     capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_the_command_with_what_ships(
+    known: Path,
+    new: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     out = tmp_path / "out"
     (new / "torn.png").write_bytes(b"\x89PNG torn")
     arguments = ("fewshot", known, "--label", new, "--out", out)
@@ -221,8 +238,14 @@ def test_heads_and_backbones_that_will_not_do(known: Path, new: Path) -> None:
     refused("unknown head 'rigde'. Did you mean 'ridge'", known, new, head="rigde")
     refused("unknown backbone 'resnet12-smal'", known, new, backbone="resnet12-smal")
     refused("CAML was trained on the features of 'context'", known, new, head="caml")
-    refused("--head flow: the generator was trained on the features of 'resnet12-small', not of "
-            "'context'; leave --backbone out", known, new, head="flow", backbone="context")
+    refused(
+        "--head flow: the generator was trained on the features of 'resnet12-small', not of "
+        "'context'; leave --backbone out",
+        known,
+        new,
+        head="flow",
+        backbone="context",
+    )
 
 
 def test_warnings_name_the_files(known: Path, new: Path) -> None:
@@ -234,9 +257,13 @@ def test_warnings_name_the_files(known: Path, new: Path) -> None:
     (new / "holidays").mkdir()
     (new / "holidays" / "x.png").write_bytes((known / "草" / "草 0.png").read_bytes())
     found = label(known, new, backbone=OURS)
-    expected = ("holidays: no class of that name", "torn.png: not a readable image",
-                "草 1.png: the same image as", "twin.png: the same image as",
-                "holidays/x.png: the same image as")  # fmt: skip
+    expected = (
+        "holidays: no class of that name",
+        "torn.png: not a readable image",
+        "草 1.png: the same image as",
+        "twin.png: the same image as",
+        "holidays/x.png: the same image as",
+    )
     assert len(found.warnings) == len(expected)
     for part in expected:
         assert any(part in line for line in found.warnings), (part, found.warnings)
@@ -245,7 +272,9 @@ def test_warnings_name_the_files(known: Path, new: Path) -> None:
 
 def test_a_duplicate_in_another_file_format_is_one(known: Path, new: Path) -> None:
     Image.open(known / "草" / "草 2.png").convert("RGBA").save(new / "copy.webp", lossless=True)
-    assert any("copy.webp: the same image" in line for line in label(known, new, backbone=OURS).warnings)
+    assert any(
+        "copy.webp: the same image" in line for line in label(known, new, backbone=OURS).warnings
+    )
 
 
 def test_grey_transparent_palette_and_turned_pictures(known: Path, new: Path) -> None:
@@ -258,11 +287,15 @@ def test_grey_transparent_palette_and_turned_pictures(known: Path, new: Path) ->
     blue.quantize(16).save(new / "palette.gif")
     found = label(known, new, backbone=OURS)
     assert found.queries is not None and found.probabilities is not None
-    said = {file.name: found.classes[i] for file, i in
-            zip(found.queries.files, found.probabilities.argmax(dim=1), strict=True)}  # fmt: skip
+    said = {
+        file.name: found.classes[i]
+        for file, i in zip(found.queries.files, found.probabilities.argmax(dim=1), strict=True)
+    }
     assert {said[n] for n in ("turned.png", "clear.png", "palette.gif")} == {"blå hav"}
-    shapes = {f.name: tuple(x.shape) for f, x in
-              zip(found.queries.files, found.queries.images, strict=True)}  # fmt: skip
+    shapes = {
+        f.name: tuple(x.shape)
+        for f, x in zip(found.queries.files, found.queries.images, strict=True)
+    }
     assert shapes["turned.png"] == (3, 40, 20) and shapes["grey.png"] == (1, 20, 20)
 
 
@@ -327,10 +360,13 @@ def test_every_kind_of_head_is_measured_on_validation_classes_alone() -> None:
     split = {"train": torch.arange(2, 4), "val": torch.arange(2), "test": torch.arange(4, 6)}
     rows = validate(ManyClass("x", tuple("abcdef"), images, labels, split), 4, 2, 2)
     assert [(row.head, row.shots) for row in rows] == [
-        (head, shots) for shots in (1, 5) for head in labelling.HEADS]  # fmt: skip
+        (head, shots) for shots in (1, 5) for head in labelling.HEADS
+    ]
     assert all(row.accuracy == 100 for row in rows if row.head != "caml")
     with pytest.raises(FlownError, match="class 1 is in both"):
-        validate(ManyClass("x", tuple("abcdef"), images, labels, split | {"test": torch.arange(1, 2)}))
+        validate(
+            ManyClass("x", tuple("abcdef"), images, labels, split | {"test": torch.arange(1, 2)})
+        )
 
 
 def test_calibration_error_by_hand() -> None:

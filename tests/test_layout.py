@@ -14,17 +14,27 @@ from flown.layout import JointLayout, Standardizer, Task, WeightLayout
 
 def layout(net: str, channels: int = 1, classes: int = 10) -> WeightLayout:
     task = Task(
-        name=f"{net}-{channels}", channels=channels, size=nets.INPUT_SIZES[net], mean=0.5, std=0.5,
-        classes=tuple(map(str, range(classes))), activation="tanh",
-    )  # fmt: skip
+        name=f"{net}-{channels}",
+        channels=channels,
+        size=nets.INPUT_SIZES[net],
+        mean=0.5,
+        std=0.5,
+        classes=tuple(map(str, range(classes))),
+        activation="tanh",
+    )
     return WeightLayout.of(nets.build(net, channels, classes, "tanh"), net, task)
 
 
 @pytest.mark.parametrize(
     ("net", "channels", "classes", "size"),
-    [("cnn-small", 1, 10, 2464), ("cnn-small", 3, 10, 2864), ("cnn-medium", 1, 10, 10565),
-     ("cnn-medium", 3, 10, 10853), ("cnn-medium", 3, 100, 12743)],
-)  # fmt: skip
+    [
+        ("cnn-small", 1, 10, 2464),
+        ("cnn-small", 3, 10, 2864),
+        ("cnn-medium", 1, 10, 10565),
+        ("cnn-medium", 3, 10, 10853),
+        ("cnn-medium", 3, 100, 12743),
+    ],
+)
 def test_published_parameter_counts(net: str, channels: int, classes: int, size: int) -> None:
     assert layout(net, channels, classes).size == size
 
@@ -43,8 +53,10 @@ def test_round_trip_is_exact(net: str, channels: int) -> None:
         assert torch.equal(mine, theirs)
 
 
-@given(channels=st.lists(st.integers(1, 4), min_size=1, max_size=4),
-       classes=st.lists(st.integers(2, 12), min_size=4, max_size=4))  # fmt: skip
+@given(
+    channels=st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    classes=st.lists(st.integers(2, 12), min_size=4, max_size=4),
+)
 @settings(max_examples=20, deadline=None)
 def test_joint_space_round_trip_and_mask(channels: list[int], classes: list[int]) -> None:
     layouts = [layout("cnn-small", c, k) for c, k in zip(channels, classes, strict=False)]
@@ -70,8 +82,9 @@ def test_one_position_means_one_thing() -> None:
 def test_standardizer_uses_real_weights_only() -> None:
     joint = JointLayout.of([layout("cnn-small", 1), layout("cnn-small", 3)])
     tasks = torch.tensor([0] * 4 + [1] * 4)
-    vectors = torch.cat([joint.embed(3 + 10**i * torch.randn(4, x.size), i)
-                         for i, x in enumerate(joint.layouts)])  # fmt: skip
+    vectors = torch.cat(
+        [joint.embed(3 + 10**i * torch.randn(4, x.size), i) for i, x in enumerate(joint.layouts)]
+    )
     scaler = Standardizer(joint)
     scaler.fit([(vectors, tasks)])
     mask = joint.masks[tasks]

@@ -22,15 +22,22 @@ BRIEF = TrainConfig(steps=2, batch_size=4)
 
 def config(path: PathName = "spline", epochs: tuple[int, ...] = (1, 2)) -> FlownConfig:
     return FlownConfig(
-        epochs=epochs, encoder=VAEConfig(side=8, width=8, multipliers=(1, 2)), encoder_training=BRIEF,
-        velocity=VelocityConfig(channels=8, blocks=1), context=ContextConfig(mode="none"),
-        flow=FlowConfig(path=path), path_training=BRIEF, flow_training=BRIEF,
-    )  # fmt: skip
+        epochs=epochs,
+        encoder=VAEConfig(side=8, width=8, multipliers=(1, 2)),
+        encoder_training=BRIEF,
+        velocity=VelocityConfig(channels=8, blocks=1),
+        context=ContextConfig(mode="none"),
+        flow=FlowConfig(path=path),
+        path_training=BRIEF,
+        flow_training=BRIEF,
+    )
 
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> flown.Zoo:
-    return fakes.make_zoo(tmp_path_factory.mktemp("zoo"), ("digits", "turned"), models=4, held_out=1)
+    return fakes.make_zoo(
+        tmp_path_factory.mktemp("zoo"), ("digits", "turned"), models=4, held_out=1
+    )
 
 
 def fit(zoo: flown.Zoo, how: FlownConfig, out: Path, resume: bool = False) -> flown.Flown:

@@ -41,15 +41,18 @@ def tasks(count: int = 6, ways: int = 4, seed: int = 0, part: slice = slice(12))
 def quick(**changes: object) -> HeadFlowConfig:
     few = TrainConfig(steps=60, batch_size=64, learning_rate=3e-3, warmup=10, ema=0.9)
     return HeadFlowConfig(
-        velocity=VelocityConfig(channels=8, blocks=1, conditioning="concat"), flow_training=few,
+        velocity=VelocityConfig(channels=8, blocks=1, conditioning="concat"),
+        flow_training=few,
         encoder_training=few,
-    ).model_copy(update=changes)  # fmt: skip
+    ).model_copy(update=changes)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> HeadFlow:
     some = tasks(300)
-    return fit_heads(probe(some.support, 4), describe(some), quick(), out=tmp_path_factory.mktemp("heads"))
+    return fit_heads(
+        probe(some.support, 4), describe(some), quick(), out=tmp_path_factory.mktemp("heads")
+    )
 
 
 @settings(max_examples=20, deadline=None)
@@ -58,16 +61,22 @@ def test_rows_and_frames_undo_each_other(ways: int, size: int, queries: bool) ->
     generator = torch.Generator().manual_seed(ways)
     heads = torch.randn(3, ways * size + ways, generator=generator)
     assert torch.equal(join_rows(split_heads(heads, ways)), heads)
-    some = Tasks(torch.randn(3, ways, size, generator=generator),
-                 torch.randn(3, 2 * ways, size, generator=generator), ways, 1, 2,
-                 torch.zeros(3, ways))  # fmt: skip
+    some = Tasks(
+        torch.randn(3, ways, size, generator=generator),
+        torch.randn(3, 2 * ways, size, generator=generator),
+        ways,
+        1,
+        2,
+        torch.zeros(3, ways),
+    )
     told, rows = describe(some, queries), split_heads(heads, ways)
     torch.testing.assert_close(told.unframed(told.framed(rows)), rows, rtol=1e-3, atol=1e-4)
     # A head in the task's frame says of f' what it said of f.
     inside = (some.query - told.centre[:, None]) / told.radius[:, None, None]
     framed = join_rows(told.framed(rows))
-    torch.testing.assert_close(apply_heads(framed, inside), apply_heads(heads, some.query),
-                               rtol=1e-3, atol=1e-3)  # fmt: skip
+    torch.testing.assert_close(
+        apply_heads(framed, inside), apply_heads(heads, some.query), rtol=1e-3, atol=1e-3
+    )
 
 
 def test_permuted_classes_give_permuted_heads(model: HeadFlow) -> None:
@@ -90,7 +99,9 @@ def test_features_moved_and_stretched_give_the_same_logits(model: HeadFlow) -> N
 def test_queries_enter_unlabelled_and_only_if_asked() -> None:
     some = tasks()
     shuffled = some._replace(query=some.query[:, torch.randperm(20)])
-    torch.testing.assert_close(describe(some).classes, describe(shuffled).classes, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        describe(some).classes, describe(shuffled).classes, rtol=1e-4, atol=1e-5
+    )
     other = some._replace(query=some.query.flip(0))
     assert torch.equal(describe(some, False).classes, describe(other, False).classes)
     assert not torch.equal(describe(some).classes, describe(other).classes)
@@ -107,12 +118,19 @@ def test_the_mean_of_heads_is_permuted_with_its_classes(model: HeadFlow) -> None
 def test_an_image_that_stands_there_twice_says_no_more_of_its_class() -> None:
     some = tasks()
     labels = some.labels.expand(6, -1)
-    twice = describe_support(torch.cat([some.support, some.support[:, :1]], dim=1),
-                             torch.cat([labels, labels[:, :1]], dim=1), 4)  # fmt: skip
+    twice = describe_support(
+        torch.cat([some.support, some.support[:, :1]], dim=1),
+        torch.cat([labels, labels[:, :1]], dim=1),
+        4,
+    )
     once = describe(some, False)
     torch.testing.assert_close(twice.centre, once.centre, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(twice.classes * twice.radius[:, None, None],
-                               once.classes * once.radius[:, None, None], rtol=1e-4, atol=1e-5)  # fmt: skip
+    torch.testing.assert_close(
+        twice.classes * twice.radius[:, None, None],
+        once.classes * once.radius[:, None, None],
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_a_euclidean_source_is_the_nearest_centroid() -> None:
@@ -137,14 +155,20 @@ def test_heads_for_any_ways_on_unseen_classes(model: HeadFlow, ways: int) -> Non
     assert right.float().mean() > probed.float().mean() - 0.05
 
 
-KINDS = [{"source": "gaussian"}, {"source": "euclidean"}, {"process": "diffusion"},
-         {"process": "v-diffusion"}, {"queries": False},
-         {"encoder": VAEConfig(side=16, width=4, multipliers=(1, 2))}]  # fmt: skip
+KINDS = [
+    {"source": "gaussian"},
+    {"source": "euclidean"},
+    {"process": "diffusion"},
+    {"process": "v-diffusion"},
+    {"queries": False},
+    {"encoder": VAEConfig(side=16, width=4, multipliers=(1, 2))},
+]
 
 
 @pytest.mark.parametrize("change", KINDS)
-def test_every_kind_runs_saves_and_loads(change: dict[str, object], model: HeadFlow,
-                                         tmp_path: Path) -> None:  # fmt: skip
+def test_every_kind_runs_saves_and_loads(
+    change: dict[str, object], model: HeadFlow, tmp_path: Path
+) -> None:
     some, few = tasks(20), TrainConfig(steps=3, batch_size=8)
     config = quick(**change).model_copy(update={"flow_training": few, "encoder_training": few})
     like = None if "encoder" in change else model
@@ -154,14 +178,17 @@ def test_every_kind_runs_saves_and_loads(change: dict[str, object], model: HeadF
     again = HeadFlow.load(tmp_path / "model.safetensors")
     a, b = (m.generate(describe(some), 2, steps=2) for m in (made, again))
     assert a.shape == (20, 2, 4 * SIZE + 4) and (a - b).abs().max() < 0.05 * a.abs().max()
-    resumed = fit_heads(probe(some.support, 4), describe(some), config, out=tmp_path, like=like, resume=True)
+    resumed = fit_heads(
+        probe(some.support, 4), describe(some), config, out=tmp_path, like=like, resume=True
+    )
     assert torch.equal(resumed.generate(describe(some), 2, steps=2), a)
 
 
 def test_the_generator_that_ships_is_made_by_a_function_that_goes_on(tmp_path: Path) -> None:
     few = TrainConfig(steps=4, batch_size=20, warmup=2, ema=0.9)
-    config = GeneratorConfig(heads=HeadsConfig(tasks=60, queries=5), shots=(2,),
-                             fit=quick(flow_training=few))  # fmt: skip
+    config = GeneratorConfig(
+        heads=HeadsConfig(tasks=60, queries=5), shots=(2,), fit=quick(flow_training=few)
+    )
     made = train_generator(many(), config, out=tmp_path)
     written, about = load_tensors(tmp_path / "heads.safetensors")
     (tmp_path / "heads.safetensors").unlink()
@@ -170,14 +197,23 @@ def test_the_generator_that_ships_is_made_by_a_function_that_goes_on(tmp_path: P
     again = load_tensors(tmp_path / "heads.safetensors")
     assert again[1] == about and all(torch.equal(again[0][name], x) for name, x in written.items())
     shipped = HeadFlow.pretrained()
-    assert shipped.features == made.features == HeadFlow.load(tmp_path / "heads.safetensors").features == 192
+    assert (
+        shipped.features
+        == made.features
+        == HeadFlow.load(tmp_path / "heads.safetensors").features
+        == 192
+    )
     with pytest.raises(FlownError, match="heads begun with another config or other features"):
-        train_generator(many(), config.model_copy(update={"heads": HeadsConfig(tasks=59)}), out=tmp_path)
+        train_generator(
+            many(), config.model_copy(update={"heads": HeadsConfig(tasks=59)}), out=tmp_path
+        )
 
 
 def test_bad_input_is_named(model: HeadFlow, tmp_path: Path) -> None:
     some = tasks()
-    with pytest.raises(FlownError, match=r"heads: expected \(6, 52\) for these tasks, got \(6, 51\)"):
+    with pytest.raises(
+        FlownError, match=r"heads: expected \(6, 52\) for these tasks, got \(6, 51\)"
+    ):
         fit_heads(torch.zeros(6, 51), describe(some), quick(), out=tmp_path)
     with pytest.raises(FlownError, match="n of 1 or more and 12 features, got 0 and 12"):
         model.generate(describe(some), 0)

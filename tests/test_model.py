@@ -175,9 +175,7 @@ def test_broken_model_folders_are_named(run: Path, tmp_path: Path) -> None:
         flown.Flown.from_pretrained("flown-smal")
 
 
-def test_export_is_half_the_size_and_as_good(
-    model: flown.Flown, run: Path, tmp_path: Path
-) -> None:
+def test_export_is_half_the_size_and_as_good(model: flown.Flown, run: Path, tmp_path: Path) -> None:
     modelfiles.export(run / "model", tmp_path / "small")
     whole, small = (
         sum(f.stat().st_size for f in p.glob("*.safetensors"))
@@ -206,7 +204,9 @@ def test_support_sets_unlike_any_are_recognised_by_trying() -> None:
     assert flown.evaluate(batch, test.images, test.labels).mean() > 25
 
 
-def test_a_model_that_does_not_say_how_far_contexts_reach(model: flown.Flown, tmp_path: Path) -> None:
+def test_a_model_that_does_not_say_how_far_contexts_reach(
+    model: flown.Flown, tmp_path: Path
+) -> None:
     model.save_pretrained(tmp_path / "m")
     file = tmp_path / "m" / "context.safetensors"
     tensors, _ = load_tensors(file)

@@ -32,9 +32,11 @@ def test_ratio_knows_neither_scale_nor_order(seed: int, scale: float, n: int) ->
     generated, train, held = (points(k, seed=seed + i) for i, k in enumerate((n, 7, 3)))
     ratio = novelty.l2_ratio(generated, train, held)
     torch.testing.assert_close(
-        novelty.l2_ratio(scale * generated, scale * train.flip(0), scale * held), ratio,
-        rtol=1e-4, atol=1e-5,
-    )  # fmt: skip
+        novelty.l2_ratio(scale * generated, scale * train.flip(0), scale * held),
+        ratio,
+        rtol=1e-4,
+        atol=1e-5,
+    )
     assert novelty.l2_ratio(held, train, held).mean().item() == pytest.approx(1)
 
 

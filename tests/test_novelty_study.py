@@ -24,11 +24,20 @@ def tiny() -> NoveltyConfig:
     recipe = DIGITS.model_copy(update={"epochs": 2, "keep": (2,)})
     short = TrainConfig(steps=2, batch_size=4)
     variants = tuple(
-        Variant(name=name, dataset="digits", aligned=IDEAS[name][0], fit=FlownConfig(
-            encoder_training=short, flow_training=short, functional=IDEAS[name][1],
-            context=ContextConfig(mode="none"), velocity=VelocityConfig(channels=8, blocks=1)))
+        Variant(
+            name=name,
+            dataset="digits",
+            aligned=IDEAS[name][0],
+            fit=FlownConfig(
+                encoder_training=short,
+                flow_training=short,
+                functional=IDEAS[name][1],
+                context=ContextConfig(mode="none"),
+                velocity=VelocityConfig(channels=8, blocks=1),
+            ),
+        )
         for name in ("weights", "aligned, ce + spread 1")
-    )  # fmt: skip
+    )
     return NoveltyConfig(recipes=(recipe,), models=8, variants=variants, samples=3, steps=2)
 
 
@@ -52,7 +61,9 @@ def test_held_out_networks_are_the_unit(study: tuple[Path, list[Row]]) -> None:
             assert one["value"] == pytest.approx(other["value"], abs=0.2)
     drawn = {method for variant, method, _ in found if variant == "aligned, ce + spread 1"}
     assert drawn == {"reconstruction-train", "reconstruction-held-out", "flown", "latent-gaussian"}
-    assert all(found["weights", method, "accuracy"]["n"] == 3 for method in ("flown", "latent-gaussian"))
+    assert all(
+        found["weights", method, "accuracy"]["n"] == 3 for method in ("flown", "latent-gaussian")
+    )
 
 
 def test_it_goes_on_where_it_was(study: tuple[Path, list[Row]]) -> None:

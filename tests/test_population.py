@@ -27,8 +27,15 @@ from tests.fakes import images, make_zoo
 from tests.test_cli import call
 from tests.test_report import Page
 
-SECTIONS = ["In numbers", "Accuracy by epoch", "Accuracy, network by network", "Distances",
-            "Directions", "Weights", "Dead units"]  # fmt: skip
+SECTIONS = [
+    "In numbers",
+    "Accuracy by epoch",
+    "Accuracy, network by network",
+    "Distances",
+    "Directions",
+    "Weights",
+    "Dead units",
+]
 Tensors = dict[str, Tensor]
 
 
@@ -45,8 +52,10 @@ def alter(path: Path, change: Callable[[Tensors], None], sums: bool = True) -> Z
     change(tensors)
     save_file(tensors, shard)
     vectors = Zoo.open(path).raw(range(len(zoo)))
-    rows = [row._replace(checksum=checksum(vector) if sums else None)
-            for row, vector in zip(zoo.rows, vectors, strict=True)]  # fmt: skip
+    rows = [
+        row._replace(checksum=checksum(vector) if sums else None)
+        for row, vector in zip(zoo.rows, vectors, strict=True)
+    ]
     write_rows(path / "index.jsonl", rows)
     return Zoo.open(path)
 
@@ -64,7 +73,11 @@ def printed(population: Population) -> str:
 def test_accuracies_are_those_of_the_index(zoo: flown.Zoo) -> None:
     task = describe(zoo).tasks[0]
     assert [(g.split, g.epoch, g.networks) for g in task.groups] == [
-        ("train", 8, 10), ("train", 10, 10), ("held-out", 8, 2), ("held-out", 10, 2)]  # fmt: skip
+        ("train", 8, 10),
+        ("train", 10, 10),
+        ("held-out", 8, 2),
+        ("held-out", 10, 2),
+    ]
     values = torch.tensor([zoo.rows[i].val_accuracy for i in last(zoo, "train")])
     val = task.groups[1].val
     assert val is not None and val.n == 10
@@ -116,7 +129,8 @@ def test_a_planted_duplicate_is_found(copy: Path, sums: bool) -> None:
     zoo = alter(copy, plant, sums)
     population = describe(zoo)
     assert [{(r.model, r.epoch) for r in rows} for rows in population.tasks[0].duplicates] == [
-        {(a.model, 10), (b.model, 10)}]  # fmt: skip
+        {(a.model, 10), (b.model, 10)}
+    ]
     assert float(population.tasks[0].distances.held_out.min()) == 0
     said = printed(population)
     assert "1 group in training and held-out at once" in said
@@ -168,8 +182,9 @@ def test_units_are_looked_at_after_their_activation() -> None:
     assert not any(module._forward_hooks for module in net)
 
 
-def test_nan_is_counted_and_named(copy: Path, monkeypatch: pytest.MonkeyPatch,
-                                  capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_nan_is_counted_and_named(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     here = Zoo.open(copy)
     bad = [here.rows[last(here, "train")[1]], here.rows[last(here, "held-out")[0]]]
 
@@ -196,8 +211,9 @@ def test_nan_is_counted_and_named(copy: Path, monkeypatch: pytest.MonkeyPatch,
     assert capsys.readouterr().out.count("holds NaN or Inf") == 2
 
 
-def test_verify_names_a_flipped_byte(copy: Path, monkeypatch: pytest.MonkeyPatch,
-                                     capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_verify_names_a_flipped_byte(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call(monkeypatch, "zoo", "inspect", copy, "--verify") == 0
     assert "24 checkpoints read, all as written" in capsys.readouterr().out
     shard = copy / Zoo.open(copy).rows[0].shard
@@ -213,8 +229,9 @@ def test_verify_names_a_flipped_byte(copy: Path, monkeypatch: pytest.MonkeyPatch
     assert "all as written" not in captured.out and "Traceback" not in captured.err
 
 
-def test_verify_names_a_missing_shard(copy: Path, monkeypatch: pytest.MonkeyPatch,
-                                      capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_verify_names_a_missing_shard(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     shard = copy / Zoo.open(copy).rows[0].shard
     shard.unlink()
     assert call(monkeypatch, "zoo", "inspect", copy, "--verify") == 1
@@ -241,8 +258,12 @@ def test_verify_compares_index_and_shards(copy: Path) -> None:
     assert Zoo.open(copy).select(epochs=[-1]).verify() == [], "other rows are not superfluous"
 
 
-def test_the_report_is_one_file(zoo: flown.Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_the_report_is_one_file(
+    zoo: flown.Zoo,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     out = tmp_path / "zoo.html"
     assert call(monkeypatch, "zoo", "inspect", zoo.path, "--report", out) == 0
     assert f"wrote {out}" in capsys.readouterr().out
@@ -261,15 +282,17 @@ def test_the_report_is_one_file(zoo: flown.Zoo, tmp_path: Path, monkeypatch: pyt
     assert "--overwrite" in capsys.readouterr().err
 
 
-def test_a_report_never_replaces_a_folder(copy: Path, monkeypatch: pytest.MonkeyPatch,
-                                          capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_a_report_never_replaces_a_folder(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call(monkeypatch, "zoo", "inspect", copy, "--report", copy, "--overwrite") == 2
     assert "a folder; name a file" in capsys.readouterr().err
     assert Zoo.open(copy).verify() == []
 
 
-def test_what_is_unknown_is_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                       capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_what_is_unknown_is_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     made = make_zoo(tmp_path / "zoo", ("digits", "turned"), models=5)
     rows = [row._replace(train_accuracy=None, val_accuracy=None) for row in made.rows]
     write_rows(made.path / "index.jsonl", rows)

@@ -32,7 +32,9 @@ def test_a_probe_is_adamws(ways: int, shots: int, size: int) -> None:
     support = torch.randn(2, ways * shots, size, generator=generator)
     start = torch.randn(2, ways * size + ways, generator=generator)
     found = probe(support, ways, start=start)
-    torch.testing.assert_close(found, loop(support, ways, start, "foreach", 1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        found, loop(support, ways, start, "foreach", 1), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_no_epoch_changes_nothing_and_tasks_do_not_meet() -> None:
@@ -54,7 +56,9 @@ def test_classes_in_another_order_give_their_rows() -> None:
         torch.testing.assert_close(linear(images), own)
 
 
-@pytest.mark.parametrize(("shape", "ways"), [((2, 6), 3), ((2, 7, 4), 3), ((2, 0, 4), 2), ((2, 6, 4), 1)])
+@pytest.mark.parametrize(
+    ("shape", "ways"), [((2, 6), 3), ((2, 7, 4), 3), ((2, 0, 4), 2), ((2, 6, 4), 1)]
+)
 def test_a_support_that_is_none_is_refused(shape: tuple[int, ...], ways: int) -> None:
     with pytest.raises(FlownError, match="expected a support"):
         probe(torch.randn(shape), ways)
@@ -84,7 +88,9 @@ def test_heads_are_a_zoo_of_their_tasks(tmp_path: Path) -> None:
     assert sum(row.val_accuracy or 0 for row in zoo.rows) / len(zoo) > 60
 
 
-def test_an_interrupted_zoo_of_heads_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_zoo_of_heads_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from flown.fewshot import heads as module
 
     x, whole = features(), train_heads(features(), LABELS, CLASSES, tmp_path / "whole", config())
@@ -104,7 +110,10 @@ def test_an_interrupted_zoo_of_heads_goes_on(tmp_path: Path, monkeypatch: pytest
         train_heads(x, LABELS, CLASSES, tmp_path / "cut", config(seed=3), resume=True)
     zoo = train_heads(x, LABELS, CLASSES, tmp_path / "cut", config(), resume=True)
     assert zoo.identity == whole.identity
-    assert train_heads(x, LABELS, CLASSES, tmp_path / "cut", config(), resume=True).identity == zoo.identity
+    assert (
+        train_heads(x, LABELS, CLASSES, tmp_path / "cut", config(), resume=True).identity
+        == zoo.identity
+    )
     for how, images in ((config(seed=3), x), (config(), x + 1)):
         with pytest.raises(FlownError, match="begun with another config or other features"):
             train_heads(images, LABELS, CLASSES, tmp_path / "cut", how, resume=True)

@@ -25,10 +25,19 @@ from tests.fakes import TASKS, FakeModel, images, make_zoo
 DATA = {task: images(task) for task in TASKS}
 STEPS = [float(step) for step in range(100, 600, 100)]
 HISTORIES = {
-    "encoder": [{"step": s, "loss": 50 / s, "train": 90.0, "held-out": 89.0,
-                 "train reconstructed": s / 6, "held-out reconstructed": s / 9} for s in STEPS],
+    "encoder": [
+        {
+            "step": s,
+            "loss": 50 / s,
+            "train": 90.0,
+            "held-out": 89.0,
+            "train reconstructed": s / 6,
+            "held-out reconstructed": s / 9,
+        }
+        for s in STEPS
+    ],
     "flow": [{"step": s, "loss": 1 - s / 600} for s in STEPS],
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +89,20 @@ def write(path: Path, card: Card, **about: str) -> str:
     return path.read_text(encoding="utf-8")
 
 
-FIGURES = ["Every network", "Does the context decide?", "New or copied?",
-           "On the way from noise to weights", "Latents", "Training"]  # fmt: skip
+FIGURES = [
+    "Every network",
+    "Does the context decide?",
+    "New or copied?",
+    "On the way from noise to weights",
+    "Latents",
+    "Training",
+]
 
 
-@pytest.mark.parametrize(("kind", "missing"), [
-    ("whole", set()), ("brief", {FIGURES[1], FIGURES[3], FIGURES[4]}), ("lone", {FIGURES[1]}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "missing"),
+    [("whole", set()), ("brief", {FIGURES[1], FIGURES[3], FIGURES[4]}), ("lone", {FIGURES[1]})],
+)
 def test_one_file_holds_everything(
     cards: dict[str, Card], kind: str, missing: set[str], tmp_path: Path
 ) -> None:
@@ -131,8 +147,16 @@ def test_confusion_writes_its_numbers(cards: dict[str, Card]) -> None:
 def test_text_stays_inside_and_apart(cards: dict[str, Card]) -> None:
     """No axis label, title or tick label of one panel runs into those of another."""
     card = cards["whole"]
-    drawn = [make(card) for make in (plots.accuracies, plots.novelty, plots.latents,
-                                     plots.trajectory, plots.confusion)]  # fmt: skip
+    drawn = [
+        make(card)
+        for make in (
+            plots.accuracies,
+            plots.novelty,
+            plots.latents,
+            plots.trajectory,
+            plots.confusion,
+        )
+    ]
     for page in (*drawn, plots.losses(HISTORIES)):
         assert isinstance(page, Figure)
         page.draw_without_rendering()
@@ -169,8 +193,11 @@ def test_tables_have_one_decimal(cards: dict[str, Card]) -> None:
     head, body = tables.methods(cards["whole"], "digits")
     row = next(line for line in body if line[0] == "generated")
     m = cards["whole"].tasks["digits"].methods["flown"]
-    assert row[1:4] == ["6", f"{m.test.mean():.1f} ± {m.test.std():.1f}",
-                        f"{m.test.quantile(0.5):.1f}"]  # fmt: skip
+    assert row[1:4] == [
+        "6",
+        f"{m.test.mean():.1f} ± {m.test.std():.1f}",
+        f"{m.test.quantile(0.5):.1f}",
+    ]
     assert row[head.index("top 2")] == f"{m.top(2).mean():.1f}"
     assert all(len(line) == len(head) for line in body)
 

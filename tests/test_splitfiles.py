@@ -23,7 +23,9 @@ def folder(tmp_path: Path) -> Path:
         lines = ["filename,label"]
         for k, name in enumerate(names):
             for i in range(3):
-                Image.new("RGB", (100 + i, 90), (50 * p, 70 * k, 40)).save(own / "images" / f"{name}{i}.png")
+                Image.new("RGB", (100 + i, 90), (50 * p, 70 * k, 40)).save(
+                    own / "images" / f"{name}{i}.png"
+                )
                 lines.append(f"{name}{i}.png,{name}")
         (own / f"{part}.csv").write_text("\n".join(lines) + "\n")
     return own
@@ -34,7 +36,11 @@ def test_parts_and_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     many = load_many("mini_imagenet")
     assert many.images.shape == (12, 3, 84, 84) and many.images.dtype == torch.uint8
     assert many.classes == ("n01", "n02", "n03", "n04")
-    assert {k: v.tolist() for k, v in many.class_split.items()} == {"train": [0, 1], "val": [2], "test": [3]}
+    assert {k: v.tolist() for k, v in many.class_split.items()} == {
+        "train": [0, 1],
+        "val": [2],
+        "test": [3],
+    }
     assert many.labels.bincount().tolist() == [3, 3, 3, 3]
     assert many.images[many.labels == 1][0, :, 40, 40].tolist() == [0, 70, 40]
     assert next(s for s in available() if s.name == "mini_imagenet").present

@@ -13,21 +13,53 @@ _CASES = {
     "cnn-small": (lambda: nets.build("cnn-small", 1, 10, "tanh"), (1, 28)),
     "cnn-small colour gelu": (lambda: nets.build("cnn-small", 3, 7, "gelu"), (3, 28)),
     "cnn-medium": (lambda: nets.build("cnn-medium", 3, 10, "silu"), (3, 32)),
-    "stride, padding, dilation": (lambda: nn.Sequential(
-        nn.Conv2d(1, 3, 3, stride=2, padding=1), nn.ReLU(),
-        nn.Conv2d(3, 2, 3, padding=2, dilation=2), nn.Flatten(), nn.Linear(128, 4)), (1, 15)),
-    "oblong kernels": (lambda: nn.Sequential(
-        nn.Conv2d(2, 3, (3, 2)), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(3 * 5 * 6, 4)), (2, 13)),
-    "other pooling": (lambda: nn.Sequential(
-        nn.Conv2d(1, 3, 3), nn.MaxPool2d(3, 1), nn.MaxPool2d(2, ceil_mode=True), nn.Tanh(),
-        nn.MaxPool2d(2, padding=1), nn.Flatten(), nn.Linear(3 * 3 * 3, 4)), (1, 13)),
-    "no bias": (lambda: nn.Sequential(
-        nn.Conv2d(1, 3, 3, bias=False), nn.Conv2d(3, 2, 2, bias=False), nn.Flatten(),
-        nn.Linear(2 * 4 * 4, 3, bias=False), nn.Tanh(), nn.Linear(3, 2)), (1, 7)),
+    "stride, padding, dilation": (
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 3, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(3, 2, 3, padding=2, dilation=2),
+            nn.Flatten(),
+            nn.Linear(128, 4),
+        ),
+        (1, 15),
+    ),
+    "oblong kernels": (
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 3, (3, 2)), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(3 * 5 * 6, 4)
+        ),
+        (2, 13),
+    ),
+    "other pooling": (
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 3, 3),
+            nn.MaxPool2d(3, 1),
+            nn.MaxPool2d(2, ceil_mode=True),
+            nn.Tanh(),
+            nn.MaxPool2d(2, padding=1),
+            nn.Flatten(),
+            nn.Linear(3 * 3 * 3, 4),
+        ),
+        (1, 13),
+    ),
+    "no bias": (
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 3, 3, bias=False),
+            nn.Conv2d(3, 2, 2, bias=False),
+            nn.Flatten(),
+            nn.Linear(2 * 4 * 4, 3, bias=False),
+            nn.Tanh(),
+            nn.Linear(3, 2),
+        ),
+        (1, 7),
+    ),
     "one position": (lambda: nn.Sequential(nn.Conv2d(1, 4, 6), nn.Flatten()), (1, 6)),
-    "same padding": (lambda: nn.Sequential(
-        nn.Conv2d(1, 2, 3, padding="same"), nn.Flatten(), nn.Linear(2 * 36, 3)), (1, 6)),
-}  # fmt: skip
+    "same padding": (
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 2, 3, padding="same"), nn.Flatten(), nn.Linear(2 * 36, 3)
+        ),
+        (1, 6),
+    ),
+}
 
 
 def one_by_one(net: nn.Module, tensors: dict[str, Tensor], images: Tensor) -> Tensor:
@@ -37,12 +69,15 @@ def one_by_one(net: nn.Module, tensors: dict[str, Tensor], images: Tensor) -> Te
         return torch.stack([torch.func.functional_call(net, p, (images,)) for p in parts])
 
 
-def draw(case: str, n: int, count: int,
-         scale: float = 0.3) -> tuple[nn.Module, dict[str, Tensor], Tensor]:  # fmt: skip
+def draw(
+    case: str, n: int, count: int, scale: float = 0.3
+) -> tuple[nn.Module, dict[str, Tensor], Tensor]:
     make, (channels, side) = _CASES[case]
     net, generator = make(), torch.Generator().manual_seed(0)
-    tensors = {name: scale * torch.randn(n, *p.shape, generator=generator)
-               for name, p in net.named_parameters()}  # fmt: skip
+    tensors = {
+        name: scale * torch.randn(n, *p.shape, generator=generator)
+        for name, p in net.named_parameters()
+    }
     return net, tensors, torch.randn(count, channels, side, side, generator=generator)
 
 

@@ -27,9 +27,12 @@ from tests.test_subsets import NORMS, TASK, TINY, Untouchable, drawn
 
 BRIEF = TrainConfig(steps=120, batch_size=8, validate_every=120)
 CONFIG = FlownConfig(
-    epochs=(), encoder_training=BRIEF, flow_training=BRIEF, context=ContextConfig(mode="none"),
+    epochs=(),
+    encoder_training=BRIEF,
+    flow_training=BRIEF,
+    context=ContextConfig(mode="none"),
     velocity=VelocityConfig(channels=16, blocks=1),
-)  # fmt: skip
+)
 OWN = {f"norm3.{kept}" for kept in ("running_mean", "running_var", "num_batches_tracked")}
 
 
@@ -41,8 +44,13 @@ def closed(images: ImageData) -> ImageData:
 def lone(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
     """One network's trajectory of eight checkpoints, the last two held out."""
     steps = TINY.model_copy(update={"keep_steps": tuple(range(2, 17, 2))})
-    return train(steps, 1, tmp_path_factory.mktemp("lone") / "zoo", held_out=1 / 4,
-                 images=fakes.images("digits"))  # fmt: skip
+    return train(
+        steps,
+        1,
+        tmp_path_factory.mktemp("lone") / "zoo",
+        held_out=1 / 4,
+        images=fakes.images("digits"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -117,20 +125,27 @@ def test_card_with_controls(model: flown.Flown, lone: Zoo) -> None:
 def test_other_epochs_say_what_to_do(lone: Zoo, tmp_path: Path) -> None:
     images = {"digits": fakes.images("digits")}
     with pytest.raises(FlownError, match=r"last checkpoints are held out: epochs \[\] takes all"):
-        flown.Flown.fit(lone, CONFIG.model_copy(update={"epochs": (-1,)}), out=tmp_path / "run",
-                        images=images)  # fmt: skip
+        flown.Flown.fit(
+            lone, CONFIG.model_copy(update={"epochs": (-1,)}), out=tmp_path / "run", images=images
+        )
 
 
 def test_two_tasks_have_a_rest_each(lone: Zoo, tmp_path: Path) -> None:
-    turned = train(TINY.model_copy(update={"dataset": "turned"}), 2, tmp_path / "turned",
-                   images=fakes.images("turned"))  # fmt: skip
+    turned = train(
+        TINY.model_copy(update={"dataset": "turned"}),
+        2,
+        tmp_path / "turned",
+        images=fakes.images("turned"),
+    )
     both, few = Zoo.join([lone, turned], tmp_path / "both"), {"steps": 5}
     images = {task: closed(fakes.images(task)) for task in both.tasks}
-    config = CONFIG.model_copy(update={
-        "context": ContextConfig(draws=2, shots=2),
-        "encoder_training": BRIEF.model_copy(update=few),
-        "flow_training": BRIEF.model_copy(update=few),
-    })  # fmt: skip
+    config = CONFIG.model_copy(
+        update={
+            "context": ContextConfig(draws=2, shots=2),
+            "encoder_training": BRIEF.model_copy(update=few),
+            "flow_training": BRIEF.model_copy(update=few),
+        }
+    )
     flown.Flown.fit(both, config, out=tmp_path / "run", images=images)
     model = flown.Flown.from_pretrained(tmp_path / "run" / "model")
     some = images["turned"].train[:60]

@@ -25,12 +25,22 @@ from flown.zoo.shard import Shard
 from tests import fakes
 
 TINY = Recipe(
-    name="tiny-norms", dataset="digits", net="tests.fakes:ConvNorm", size=10, activation="relu",
-    subset="last-2-norms", base_epochs=2, learning_rate=3e-3, batch_size=16, epochs=2, keep=(),
+    name="tiny-norms",
+    dataset="digits",
+    net="tests.fakes:ConvNorm",
+    size=10,
+    activation="relu",
+    subset="last-2-norms",
+    base_epochs=2,
+    learning_rate=3e-3,
+    batch_size=16,
+    epochs=2,
+    keep=(),
     keep_steps=(4, 8, 12, 16),
-)  # fmt: skip
-TASK = Task(name="t", channels=1, size=10, mean=0.5, std=0.5, classes=tuple("0123456789"),
-            activation="relu")  # fmt: skip
+)
+TASK = Task(
+    name="t", channels=1, size=10, mean=0.5, std=0.5, classes=tuple("0123456789"), activation="relu"
+)
 NORMS = ["norm2.weight", "norm2.bias", "norm3.weight", "norm3.bias"]
 
 
@@ -49,8 +59,13 @@ class Untouchable:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
-    return train(TINY, 2, tmp_path_factory.mktemp("subset") / "zoo", held_out=1 / 2,
-                 images=fakes.images("digits"))  # fmt: skip
+    return train(
+        TINY,
+        2,
+        tmp_path_factory.mktemp("subset") / "zoo",
+        held_out=1 / 2,
+        images=fakes.images("digits"),
+    )
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -118,8 +133,11 @@ def test_the_rest_is_stored_once(tmp_path: Path) -> None:
     full = sum(t.numel() * t.element_size() for t in batch.state_dict(0).values())
     assert sum(map(len, files(zoo.path).values())) < 1.2 * full
     assert {path.name for path in zoo.path.iterdir()} == {
-        "zoo.json", "index.jsonl", "weights-00000.safetensors", "rest-digits.safetensors",
-    }  # fmt: skip
+        "zoo.json",
+        "index.jsonl",
+        "weights-00000.safetensors",
+        "rest-digits.safetensors",
+    }
     batch.save(tmp_path / "batch.safetensors")
     assert (tmp_path / "batch.safetensors").stat().st_size < 1.2 * full
 
@@ -202,8 +220,9 @@ def test_the_frozen_part_runs_once_for_all() -> None:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             batch.logits(torch.zeros(4, 1, 10, 10))
         counts[n] = counter.get_flop_counts()["Global"]
-    convolutions = [{str(k): v for k, v in some.items() if "conv" in str(k)} for some in
-                    counts.values()]  # fmt: skip
+    convolutions = [
+        {str(k): v for k, v in some.items() if "conv" in str(k)} for some in counts.values()
+    ]
     assert convolutions[0] and convolutions[0] == convolutions[1]
 
 
@@ -234,8 +253,9 @@ def test_generated_weights_are_evaluated(made: Zoo) -> None:
     )
     found = flown.evaluate(new, images.test.images, images.test.labels)
     x = TASK.preprocess(images.test.images)
-    alone = [float((new.module(i)(x).argmax(1) == images.test.labels).float().mean()) for i in
-             range(3)]  # fmt: skip
+    alone = [
+        float((new.module(i)(x).argmax(1) == images.test.labels).float().mean()) for i in range(3)
+    ]
     assert torch.allclose(found, 100 * torch.tensor(alone), atol=1.7)
     assert found.mean() > 20
 
@@ -243,8 +263,11 @@ def test_generated_weights_are_evaluated(made: Zoo) -> None:
 def test_a_lone_network_is_split_by_time(tmp_path: Path) -> None:
     zoo = train(TINY, 1, tmp_path / "zoo", held_out=1 / 4, images=fakes.images("digits"))
     assert [(row.step, row.split) for row in zoo.rows] == [
-        (4, "train"), (8, "train"), (12, "train"), (16, "held-out"),
-    ]  # fmt: skip
+        (4, "train"),
+        (8, "train"),
+        (12, "train"),
+        (16, "held-out"),
+    ]
     with pytest.raises(FlownError, match="at least 2 models"):
         train(TINY.model_copy(update={"keep_steps": (4,)}), 1, tmp_path / "one")
 
@@ -271,8 +294,12 @@ def test_resuming_ends_with_the_same_bits(
 
 
 def test_join_copies_the_rest(made: Zoo, tmp_path: Path) -> None:
-    other = train(TINY.model_copy(update={"dataset": "turned"}), 2, tmp_path / "turned",
-                  images=fakes.images("turned"))  # fmt: skip
+    other = train(
+        TINY.model_copy(update={"dataset": "turned"}),
+        2,
+        tmp_path / "turned",
+        images=fakes.images("turned"),
+    )
     both = Zoo.join([made, other], tmp_path / "both")
     for zoo, task in ((made, "digits"), (other, "turned")):
         mine, theirs = (z.batch(task).state_dict(0) for z in (both, zoo))

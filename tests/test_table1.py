@@ -21,20 +21,36 @@ from flown.zoo import Recipe
 
 pytest.importorskip("diffusers")
 
-RECIPE = Recipe(name="tiny", dataset="digits", learning_rate=5e-3, batch_size=32, epochs=8,
-                keep=(), keep_steps=tuple(range(250, 281, 10)))  # fmt: skip
+RECIPE = Recipe(
+    name="tiny",
+    dataset="digits",
+    learning_rate=5e-3,
+    batch_size=32,
+    epochs=8,
+    keep=(),
+    keep_steps=tuple(range(250, 281, 10)),
+)
 
 
 def settings() -> UnconditionalConfig:
     """Four trainings of four checkpoints on digits, two encoders."""
     cells = [
-        Cell(recipe=RECIPE, models=4, fit=FlownConfig(
-            epochs=(-4, -3, -2, -1), encoder=encoder, context=ContextConfig(mode="none"),
-            encoder_training=TrainConfig(steps=100, batch_size=12, learning_rate=4e-3),
-            velocity=VelocityConfig(channels=16, blocks=1, attention=False),
-            flow_training=TrainConfig(steps=120, batch_size=32)), samples=8, images=200)
+        Cell(
+            recipe=RECIPE,
+            models=4,
+            fit=FlownConfig(
+                epochs=(-4, -3, -2, -1),
+                encoder=encoder,
+                context=ContextConfig(mode="none"),
+                encoder_training=TrainConfig(steps=100, batch_size=12, learning_rate=4e-3),
+                velocity=VelocityConfig(channels=16, blocks=1, attention=False),
+                flow_training=TrainConfig(steps=120, batch_size=32),
+            ),
+            samples=8,
+            images=200,
+        )
         for encoder in (VAEConfig(), PDiffConfig(channels=(8, 8)))
-    ]  # fmt: skip
+    ]
     return UnconditionalConfig(cells=tuple(cells), steps=10, ddpm_steps=50)
 
 
@@ -56,7 +72,9 @@ def test_the_table(out: Path) -> None:
         for method, n in (("zoo", 12), ("flown", 8), ("p-diff", 8)):
             every = rows[encoder, method, "accuracy", "all"]
             best = rows[encoder, method, "accuracy", f"val-best-of-{n}"]
-            assert (every["n"], best["n"]) == (n, 1) and every["min"] <= best["value"] <= every["max"]
+            assert (every["n"], best["n"]) == (n, 1) and every["min"] <= best["value"] <= every[
+                "max"
+            ]
         zoo = rows["vae", "zoo", "accuracy", "all"]
         assert rows[encoder, "zoo", "accuracy", "all"]["value"] == zoo["value"]
         assert rows["vae", "reconstruction-train", "accuracy", "all"]["value"] > zoo["value"] - 15
@@ -65,7 +83,11 @@ def test_the_table(out: Path) -> None:
         assert rows[encoder, "p-diff", "nfe", "all"]["value"] == 50
         assert rows[encoder, "p-diff", "seconds", "all"]["value"] > 0
         assert rows[encoder, "zoo", "l2-ratio", "all"]["value"] == pytest.approx(1, abs=0.1)
-        assert {m for e, m, *_ in rows if e == encoder} >= {"gaussian", "random-init", "zoo-held-out"}
+        assert {m for e, m, *_ in rows if e == encoder} >= {
+            "gaussian",
+            "random-init",
+            "zoo-held-out",
+        }
     assert found["provenance"]["data"]["tiny"]["test"] == 200
     assert found["provenance"]["config"]["cells"][1]["fit"]["encoder"]["kind"] == "pdiff"
     page = (out / "report.html").read_text()
@@ -101,7 +123,10 @@ def test_it_goes_on_where_it_was_cut_off(out: Path, tmp_path: Path) -> None:
 def test_the_command_refuses_to_go_on_with_another_scale(
     out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for more, message in (("--resume", "another experiment, scale or seed"), ("--seed=0", "--overwrite")):
+    for more, message in (
+        ("--resume", "another experiment, scale or seed"),
+        ("--seed=0", "--overwrite"),
+    ):
         words = ("flown", "reproduce", "table1", "--scale", "cpu", "--out", str(out), more)
         monkeypatch.setattr(sys, "argv", words)
         with pytest.raises(SystemExit, match="2"):
@@ -123,14 +148,24 @@ def test_every_scale_has_its_cells(scale: str, monkeypatch: pytest.MonkeyPatch) 
         whole = [c for c in cells if c.recipe.subset is None]
         assert all(c.models * len(c.fit.epochs) == 250 for c in whole), "200 of them to learn from"
         known = {(n, e, d) for n, e, d, _ in table1.PAPER}
-        lost = [c.name for c in cells if c.fit.encoder.kind == "vae"
-                and (c.recipe.net, "vae", c.recipe.dataset) not in known]  # fmt: skip
+        lost = [
+            c.name
+            for c in cells
+            if c.fit.encoder.kind == "vae" and (c.recipe.net, "vae", c.recipe.dataset) not in known
+        ]
         assert lost == []
 
 
 def test_the_papers_figures_stand_beside_the_best() -> None:
-    row = {"net": "cnn-medium", "encoder": "vae", "dataset": "cifar10", "method": "flown",
-           "metric": "accuracy", "selection": "val-best-of-200", "paper": None}  # fmt: skip
+    row = {
+        "net": "cnn-medium",
+        "encoder": "vae",
+        "dataset": "cifar10",
+        "method": "flown",
+        "metric": "accuracy",
+        "selection": "val-best-of-200",
+        "paper": None,
+    }
     assert table1._beside_paper(row)["paper"] == 69.97
     assert table1._beside_paper({**row, "selection": "all"})["paper"] is None
     assert table1._beside_paper({**row, "dataset": "natural10"})["paper"] is None
@@ -139,12 +174,27 @@ def test_the_papers_figures_stand_beside_the_best() -> None:
 def test_a_subset_of_one_training(tmp_path: Path) -> None:
     """p-diff's recipe: one trajectory, the last checkpoints held out, controls beside."""
     brief = TrainConfig(steps=40, batch_size=8)
-    how = Recipe(name="tiny-norms", dataset="digits", net="tests.fakes:ConvNorm", size=10,
-                 activation="relu", subset="last-2-norms", base_epochs=2, learning_rate=3e-3,
-                 batch_size=16, epochs=1, keep=(), keep_steps=tuple(range(2, 17, 2)))  # fmt: skip
-    fit = FlownConfig(epochs=tuple(range(-8, 0)), context=ContextConfig(mode="none"),
-                      encoder_training=brief, flow_training=brief,
-                      velocity=VelocityConfig(channels=8, blocks=1))  # fmt: skip
+    how = Recipe(
+        name="tiny-norms",
+        dataset="digits",
+        net="tests.fakes:ConvNorm",
+        size=10,
+        activation="relu",
+        subset="last-2-norms",
+        base_epochs=2,
+        learning_rate=3e-3,
+        batch_size=16,
+        epochs=1,
+        keep=(),
+        keep_steps=tuple(range(2, 17, 2)),
+    )
+    fit = FlownConfig(
+        epochs=tuple(range(-8, 0)),
+        context=ContextConfig(mode="none"),
+        encoder_training=brief,
+        flow_training=brief,
+        velocity=VelocityConfig(channels=8, blocks=1),
+    )
     cell = Cell(recipe=how, models=1, fit=fit, samples=3, images=50)
     once = run(UnconditionalConfig(cells=(cell,), steps=4, ddpm_steps=20), tmp_path, device="cpu")
     methods = once.results[0].methods

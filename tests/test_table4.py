@@ -34,10 +34,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A FLOWN_DATA with digits, and digits turned under other names in part."""
     out = tmp_path / "data"
     out.mkdir()
-    for name, names in (("plain", [str(i) for i in range(10)]), ("turned", [*"98765", *_WORDS[:5]])):
+    for name, names in (
+        ("plain", [str(i) for i in range(10)]),
+        ("turned", [*"98765", *_WORDS[:5]]),
+    ):
         some = fakes.images("turned") if name == "turned" else load("digits")
-        arrays = {f"{part}_{kind}": getattr(getattr(some, part), kind).numpy()
-                  for part in ("train", "test") for kind in ("images", "labels")}  # fmt: skip
+        arrays = {
+            f"{part}_{kind}": getattr(getattr(some, part), kind).numpy()
+            for part in ("train", "test")
+            for kind in ("images", "labels")
+        }
         arrays |= {key: value[:, 0] for key, value in arrays.items() if value.ndim == 4}
         np.savez(out / f"{name}.npz", class_names=np.array(names), **arrays)
     monkeypatch.setenv("FLOWN_DATA", str(out))
@@ -82,31 +88,42 @@ def test_the_ceiling_of_a_lone_training(tmp_path: Path) -> None:
 
 def test_the_table(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def generator(dataset: str) -> Cell:
-        how = Recipe(name=dataset, dataset=dataset, learning_rate=5e-3, batch_size=32, epochs=8,
-                     keep=(7, 8))  # fmt: skip
+        how = Recipe(
+            name=dataset, dataset=dataset, learning_rate=5e-3, batch_size=32, epochs=8, keep=(7, 8)
+        )
         fit = FlownConfig(
-            epochs=(-2, -1), encoder=VAEConfig(), context=ContextConfig(mode="none"),
+            epochs=(-2, -1),
+            encoder=VAEConfig(),
+            context=ContextConfig(mode="none"),
             encoder_training=TrainConfig(steps=60, batch_size=8, learning_rate=4e-3),
             velocity=VelocityConfig(channels=16, blocks=1, attention=False),
-            flow_training=TrainConfig(steps=60, batch_size=8))  # fmt: skip
+            flow_training=TrainConfig(steps=60, batch_size=8),
+        )
         return Cell(recipe=how, models=4, fit=fit)
 
     training = TrainConfig(steps=3, batch_size=16, warmup=0, learning_rate=1e-3)
     adaptation = AdaptConfig(networks=2, steps=4, validated=2, training=training)
     exchange = table4.Exchange(
-        generators=(generator("plain"), generator("turned")), samples=4, controls=1,
-        adaptations={"fine-tuned": adaptation,
-                     "adjoint": adaptation.model_copy(update={"method": "adjoint"})},
-    )  # fmt: skip
+        generators=(generator("plain"), generator("turned")),
+        samples=4,
+        controls=1,
+        adaptations={
+            "fine-tuned": adaptation,
+            "adjoint": adaptation.model_copy(update={"method": "adjoint"}),
+        },
+    )
     settings = table4.Table4Config(exchanges=(exchange,), steps=5)
-    monkeypatch.setattr(table4, "METHODS",
-                        tuple(x for x in table4.METHODS if x != "fine-tuned-decoder"))  # fmt: skip
+    monkeypatch.setattr(
+        table4, "METHODS", tuple(x for x in table4.METHODS if x != "fine-tuned-decoder")
+    )
     monkeypatch.setattr(table4, "config", lambda scale, seed: settings)
     out = tmp_path / "out"
     table4.table4(out, "smoke")
     found = json.loads((out / "results.json").read_text())
-    rows = {(r["source"], r["dataset"], r["method"], r["metric"], r["selection"]): r["value"]
-            for r in found["rows"]}  # fmt: skip
+    rows = {
+        (r["source"], r["dataset"], r["method"], r["metric"], r["selection"]): r["value"]
+        for r in found["rows"]
+    }
     for way in (("plain", "turned"), ("turned", "plain")):
         zoo = rows[(*way, "zoo", "accuracy", "all")]
         assert zoo > 60 and rows[(*way, "static", "accuracy", "all")] < zoo - 20
@@ -119,6 +136,8 @@ def test_the_table(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "plain to turned" in page and "6 gradient evaluations" in page
     before = {key: value for key, value in rows.items() if key[3] != "seconds"}
     table4.table4(out, "smoke", resume=True)
-    again = {(r["source"], r["dataset"], r["method"], r["metric"], r["selection"]): r["value"]
-             for r in json.loads((out / "results.json").read_text())["rows"]}  # fmt: skip
+    again = {
+        (r["source"], r["dataset"], r["method"], r["metric"], r["selection"]): r["value"]
+        for r in json.loads((out / "results.json").read_text())["rows"]
+    }
     assert {key: again[key] for key in before} == before

@@ -21,9 +21,26 @@ from flown.training import TrainConfig
 from tests.test_backbone import many
 from tests.test_cli import call
 
-ROWS = {"linear-probe", "linear-probe-zero", "vae-reconstruction", "nearest-cosine", "nearest-euclidean",
-        "ridge", "caml", "maml-first-order", "flown", "flown+1", "flown+5", "flown+20",
-        "flown-no-queries", "flown-gaussian", "d2nwg", "d2nwg-v", "d2nwg+5", "d2nwg-v+5"}  # fmt: skip
+ROWS = {
+    "linear-probe",
+    "linear-probe-zero",
+    "vae-reconstruction",
+    "nearest-cosine",
+    "nearest-euclidean",
+    "ridge",
+    "caml",
+    "maml-first-order",
+    "flown",
+    "flown+1",
+    "flown+5",
+    "flown+20",
+    "flown-no-queries",
+    "flown-gaussian",
+    "d2nwg",
+    "d2nwg-v",
+    "d2nwg+5",
+    "d2nwg-v+5",
+}
 
 
 @pytest.fixture
@@ -34,15 +51,30 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     parts = np.array(["train"] * 5 + ["val"] * 5 + ["test"] * 5)
     folder = tmp_path / "data"
     folder.mkdir()
-    np.savez(folder / "mini_imagenet.npz", images=pixels, labels=some.labels.numpy(),
-             class_names=np.array(some.classes), class_split=parts)  # fmt: skip
-    np.savez(folder / "omniglot.npz", images=pixels[..., 0], labels=some.labels.numpy(),
-             class_names=np.array(some.classes), class_split=parts)  # fmt: skip
+    np.savez(
+        folder / "mini_imagenet.npz",
+        images=pixels,
+        labels=some.labels.numpy(),
+        class_names=np.array(some.classes),
+        class_split=parts,
+    )
+    np.savez(
+        folder / "omniglot.npz",
+        images=pixels[..., 0],
+        labels=some.labels.numpy(),
+        class_names=np.array(some.classes),
+        class_split=parts,
+    )
     ten = some.labels.numpy() < 10
     for name in ("cifar10", "natural10"):
-        np.savez(folder / f"{name}.npz", train_images=pixels[ten], train_labels=some.labels.numpy()[ten],
-                 test_images=255 - pixels[ten], test_labels=some.labels.numpy()[ten],
-                 class_names=np.array(some.classes[:10]))  # fmt: skip
+        np.savez(
+            folder / f"{name}.npz",
+            train_images=pixels[ten],
+            train_labels=some.labels.numpy()[ten],
+            test_images=255 - pixels[ten],
+            test_labels=some.labels.numpy()[ten],
+            class_names=np.array(some.classes[:10]),
+        )
     monkeypatch.setenv("FLOWN_DATA", str(folder))
     return folder
 
@@ -50,10 +82,20 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def tiny() -> Config:
     few = TrainConfig(steps=4, batch_size=20, warmup=2, ema=0.9)
     fit = HeadFlowConfig(velocity=VelocityConfig(channels=8, blocks=1), flow_training=few)
-    return table5.config("smoke").model_copy(update={
-        "heads": HeadsConfig(tasks=40), "fit": fit, "caml": CAMLConfig(label_dim=64, layers=1, mlp=32),
-        "caml_training": few, "maml_training": few, "tasks": 4, "queries": 5, "samples": 4, "steps": 2,
-        "diffusion_steps": 2})  # fmt: skip
+    return table5.config("smoke").model_copy(
+        update={
+            "heads": HeadsConfig(tasks=40),
+            "fit": fit,
+            "caml": CAMLConfig(label_dim=64, layers=1, mlp=32),
+            "caml_training": few,
+            "maml_training": few,
+            "tasks": 4,
+            "queries": 5,
+            "samples": 4,
+            "steps": 2,
+            "diffusion_steps": 2,
+        }
+    )
 
 
 def test_table5_has_every_row_and_goes_on(data: Path, tmp_path: Path) -> None:
@@ -64,7 +106,9 @@ def test_table5_has_every_row_and_goes_on(data: Path, tmp_path: Path) -> None:
         own = [row for row in measured if row["dataset"] == name]
         assert {row["method"] for row in own} >= ROWS
         assert {row["selection"] for row in own if row["method"] == "flown"} == {
-            "all", "support-top3-of-4", "queries-top3-of-4, the paper's protocol"
+            "all",
+            "support-top3-of-4",
+            "queries-top3-of-4, the paper's protocol",
         }
         best = {row["selection"]: row["value"] for row in own if row["method"] == "flown"}
         assert max(best.values()) == best["queries-top3-of-4, the paper's protocol"]

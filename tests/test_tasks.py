@@ -21,9 +21,12 @@ ASKED = torch.tensor([6, 1, 2, 3, 4])
 
 
 @given(
-    ways=st.integers(1, 5), shots=st.integers(1, 4), queries=st.integers(1, 3),
-    count=st.integers(1, 40), seed=st.integers(0, 1000),
-)  # fmt: skip
+    ways=st.integers(1, 5),
+    shots=st.integers(1, 4),
+    queries=st.integers(1, 3),
+    count=st.integers(1, 40),
+    seed=st.integers(0, 1000),
+)
 @settings(max_examples=40, deadline=None)
 def test_every_draw(ways: int, shots: int, queries: int, count: int, seed: int) -> None:
     tasks = draw_tasks(ROWS, LABELS, ASKED, ways, shots, queries, count, seed)

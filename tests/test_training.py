@@ -30,8 +30,15 @@ class Line(nn.Module):
         return (self.linear(x) - 3 * x + 1).square().mean()
 
 
-CONFIG = TrainConfig(steps=120, learning_rate=0.1, warmup=5, ema=0.9, checkpoint_every=10,
-                     validate_every=20, weight_decay=0.0)  # fmt: skip
+CONFIG = TrainConfig(
+    steps=120,
+    learning_rate=0.1,
+    warmup=5,
+    ema=0.9,
+    checkpoint_every=10,
+    validate_every=20,
+    weight_decay=0.0,
+)
 
 
 def test_it_learns(tmp_path: Path) -> None:
@@ -61,7 +68,9 @@ def test_the_best_by_validation_is_kept(tmp_path: Path, stop_at: int | None) -> 
     """What validation liked best at step 40 is what a run of 40 steps has at its end."""
     config = CONFIG.model_copy(update={"schedule": "constant", "choose": "liked"})
     short = Line()
-    train(short, config.model_copy(update={"steps": 40, "choose": None}), out=tmp_path, name="short")
+    train(
+        short, config.model_copy(update={"steps": 40, "choose": None}), out=tmp_path, name="short"
+    )
 
     def run(line: Line, first: int = 0) -> None:
         def validate() -> dict[str, float]:

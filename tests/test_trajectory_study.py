@@ -17,14 +17,19 @@ from flown.training import TrainConfig
 def tiny() -> TrajectoryConfig:
     short = TrainConfig(steps=2, batch_size=4)
     whole = config("smoke")
-    fit = whole.fit.model_copy(update={
-        "encoder_training": short, "path_training": short, "flow_training": short,
-    })  # fmt: skip
-    return whole.model_copy(update={
-        "fit": fit, "samples": 3, "steps": 4, "further": (0, 1),
-        "recipe": whole.recipe.model_copy(update={"max_train_images": 64}),
-        "finetune": FinetuneConfig(epochs=1, test_at=(0,), max_train_images=64),
-    })  # fmt: skip
+    fit = whole.fit.model_copy(
+        update={"encoder_training": short, "path_training": short, "flow_training": short}
+    )
+    return whole.model_copy(
+        update={
+            "fit": fit,
+            "samples": 3,
+            "steps": 4,
+            "further": (0, 1),
+            "recipe": whole.recipe.model_copy(update={"max_train_images": 64}),
+            "finetune": FinetuneConfig(epochs=1, test_at=(0,), max_train_images=64),
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +45,9 @@ def test_every_flow_is_measured_at_every_epoch(study: tuple[Path, list[Row]]) ->
     assert set(found) == {(m, e, f) for m in methods for e in (1.0, 2.0) for f in (0, 1)}
     assert all(r["n"] == 3 for (m, _, _), r in found.items() if not m.startswith("zoo"))
     gaps = {r["method"]: r["value"] for r in rows if r["metric"] == GAP}
-    by_hand = [abs(found["spline", e, 0]["value"] - found["zoo", e, 0]["value"]) for e in (1.0, 2.0)]
+    by_hand = [
+        abs(found["spline", e, 0]["value"] - found["zoo", e, 0]["value"]) for e in (1.0, 2.0)
+    ]
     assert gaps["spline"] == pytest.approx(sum(by_hand) / 2, abs=1e-4)
     assert set(gaps) == methods - {"zoo"}
 

@@ -142,8 +142,11 @@ def test_divergence_names_the_seed(tmp_path: Path) -> None:
 def test_join(zoo: flown.Zoo, tmp_path: Path) -> None:
     with pytest.raises(FlownError, match="'digits' is in more than one"):
         Zoo.join([zoo, zoo], tmp_path / "twice")
-    other = train(QUICK.model_copy(update={"dataset": "mnist5k", "max_train_images": 64}), 2,
-                  tmp_path / "other")  # fmt: skip
+    other = train(
+        QUICK.model_copy(update={"dataset": "mnist5k", "max_train_images": 64}),
+        2,
+        tmp_path / "other",
+    )
     both = Zoo.join([zoo, other], tmp_path / "both")
     vectors, tasks = both.vectors()
     assert torch.equal(vectors[tasks == 0], zoo.batch("digits").vectors)

@@ -9,5 +9,15 @@ from flown.bench.store import store
 from flown.bench.timing import BenchConfig, show, write
 from flown.bench.zoo import zoo
 
-__all__ = ["BenchConfig", "adapt", "encode", "evaluate", "heads", "sample", "show", "store", "write",
-           "zoo"]  # fmt: skip
+__all__ = [
+    "BenchConfig",
+    "adapt",
+    "encode",
+    "evaluate",
+    "heads",
+    "sample",
+    "show",
+    "store",
+    "write",
+    "zoo",
+]

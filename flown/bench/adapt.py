@@ -27,10 +27,20 @@ DATA = "digits"  # ships with scikit-learn; the model knows handwritten digits, 
 SAMPLES = 50
 # Flow alone: the decoder would hide what the stop-gradient time does.
 _BASE = AdaptConfig(
-    networks=8, steps=50, validated=8,
-    training=TrainConfig(steps=60, batch_size=64, learning_rate=3e-3, weight_decay=0.0, warmup=10,
-                         ema=0.95, validate_every=60, checkpoint_every=60),
-)  # fmt: skip
+    networks=8,
+    steps=50,
+    validated=8,
+    training=TrainConfig(
+        steps=60,
+        batch_size=64,
+        learning_rate=3e-3,
+        weight_decay=0.0,
+        warmup=10,
+        ema=0.95,
+        validate_every=60,
+        checkpoint_every=60,
+    ),
+)
 
 
 def adapt(name: str, repeats: int, scratch: Path) -> list[Row]:
@@ -41,8 +51,9 @@ def adapt(name: str, repeats: int, scratch: Path) -> list[Row]:
     its own. Accuracies are of 50 networks on test images. Adjoint matching stands beside.
     """
     configs = {f"detach-{t:g}": _BASE.model_copy(update={"detach": t}) for t in DETACH}
-    configs |= {f"{k}-recompute": c.model_copy(update={"recompute": True})
-                for k, c in configs.items()}  # fmt: skip
+    configs |= {
+        f"{k}-recompute": c.model_copy(update={"recompute": True}) for k, c in configs.items()
+    }
     configs["adjoint"] = _BASE.model_copy(update={"method": "adjoint"})
     trained = [method for method, config in configs.items() if not config.recompute]
     steps: dict[str, Callable[[], object]] = {k: _step(name, c) for k, c in configs.items()}
@@ -64,8 +75,9 @@ def adapt(name: str, repeats: int, scratch: Path) -> list[Row]:
     static = Flown.from_pretrained(name)
     rows += _quality("static", static, images)
     for method in trained:
-        model = library.adapt(static, images, configs[method], out=scratch / method,
-                              task=static.tasks[0])  # fmt: skip
+        model = library.adapt(
+            static, images, configs[method], out=scratch / method, task=static.tasks[0]
+        )
         rows += _quality(method, model, images)
     return rows
 
@@ -108,12 +120,32 @@ def _quality(method: str, model: Flown, images: ImageData) -> list[Row]:
     accuracy = 100 * (1 - wrong.float().mean(dim=1))
     done = 0 if method == "static" else _BASE.training.steps
     row = partial(_row, method, repeats=None, epoch=done, n=SAMPLES)
-    return [row("accuracy", float(accuracy.mean()), std=float(accuracy.std())),
-            row("diversity-iou", mutual_iou(wrong))]  # fmt: skip
+    return [
+        row("accuracy", float(accuracy.mean()), std=float(accuracy.std())),
+        row("diversity-iou", mutual_iou(wrong)),
+    ]
 
 
-def _row(method: str, metric: str, value: float, repeats: int | None, n: int = _BASE.networks,
-         epoch: int | None = None, std: float | None = None, **more: float) -> Row:  # fmt: skip
+def _row(
+    method: str,
+    metric: str,
+    value: float,
+    repeats: int | None,
+    n: int = _BASE.networks,
+    epoch: int | None = None,
+    std: float | None = None,
+    **more: float,
+) -> Row:
     chosen = "all" if repeats is None else f"median of {repeats}"
-    return {"dataset": DATA, "method": method, "metric": metric, "value": value, "std": std, "n": n,
-            "selection": chosen, "epoch": epoch, "paper": None, **more}  # fmt: skip
+    return {
+        "dataset": DATA,
+        "method": method,
+        "metric": metric,
+        "value": value,
+        "std": std,
+        "n": n,
+        "selection": chosen,
+        "epoch": epoch,
+        "paper": None,
+        **more,
+    }

@@ -50,7 +50,10 @@ def _attend(of: RelationalAttention, nodes: Tensor, edges: Tensor) -> Tensor:
     heads = (of.heads, -1)
     q, k, v = of.qkv(nodes).chunk(3, dim=2)
     p, r = of.edge_target.weight, of.edge_source.weight
-    (gain, gain_back), (value, value_back) = of.edge_gain.weight.chunk(2), of.edge_value.weight.chunk(2)
+    (gain, gain_back), (value, value_back) = (
+        of.edge_gain.weight.chunk(2),
+        of.edge_value.weight.chunk(2),
+    )
     along = torch.cat([p, r, gain, value])
     back = torch.cat([r, p, gain_back, value_back])
     both = torch.cat([edges, edges.transpose(1, 2)], dim=-1)  # (n, V, V, 2 edge)
@@ -72,10 +75,18 @@ def _update(of: EdgeUpdate, nodes: Tensor, edges: Tensor) -> Tensor:
 class Case:
     """Both candidates on the same networks; `dtype` for tests."""
 
-    def __init__(self, net: str, batch: int, config: GraphConfig,
-                 dtype: torch.dtype = torch.float32) -> None:  # fmt: skip
-        task = Task(name="noise", channels=3, size=INPUT_SIZES[net], mean=0.5, std=0.5,
-                    classes=tuple("0123456789"), activation="gelu")  # fmt: skip
+    def __init__(
+        self, net: str, batch: int, config: GraphConfig, dtype: torch.dtype = torch.float32
+    ) -> None:
+        task = Task(
+            name="noise",
+            channels=3,
+            size=INPUT_SIZES[net],
+            mean=0.5,
+            std=0.5,
+            classes=tuple("0123456789"),
+            activation="gelu",
+        )
         layout = WeightLayout.of(build(net, 3, 10, "gelu"), net, task)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -121,13 +132,28 @@ def encode(repeats: int, net: str = NET, batch: int = BATCH) -> list[Row]:
         raise RuntimeError(f"bench encode: layers and dense reference differ by {worst:.2g}")
     rows: list[Row] = []
     for backward, what in ((False, "forward"), (True, "forward-backward")):
-        candidates = {f"{name}-{what}": partial(case.call, name, backward) for name in case.candidates()}
+        candidates = {
+            f"{name}-{what}": partial(case.call, name, backward) for name in case.candidates()
+        }
         rows += timed_rows(medians(candidates, repeats), f"flown-{what}", batch)
-        memory = {name: peak_memory(name, backward, net, batch, config) for name in case.candidates()}
+        memory = {
+            name: peak_memory(name, backward, net, batch, config) for name in case.candidates()
+        }
         for name, value in memory.items():
-            rows.append({"dataset": None, "method": f"{name}-{what}", "metric": "MB", "value": value,
-                         "std": None, "n": batch, "selection": "largest", "epoch": None,
-                         "paper": None, "ratio": value / memory["flown"]})  # fmt: skip
+            rows.append(
+                {
+                    "dataset": None,
+                    "method": f"{name}-{what}",
+                    "metric": "MB",
+                    "value": value,
+                    "std": None,
+                    "n": batch,
+                    "selection": "largest",
+                    "epoch": None,
+                    "paper": None,
+                    "ratio": value / memory["flown"],
+                }
+            )
     return [{**row, "net": net} for row in rows]
 
 

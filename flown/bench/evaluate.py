@@ -21,8 +21,15 @@ def evaluate(repeats: int, networks: int = 100, images: int = 10_000) -> list[Ro
     The loop is timed with batches of 100 and of 1000 images; the faster one is its best setting.
     """
     net = build("cnn-small", 1, 10, "tanh")
-    task = Task(name="noise", channels=1, size=INPUT_SIZES["cnn-small"], mean=0.5, std=0.5,
-                classes=tuple("0123456789"), activation="tanh")  # fmt: skip
+    task = Task(
+        name="noise",
+        channels=1,
+        size=INPUT_SIZES["cnn-small"],
+        mean=0.5,
+        std=0.5,
+        classes=tuple("0123456789"),
+        activation="tanh",
+    )
     layout = WeightLayout.of(net, "cnn-small", task)
     generator = torch.Generator().manual_seed(0)
     batch = WeightBatch(layout, 0.1 * torch.randn(networks, layout.size, generator=generator))

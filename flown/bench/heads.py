@@ -45,14 +45,31 @@ def heads(repeats: int, scratch: Path, tasks: int = 50_000, compared: int = _COM
                 loop, some.support, some.ways, first, way, threads
             )
     rows = timed_rows(medians(candidates, repeats), "flown", compared)
-    rows.append({**rows[0], "method": "flown-zoo", "value": whole, "std": None, "n": len(zoo),
-                 "selection": "median of 1"})  # fmt: skip
+    rows.append(
+        {
+            **rows[0],
+            "method": "flown-zoo",
+            "value": whole,
+            "std": None,
+            "n": len(zoo),
+            "selection": "median of 1",
+        }
+    )
     del rows[-1]["ratio"]
     for name in ("flown", f"loop-fused-{torch.get_num_threads()}-threads"):
         found = apply_heads(candidates[name](), some.query).argmax(dim=2)
         each = 100 * (found == some.targets).float().mean(dim=1)
-        rows.append({**rows[0], "method": name.split("-")[0], "metric": "accuracy", "std": float(each.std()),
-                     "value": float(each.mean()), "n": compared, "selection": "all"})  # fmt: skip
+        rows.append(
+            {
+                **rows[0],
+                "method": name.split("-")[0],
+                "metric": "accuracy",
+                "std": float(each.std()),
+                "value": float(each.mean()),
+                "n": compared,
+                "selection": "all",
+            }
+        )
         del rows[-1]["ratio"]
     return rows
 
@@ -67,9 +84,12 @@ def loop(support: Tensor, ways: int, start: Tensor, way: str, threads: int) -> T
         linear = nn.Linear(support.shape[2], ways)
         nn.utils.vector_to_parameters(vector.clone(), linear.parameters())
         optimizer = torch.optim.AdamW(
-            linear.parameters(), config.learning_rate, weight_decay=config.weight_decay,
-            fused=way == "fused", foreach=way == "foreach",
-        )  # fmt: skip
+            linear.parameters(),
+            config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=way == "fused",
+            foreach=way == "foreach",
+        )
         for _ in range(config.epochs):
             optimizer.zero_grad()
             F.cross_entropy(linear(images), labels).backward()

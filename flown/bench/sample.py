@@ -53,17 +53,35 @@ def sample(name: str, repeats: int, scratch: Path, networks: int = 100) -> list[
 
     def theirs() -> torch.Tensor:
         grid = torch.linspace(0, 1, 101)
-        return odeint(lambda t, x: model.velocity(x, t.expand(networks), many), x0, grid,  # type: ignore[no-any-return]
-                      method="euler")[-1]  # fmt: skip
+        found: torch.Tensor = odeint(
+            lambda t, x: model.velocity(x, t.expand(networks), many), x0, grid, method="euler"
+        )
+        return found[-1]
 
     with torch.no_grad():
-        seconds = medians({"flown-euler-100": lambda: euler(100), "torchdiffeq-euler-100": theirs,
-                            "ddpm-1000": ddpm}, repeats)  # fmt: skip
+        seconds = medians(
+            {
+                "flown-euler-100": lambda: euler(100),
+                "torchdiffeq-euler-100": theirs,
+                "ddpm-1000": ddpm,
+            },
+            repeats,
+        )
         rows = timed_rows(seconds, "flown-euler-100", networks)
         drawn = {"ddpm-1000": ddpm()} | {f"flown-euler-{s}": euler(s) for s in STEPS}
     for method, latent in drawn.items():
         values = accuracy(model.decode(latent, task), test.images, test.labels)
-        rows.append({"dataset": task, "method": method, "metric": "accuracy",
-                     "value": float(values.mean()), "std": float(values.std()), "n": networks,
-                     "selection": "all", "epoch": None, "paper": None})  # fmt: skip
+        rows.append(
+            {
+                "dataset": task,
+                "method": method,
+                "metric": "accuracy",
+                "value": float(values.mean()),
+                "std": float(values.std()),
+                "n": networks,
+                "selection": "all",
+                "epoch": None,
+                "paper": None,
+            }
+        )
     return rows

@@ -25,8 +25,15 @@ from flown.zoo.rows import checksum
 
 CHECKPOINTS = 100_000
 _SHARD, _BATCH, _STEPS = 1000, 1024, 30
-_TASK = Task(name="digits", channels=1, size=28, mean=0.5, std=0.5, classes=tuple("0123456789"),
-             activation="tanh")  # fmt: skip
+_TASK = Task(
+    name="digits",
+    channels=1,
+    size=28,
+    mean=0.5,
+    std=0.5,
+    classes=tuple("0123456789"),
+    activation="tanh",
+)
 
 
 def noise_zoo(out: Path, checkpoints: int) -> Zoo:
@@ -40,10 +47,21 @@ def noise_zoo(out: Path, checkpoints: int) -> Zoo:
         shard = f"weights-{start:06d}.safetensors"
         save_tensors(out / shard, layout.unpack(vectors))
         rows += [
-            Checkpoint("digits", start + i, start + i, 1, 1, "held-out" if i % 6 == 0 else "train",
-                       None, None, shard, i, checksum(vector))
+            Checkpoint(
+                "digits",
+                start + i,
+                start + i,
+                1,
+                1,
+                "held-out" if i % 6 == 0 else "train",
+                None,
+                None,
+                shard,
+                i,
+                checksum(vector),
+            )
             for i, vector in enumerate(vectors)
-        ]  # fmt: skip
+        ]
     return Zoo.write(out, [layout], rows, {})
 
 
@@ -67,16 +85,27 @@ def store(repeats: int, scratch: Path, checkpoints: int = CHECKPOINTS) -> list[R
             zoo.read(places)
             read.append(time.perf_counter() - start)
     memory = {name: encoder_memory(scratch / name) for name in ("whole", "tenth")}
-    figures = [("open", "seconds", statistics.median(opened), len(opened)),
-               (f"read-{_BATCH}", "seconds", statistics.median(read), len(read)),
-               (f"read-{_BATCH}", "seconds, slowest", max(read), len(read)),
-               ("encoder", "MB", memory["whole"], 1),
-               ("encoder-tenth", "MB", memory["tenth"], 1)]  # fmt: skip
+    figures = [
+        ("open", "seconds", statistics.median(opened), len(opened)),
+        (f"read-{_BATCH}", "seconds", statistics.median(read), len(read)),
+        (f"read-{_BATCH}", "seconds, slowest", max(read), len(read)),
+        ("encoder", "MB", memory["whole"], 1),
+        ("encoder-tenth", "MB", memory["tenth"], 1),
+    ]
     return [
-        {"dataset": None, "method": method, "metric": metric, "value": value, "std": None,
-         "n": checkpoints, "selection": f"median of {count}", "epoch": None, "paper": None}
+        {
+            "dataset": None,
+            "method": method,
+            "metric": metric,
+            "value": value,
+            "std": None,
+            "n": checkpoints,
+            "selection": f"median of {count}",
+            "epoch": None,
+            "paper": None,
+        }
         for method, metric, value, count in figures
-    ]  # fmt: skip
+    ]
 
 
 def encoder_memory(zoo: Path) -> float:
@@ -88,9 +117,10 @@ def encoder_memory(zoo: Path) -> float:
 def _train_encoder(path: Path) -> float:
     zoo = Zoo.open(path)
     config = FlownConfig(
-        encoder=VAEConfig(), epochs=(1,),
+        encoder=VAEConfig(),
+        epochs=(1,),
         encoder_training=TrainConfig(steps=_STEPS, batch_size=64, validate_every=10 * _STEPS),
-    )  # fmt: skip
+    )
     images, most, done = {"digits": data.load("digits")}, [0.0], threading.Event()
 
     def watch() -> None:

@@ -25,9 +25,7 @@ class BenchConfig(Config):
     device: str = "cpu"
 
 
-def medians(
-    candidates: Mapping[str, Callable[[], object]], repeats: int
-) -> dict[str, list[float]]:
+def medians(candidates: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     """Seconds of each candidate, run in turn so that the machine's drift meets them alike."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for run in candidates.values():
@@ -46,10 +44,20 @@ def timed_rows(seconds: Mapping[str, list[float]], ours: str, n: int) -> list[Ro
     rows: list[Row] = []
     for name, values in seconds.items():
         median = statistics.median(values)
-        rows.append({"dataset": None, "method": name, "metric": "seconds", "value": median,
-                     "std": statistics.stdev(values) if len(values) > 1 else None, "n": n,
-                     "selection": f"median of {len(values)}", "epoch": None, "paper": None,
-                     "ratio": median / base})  # fmt: skip
+        rows.append(
+            {
+                "dataset": None,
+                "method": name,
+                "metric": "seconds",
+                "value": median,
+                "std": statistics.stdev(values) if len(values) > 1 else None,
+                "n": n,
+                "selection": f"median of {len(values)}",
+                "epoch": None,
+                "paper": None,
+                "ratio": median / base,
+            }
+        )
     return rows
 
 

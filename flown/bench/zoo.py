@@ -70,8 +70,9 @@ class _Contest:
     def ours(self, models: int) -> Trainer:
         net = WeightBatch(self.layout, torch.empty(0, self.layout.size)).architecture
         rates, decays = [self.recipe.learning_rate] * models, [0.0] * models
-        return trainer(net, self.layout, self.start(models), self.x, self.y, 32, rates, decays,
-                       self.device)  # fmt: skip
+        return trainer(
+            net, self.layout, self.start(models), self.x, self.y, 32, rates, decays, self.device
+        )
 
     def epoch(self, models: int) -> None:
         """An epoch of so many models by the zoo's trainer."""
@@ -98,8 +99,15 @@ class _Contest:
         finally:
             torch.set_num_threads(before)
 
-    def _train(self, net: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor,
-               setting: Setting, vector: Tensor, orders: Tensor) -> Tensor:  # fmt: skip
+    def _train(
+        self,
+        net: nn.Module,
+        call: Callable[[Tensor], Tensor],
+        x: Tensor,
+        setting: Setting,
+        vector: Tensor,
+        orders: Tensor,
+    ) -> Tensor:
         net.load_state_dict(WeightBatch(self.layout, vector[None]).state_dict(0))
         rate = self.recipe.learning_rate
         optimizer = torch.optim.Adam(net.parameters(), rate, fused=setting.fused or None)
@@ -139,8 +147,15 @@ def _one(net: str, repeats: int, device: str) -> Iterator[Row]:
             for name, s in seconds.items()
         }
         for name, rate in rates.items():
-            yield _row(net, name, "model-steps/s", rate, MODELS if name == "flown" else _LOOPED,
-                       repeats, ratio=rates["flown"] / rate)  # fmt: skip
+            yield _row(
+                net,
+                name,
+                "model-steps/s",
+                rate,
+                MODELS if name == "flown" else _LOOPED,
+                repeats,
+                ratio=rates["flown"] / rate,
+            )
         update(1, "accuracies")
         best = max(settings, key=lambda name: rates[name])
         yield from _accuracies(contest, settings[best])
@@ -158,12 +173,25 @@ def _accuracies(contest: _Contest, best: Setting) -> Iterator[Row]:
     for name, vectors in ends.items():
         batch = WeightBatch(contest.layout, vectors)
         found[name] = accuracy(batch, contest.val.images, contest.val.labels)
-        yield _row(contest.recipe.net, name, "validation accuracy", float(found[name].mean()), MODELS,
-                   None, std=float(found[name].std()))  # fmt: skip
+        yield _row(
+            contest.recipe.net,
+            name,
+            "validation accuracy",
+            float(found[name].mean()),
+            MODELS,
+            None,
+            std=float(found[name].std()),
+        )
     ours, theirs = found.values()
     error = ((ours.var() + theirs.var()) / MODELS).sqrt()
-    yield _row(contest.recipe.net, "flown", "difference in standard errors",
-               float((ours.mean() - theirs.mean()) / error), MODELS, None)  # fmt: skip
+    yield _row(
+        contest.recipe.net,
+        "flown",
+        "difference in standard errors",
+        float((ours.mean() - theirs.mean()) / error),
+        MODELS,
+        None,
+    )
 
 
 def _growth(contest: _Contest, repeats: int) -> Iterator[Row]:
@@ -172,8 +200,14 @@ def _growth(contest: _Contest, repeats: int) -> Iterator[Row]:
     orders = {n: contest.orders(n)[:, : 32 * _GROWTH_STEPS] for n in GROWTH}
     candidates = {str(n): partial(engines[n].run, orders[n], 0) for n in GROWTH}
     for n, values in zip(GROWTH, medians(candidates, repeats).values(), strict=True):
-        yield _row(contest.recipe.net, f"flown-{n}", f"seconds of {_GROWTH_STEPS} steps",
-                   statistics.median(values), n, repeats)  # fmt: skip
+        yield _row(
+            contest.recipe.net,
+            f"flown-{n}",
+            f"seconds of {_GROWTH_STEPS} steps",
+            statistics.median(values),
+            n,
+            repeats,
+        )
     engine = engines[MODELS]
     state = engine.vectors.nbytes + engine.moments.nbytes
     yield _row(contest.recipe.net, "flown", "state bytes a model", state / MODELS, MODELS, None)
@@ -183,8 +217,20 @@ def _growth(contest: _Contest, repeats: int) -> Iterator[Row]:
         yield _row(contest.recipe.net, "flown", "working bytes a thread", working, MODELS, None)
 
 
-def _row(net: str, method: str, metric: str, value: float, n: int, repeats: int | None,
-         **more: float) -> Row:  # fmt: skip
+def _row(
+    net: str, method: str, metric: str, value: float, n: int, repeats: int | None, **more: float
+) -> Row:
     chosen = "all" if repeats is None else f"median of {repeats}"
-    return {"dataset": "mnist5k", "net": net, "method": method, "metric": metric, "value": value,
-            "std": None, "n": n, "selection": chosen, "epoch": None, "paper": None, **more}  # fmt: skip
+    return {
+        "dataset": "mnist5k",
+        "net": net,
+        "method": method,
+        "metric": metric,
+        "value": value,
+        "std": None,
+        "n": n,
+        "selection": chosen,
+        "epoch": None,
+        "paper": None,
+        **more,
+    }

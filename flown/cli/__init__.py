@@ -30,9 +30,11 @@ from flown.cli.zoo import app as zoo_app
 from flown.errors import FlownError
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
     help="Flow matching on neural-network weights: zoos, weight encoders, generated classifiers.",
-)  # fmt: skip
+)
 data_app = typer.Typer(
     no_args_is_help=True,
     help=(
@@ -43,17 +45,22 @@ data_app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(zoo_app, name="zoo")
-app.command(epilog="Example: flown finetune nets.safetensors --data digits --out tuned.safetensors")(
-    finetune
-)
+app.command(
+    epilog="Example: flown finetune nets.safetensors --data digits --out tuned.safetensors"
+)(finetune)
 app.command(epilog="Example: flown reproduce table2 --scale smoke --out table2")(reproduce)
 app.command(epilog="Example: flown adapt flown-small --data usps --out run")(adapt)
 app.command(epilog="Example: flown fewshot photos --label new --out labelled")(fewshot)
 
 
 @app.command(epilog="Example: flown demo --out demo-out")
-def demo(out: Out = Path("demo-out"), seed: Seed = 0, resume: Resume = False,
-         overwrite: Overwrite = False, device: Device = "auto") -> None:  # fmt: skip
+def demo(
+    out: Out = Path("demo-out"),
+    seed: Seed = 0,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+) -> None:
     """From nothing to generated classifiers in a few minutes, on data that dependencies ship."""
     from flown.experiments.demo import demo as run
     from flown.report import print_card
@@ -85,10 +92,17 @@ def data_show(name: str) -> None:
 
 
 @app.command(epilog="Example: flown fit --zoo zoo --out run --set encoder_training.steps=500")
-def fit(config: Annotated[Optional[Path], typer.Argument(help="YAML or JSON.")] = None, *,
-        zoo: Annotated[list[Path], typer.Option("--zoo", help="A zoo; repeat for several tasks.")],
-        out: Out, overrides: Overrides = None, seed: Annotated[Optional[int], typer.Option()] = None,
-        resume: Resume = False, overwrite: Overwrite = False, device: Device = "auto") -> None:  # fmt: skip
+def fit(
+    config: Annotated[Optional[Path], typer.Argument(help="YAML or JSON.")] = None,
+    *,
+    zoo: Annotated[list[Path], typer.Option("--zoo", help="A zoo; repeat for several tasks.")],
+    out: Out,
+    overrides: Overrides = None,
+    seed: Annotated[Optional[int], typer.Option()] = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+) -> None:
     """Fit weight encoder and conditional flow on a zoo."""
     from flown.fitting import FlownConfig
     from flown.model import Flown
@@ -103,8 +117,9 @@ def fit(config: Annotated[Optional[Path], typer.Argument(help="YAML or JSON.")] 
         whole = Zoo.join(
             [Zoo.open(path) for path in zoo], out.with_name(out.name + "-zoo"), overwrite
         )
-    model = Flown.fit(whole, settings, out=out, resume=resume, overwrite=overwrite,
-                      device=device_of(device))  # fmt: skip
+    model = Flown.fit(
+        whole, settings, out=out, resume=resume, overwrite=overwrite, device=device_of(device)
+    )
     for record in model.history.get("encoder", [])[-1:]:
         figures = {k: v for k, v in record.items() if k not in ("step", "loss")}
         for name, value in figures.items():
@@ -113,16 +128,24 @@ def fit(config: Annotated[Optional[Path], typer.Argument(help="YAML or JSON.")] 
 
 
 @app.command(epilog="Example: flown generate flown-small --support photos/ --out nets.safetensors")
-def generate(model: Annotated[str, typer.Argument(help="A folder, a shipped model, a hub id.")],
-             support: Annotated[str, typer.Option(help="A data set's name or a folder.")],
-             out: Out, n: Annotated[int, typer.Option("-n", help="How many networks.")] = 50,
-             shots: Annotated[int, typer.Option(help="Images a class, from a named set.")] = 5,
-             seed: Seed = 0, solver: str = "euler", steps: int = 100, guidance: float = 1.0,
-             task: Annotated[Optional[str], typer.Option(help="Force a known task.")] = None,
-             until: Annotated[Optional[float], typer.Option(
-                 help="Stop at an epoch, of a model whose flow.path leads through epochs."
-             )] = None,
-             overwrite: Overwrite = False, device: Device = "auto") -> None:  # fmt: skip
+def generate(
+    model: Annotated[str, typer.Argument(help="A folder, a shipped model, a hub id.")],
+    support: Annotated[str, typer.Option(help="A data set's name or a folder.")],
+    out: Out,
+    n: Annotated[int, typer.Option("-n", help="How many networks.")] = 50,
+    shots: Annotated[int, typer.Option(help="Images a class, from a named set.")] = 5,
+    seed: Seed = 0,
+    solver: str = "euler",
+    steps: int = 100,
+    guidance: float = 1.0,
+    task: Annotated[Optional[str], typer.Option(help="Force a known task.")] = None,
+    until: Annotated[
+        Optional[float],
+        typer.Option(help="Stop at an epoch, of a model whose flow.path leads through epochs."),
+    ] = None,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+) -> None:
     """Generate networks for a support set of labelled images."""
     from flown import data
     from flown.files import prepare_output
@@ -131,21 +154,26 @@ def generate(model: Annotated[str, typer.Argument(help="A folder, a shipped mode
     prepare_output(out, overwrite)
     generator = Flown.from_pretrained(model).to(device_of(device))
     some, classes = data.load_support(support, shots, seed)
-    samples = generator.sample(some.images, some.labels, n, seed, solver, steps, guidance, task,
-                               until=until)  # fmt: skip
+    samples = generator.sample(
+        some.images, some.labels, n, seed, solver, steps, guidance, task, until=until
+    )
     samples.batch.provenance |= {"model": model, "support": support, "classes": list(classes)}
     samples.batch.to("cpu").save(out)
     console.print(
         f"{n} x {samples.batch.layout.net} for images like '{samples.batch.layout.task.name}': "
-        f"{samples.seconds:.2f} s, NFE {samples.nfe}", highlight=False
-    )  # fmt: skip
+        f"{samples.seconds:.2f} s, NFE {samples.nfe}",
+        highlight=False,
+    )
     wrote(out)
 
 
 @app.command(epilog="Example: flown evaluate nets.safetensors --data mnist5k --zoo zoo")
-def evaluate(file: Path, data: Annotated[str, typer.Option(help="A data set's name or a folder.")],
-             zoo: Annotated[Optional[Path], typer.Option(help="For novelty.")] = None,
-             top: Annotated[int, typer.Option(help="Chosen on validation.")] = 5) -> None:  # fmt: skip
+def evaluate(
+    file: Path,
+    data: Annotated[str, typer.Option(help="A data set's name or a folder.")],
+    zoo: Annotated[Optional[Path], typer.Option(help="For novelty.")] = None,
+    top: Annotated[int, typer.Option(help="Chosen on validation.")] = 5,
+) -> None:
     """Accuracy of generated networks: all of them, the chosen few, and how new they are."""
     from flown.experiments.evaluation import evaluate_file
 
@@ -174,11 +202,14 @@ class Bench(str, Enum):
 
 
 @app.command(epilog="Example: flown bench evaluate --out bench.json")
-def bench(what: Bench, out: Annotated[Optional[Path], typer.Option("--out")] = None,
-          model: Annotated[str, typer.Option(help="A shipped model.")] = "flown-small",
-          repeats: int = 5, overwrite: Overwrite = False,
-          device: Annotated[str, typer.Option(help="Of `zoo`: auto, cpu or cuda.")] = "cpu"
-          ) -> None:  # fmt: skip
+def bench(
+    what: Bench,
+    out: Annotated[Optional[Path], typer.Option("--out")] = None,
+    model: Annotated[str, typer.Option(help="A shipped model.")] = "flown-small",
+    repeats: int = 5,
+    overwrite: Overwrite = False,
+    device: Annotated[str, typer.Option(help="Of `zoo`: auto, cpu or cuda.")] = "cpu",
+) -> None:
     """Time one thing against another, side by side in one run; medians of several repeats."""
     import tempfile
     import time
@@ -206,13 +237,21 @@ def bench(what: Bench, out: Annotated[Optional[Path], typer.Option("--out")] = N
             rows = benches.evaluate(repeats)
     benches.show(rows, console)
     if out is not None:
-        counts = {Bench.zoo: 64, Bench.store: 100_000, Bench.encoding: 32, Bench.adapt: 8,
-                  Bench.heads: 50_000}  # fmt: skip
+        counts = {
+            Bench.zoo: 64,
+            Bench.store: 100_000,
+            Bench.encoding: 32,
+            Bench.adapt: 8,
+            Bench.heads: 50_000,
+        }
         shipped = what in (Bench.sample, Bench.adapt)
         config = benches.BenchConfig(
-            what=what.value, repeats=repeats, model=model if shipped else None,
-            networks=counts.get(what, 100), device=device,
-        )  # fmt: skip
+            what=what.value,
+            repeats=repeats,
+            model=model if shipped else None,
+            networks=counts.get(what, 100),
+            device=device,
+        )
         benches.write(out, config, time.monotonic() - start, rows)
         wrote(out)
 

@@ -19,20 +19,33 @@ from flown.cli.options import (
 )
 
 
-def adapt(model: Annotated[str, typer.Argument(help="A folder, a shipped model, a hub id.")],
-          data: Annotated[str, typer.Option(help="A data set's name or a folder.")],
-          out: Out, task: Annotated[Optional[str], typer.Option(
-              help="Whose networks to start from; by default the task most like the data."
-          )] = None,
-          method: Annotated[str, typer.Option(
-              help="solver: gradients through it. adjoint: adjoint matching, closer to what was."
-          )] = "solver",
-          reward: Annotated[Optional[str], typer.Option(
-              help="package.module:function of a batch of n networks, to (n,); by default minus "
-                   "the cross-entropy on the data."
-          )] = None,
-          overrides: Overrides = None, seed: Seed = 0, resume: Resume = False,
-          overwrite: Overwrite = False, device: Device = "auto") -> None:  # fmt: skip
+def adapt(
+    model: Annotated[str, typer.Argument(help="A folder, a shipped model, a hub id.")],
+    data: Annotated[str, typer.Option(help="A data set's name or a folder.")],
+    out: Out,
+    task: Annotated[
+        Optional[str],
+        typer.Option(help="Whose networks to start from; by default the task most like the data."),
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="solver: gradients through it. adjoint: adjoint matching, closer to what was."
+        ),
+    ] = "solver",
+    reward: Annotated[
+        Optional[str],
+        typer.Option(
+            help="package.module:function of a batch of n networks, to (n,); by default minus "
+            "the cross-entropy on the data."
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    seed: Seed = 0,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+) -> None:
     """Train a generator on new data, through the solver or by adjoint matching."""
     from flown import adapt as library
     from flown import data as images
@@ -41,13 +54,21 @@ def adapt(model: Annotated[str, typer.Argument(help="A folder, a shipped model, 
     changes = [f"method={method}", f"seed={seed}", *(overrides or [])]
     config = library.AdaptConfig().override(changes)
     new = library.adapt(
-        Flown.from_pretrained(model), images.load(data), config, out=out, task=task,
+        Flown.from_pretrained(model),
+        images.load(data),
+        config,
+        out=out,
+        task=task,
         reward=None if reward is None else library.load_reward(reward),
-        resume=resume, overwrite=overwrite, device=device_of(device),
-    )  # fmt: skip
+        resume=resume,
+        overwrite=overwrite,
+        device=device_of(device),
+    )
     for record in new.history["adapt"]:
-        console.print(f"step {record['step']:.0f}: {record['val']:.1f} % mean validation accuracy",
-                      highlight=False)  # fmt: skip
+        console.print(
+            f"step {record['step']:.0f}: {record['val']:.1f} % mean validation accuracy",
+            highlight=False,
+        )
     if config.training.choose and reward is None:
         console.print("what did best is kept", highlight=False)
     wrote(out / "model")

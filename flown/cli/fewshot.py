@@ -10,19 +10,31 @@ import typer
 from flown.cli.options import Out, Overwrite, Seed, console, wrote
 
 
-def fewshot(folder: Annotated[Path, typer.Argument(
-                help="A sub-folder for each class, with a few images each.")],
-            out: Out, label: Annotated[Optional[Path], typer.Option(
-                "--label", help="Images to label; in sub-folders named like classes, if known."
-            )] = None,
-            backbone: Annotated[Optional[str], typer.Option(
-                help="resnet12-small, context, timm/NAME, a file, package.module:function; "
-                     "by default what the head does best with.")] = None,
-            head: Annotated[str, typer.Option(
-                help="centroid, ridge, probe, flow or caml.")] = "centroid",
-            shots: Annotated[Optional[int], typer.Option(
-                help="Use as many random images a class; by default all.")] = None,
-            seed: Seed = 0, overwrite: Overwrite = False) -> None:  # fmt: skip
+def fewshot(
+    folder: Annotated[
+        Path, typer.Argument(help="A sub-folder for each class, with a few images each.")
+    ],
+    out: Out,
+    label: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--label", help="Images to label; in sub-folders named like classes, if known."
+        ),
+    ] = None,
+    backbone: Annotated[
+        Optional[str],
+        typer.Option(
+            help="resnet12-small, context, timm/NAME, a file, package.module:function; "
+            "by default what the head does best with."
+        ),
+    ] = None,
+    head: Annotated[str, typer.Option(help="centroid, ridge, probe, flow or caml.")] = "centroid",
+    shots: Annotated[
+        Optional[int], typer.Option(help="Use as many random images a class; by default all.")
+    ] = None,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
     """Learn classes from a few images each and label others, with confidences and a page."""
     from flown.fewshot import labelling
     from flown.files import prepare_output
@@ -34,8 +46,12 @@ def fewshot(folder: Annotated[Path, typer.Argument(
     for warning in found.warnings:
         console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
     for name, count, accuracy, error in found.figures():
-        console.print(f"{count} images {name}: {accuracy:.1f} % right, expected calibration error "
-                      f"{error:.1f} %", highlight=False, soft_wrap=True)  # fmt: skip
+        console.print(
+            f"{count} images {name}: {accuracy:.1f} % right, expected calibration error "
+            f"{error:.1f} %",
+            highlight=False,
+            soft_wrap=True,
+        )
     written = found.save(out)
     write_labelled(out / "index.html", found)
     wrote(*written, out / "index.html")

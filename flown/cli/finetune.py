@@ -17,21 +17,31 @@ class Schedule(str, Enum):
     piecewise = "piecewise"
 
 
-def finetune(file: Annotated[Path, typer.Argument(help="Networks, as `generate` wrote them.")],
-             data: Annotated[str, typer.Option(help="A data set's name or a folder.")],
-             out: Out, epochs: int = 25,
-             rate: Annotated[float, typer.Option(help="Adam's learning rate.")] = 1e-3,
-             schedule: Annotated[Schedule, typer.Option(help="Of the rate.")] = Schedule.constant,
-             warmup: Annotated[float, typer.Option(help="Epochs in which the rate rises.")] = 0.0,
-             milestones: Annotated[Optional[list[float]], typer.Option(
-                 "--milestone", help="An epoch at which the rate falls; repeat for several.")] = None,
-             gamma: Annotated[float, typer.Option(help="What it is multiplied by there.")] = 0.1,
-             weight_decay: float = 0.0, batch_size: int = 32,
-             max_train_images: Annotated[Optional[int], typer.Option(help="All by default.")] = None,
-             test_at: Annotated[Optional[list[int]], typer.Option(
-                 help="An epoch whose networks see the test images too; the last always.")] = None,
-             seed: Seed = 0, resume: Resume = False, overwrite: Overwrite = False,
-             device: Device = "auto") -> None:  # fmt: skip
+def finetune(
+    file: Annotated[Path, typer.Argument(help="Networks, as `generate` wrote them.")],
+    data: Annotated[str, typer.Option(help="A data set's name or a folder.")],
+    out: Out,
+    epochs: int = 25,
+    rate: Annotated[float, typer.Option(help="Adam's learning rate.")] = 1e-3,
+    schedule: Annotated[Schedule, typer.Option(help="Of the rate.")] = Schedule.constant,
+    warmup: Annotated[float, typer.Option(help="Epochs in which the rate rises.")] = 0.0,
+    milestones: Annotated[
+        Optional[list[float]],
+        typer.Option("--milestone", help="An epoch at which the rate falls; repeat for several."),
+    ] = None,
+    gamma: Annotated[float, typer.Option(help="What it is multiplied by there.")] = 0.1,
+    weight_decay: float = 0.0,
+    batch_size: int = 32,
+    max_train_images: Annotated[Optional[int], typer.Option(help="All by default.")] = None,
+    test_at: Annotated[
+        Optional[list[int]],
+        typer.Option(help="An epoch whose networks see the test images too; the last always."),
+    ] = None,
+    seed: Seed = 0,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+) -> None:
     """Train all networks of a file further at once; accuracies by epoch as JSON beside them."""
     from flown import data as images
     from flown.finetune import FinetuneConfig, curves_file
@@ -39,13 +49,27 @@ def finetune(file: Annotated[Path, typer.Argument(help="Networks, as `generate` 
     from flown.weights import WeightBatch
 
     config = FinetuneConfig(
-        epochs=epochs, learning_rate=rate, schedule=schedule.value, warmup=warmup,
-        milestones=tuple(milestones or ()), gamma=gamma, weight_decay=weight_decay,
-        batch_size=batch_size, max_train_images=max_train_images, test_at=tuple(test_at or ()),
+        epochs=epochs,
+        learning_rate=rate,
+        schedule=schedule.value,
+        warmup=warmup,
+        milestones=tuple(milestones or ()),
+        gamma=gamma,
+        weight_decay=weight_decay,
+        batch_size=batch_size,
+        max_train_images=max_train_images,
+        test_at=tuple(test_at or ()),
         seed=seed,
-    )  # fmt: skip
-    result = run(WeightBatch.load(file), images.load(data), config, out=out, resume=resume,
-                 overwrite=overwrite, device=device_of(device))  # fmt: skip
+    )
+    result = run(
+        WeightBatch.load(file),
+        images.load(data),
+        config,
+        out=out,
+        resume=resume,
+        overwrite=overwrite,
+        device=device_of(device),
+    )
     for point in result.points:
         if point.test is not None or not point.epoch:
             said = f"epoch {point.epoch}: {float(point.val.mean()):.1f} % of validation images"

@@ -6,17 +6,7 @@ from enum import Enum
 from importlib import import_module
 from typing import Any
 
-from flown.cli.options import (
-    Device,
-    Out,
-    Overwrite,
-    Resume,
-    Scale,
-    Seed,
-    console,
-    device_of,
-    wrote,
-)
+from flown.cli.options import Device, Out, Overwrite, Resume, Scale, Seed, console, device_of, wrote
 
 
 class Experiment(str, Enum):
@@ -30,17 +20,32 @@ class Experiment(str, Enum):
     trajectory = "trajectory"
 
 
-def reproduce(table: Experiment, out: Out, scale: Scale = Scale.cpu, seed: Seed = 0,
-              resume: Resume = False, overwrite: Overwrite = False,
-              device: Device = "auto") -> None:  # fmt: skip
+def reproduce(
+    table: Experiment,
+    out: Out,
+    scale: Scale = Scale.cpu,
+    seed: Seed = 0,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+) -> None:
     """Rebuild a table of the paper, with what it leaves out: baselines, novelty, every sample.
 
     Three studies are our own: `chunked` generates a whole network of 270,000 weights, `novelty` asks
     what makes generated networks both new and accurate, `trajectory` generates those of any epoch.
     """
     rebuild = getattr(import_module(f"flown.experiments.{table.value}"), table.value)
-    _show(table, rebuild(out, scale.value, seed=seed, resume=resume, overwrite=overwrite,
-                         device=device_of(device)))  # fmt: skip
+    _show(
+        table,
+        rebuild(
+            out,
+            scale.value,
+            seed=seed,
+            resume=resume,
+            overwrite=overwrite,
+            device=device_of(device),
+        ),
+    )
     wrote(out / "results.json", out / "report.html")
 
 

@@ -16,29 +16,50 @@ app = typer.Typer(no_args_is_help=True, help="Populations of trained networks.")
 
 
 @app.command("train", epilog="Example: flown zoo train demo-digits --models 16 --out zoo")
-def zoo_train(recipe: str, out: Out, models: int = 100, scale: Scale = Scale.cpu, seed: Seed = 0,
-              resume: Resume = False, overwrite: Overwrite = False, device: Device = "auto",
-              ray: Annotated[Optional[str], typer.Option(
-                  help="Train on a Ray cluster: `auto` starts one here, an address joins one."
-              )] = None) -> None:  # fmt: skip
+def zoo_train(
+    recipe: str,
+    out: Out,
+    models: int = 100,
+    scale: Scale = Scale.cpu,
+    seed: Seed = 0,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+    ray: Annotated[
+        Optional[str],
+        typer.Option(help="Train on a Ray cluster: `auto` starts one here, an address joins one."),
+    ] = None,
+) -> None:
     """Train many networks at once by a recipe (its name, or a YAML file of its keys)."""
     from flown import zoo
     from flown.report.population import zoo_table
     from flown.zoo import Recipe
 
     chosen = Recipe.load(recipe) if Path(recipe).is_file() else recipe
-    made = zoo.train(chosen, models, out, scale=scale.value, seed=seed, resume=resume,
-                     overwrite=overwrite, device=device_of(device), ray=ray)  # fmt: skip
+    made = zoo.train(
+        chosen,
+        models,
+        out,
+        scale=scale.value,
+        seed=seed,
+        resume=resume,
+        overwrite=overwrite,
+        device=device_of(device),
+        ray=ray,
+    )
     console.print(zoo_table(made))
     wrote(out)
 
 
 @app.command("inspect", epilog="Example: flown zoo inspect zoo --report zoo.html")
-def zoo_inspect(path: Path, verify: Annotated[bool, typer.Option(
-                    "--verify", help="Read all weights; exit with 1 if any is damaged.")] = False,
-                report: Annotated[Optional[Path], typer.Option(
-                    help="An HTML file to draw it into.")] = None,
-                overwrite: Overwrite = False) -> None:  # fmt: skip
+def zoo_inspect(
+    path: Path,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read all weights; exit with 1 if any is damaged.")
+    ] = False,
+    report: Annotated[Optional[Path], typer.Option(help="An HTML file to draw it into.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
     """Accuracies, distances, duplicates, dead units and damage of a zoo."""
     from flown.files import prepare_output
     from flown.report import population as reports
@@ -69,21 +90,32 @@ class Format(str, Enum):
     modelzoos = "modelzoos"
 
 
-@app.command("import", epilog=(
-    "Example: flown zoo import runs --format checkpoints --net cnn-small --data digits --out zoo"
-))  # fmt: skip
-def zoo_import(path: Path, out: Out,
-               net: Annotated[str, typer.Option(help="A name, or package.module:function.")],
-               data: Annotated[str, typer.Option(help="What the networks were trained on.")],
-               form: Annotated[Format, typer.Option("--format")] = Format.checkpoints,
-               mapping: Annotated[Optional[Path], typer.Option(
-                   help="YAML or JSON, theirs: ours; null drops a tensor.")] = None,
-               epochs: Annotated[Optional[list[int]], typer.Option(
-                   "--epoch", help="Of Model Zoos' trials, only these.")] = None,
-               activation: str = "tanh", mean: float = 0.5, std: float = 0.5,
-               size: Annotated[Optional[int], typer.Option(help="Side of the images.")] = None,
-               grey: bool = typer.Option(False, help="One channel, from colour images."),
-               seed: Seed = 0, overwrite: Overwrite = False) -> None:  # fmt: skip
+@app.command(
+    "import",
+    epilog=(
+        "Example: flown zoo import runs --format checkpoints --net cnn-small --data digits --out zoo"
+    ),
+)
+def zoo_import(
+    path: Path,
+    out: Out,
+    net: Annotated[str, typer.Option(help="A name, or package.module:function.")],
+    data: Annotated[str, typer.Option(help="What the networks were trained on.")],
+    form: Annotated[Format, typer.Option("--format")] = Format.checkpoints,
+    mapping: Annotated[
+        Optional[Path], typer.Option(help="YAML or JSON, theirs: ours; null drops a tensor.")
+    ] = None,
+    epochs: Annotated[
+        Optional[list[int]], typer.Option("--epoch", help="Of Model Zoos' trials, only these.")
+    ] = None,
+    activation: str = "tanh",
+    mean: float = 0.5,
+    std: float = 0.5,
+    size: Annotated[Optional[int], typer.Option(help="Side of the images.")] = None,
+    grey: bool = typer.Option(False, help="One channel, from colour images."),
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
     """A zoo from other people's checkpoints: state dicts, sharded or not, or Model Zoos' trials.
 
     Activation and preprocessing are not in the weights: give those that they were trained with.
@@ -98,47 +130,72 @@ def zoo_import(path: Path, out: Out,
         raise FlownError("--mapping is for --format checkpoints")
     if epochs and form is Format.checkpoints:
         raise FlownError("--epoch is for --format modelzoos")
-    about = Recipe(name="import", dataset=data, net=net, activation=activation, mean=mean, std=std,
-                   size=size, grey=grey)  # fmt: skip
+    about = Recipe(
+        name="import",
+        dataset=data,
+        net=net,
+        activation=activation,
+        mean=mean,
+        std=std,
+        size=size,
+        grey=grey,
+    )
     task = layout_for(about, load(data)).task
     if form is Format.modelzoos:
-        made, skipped = from_modelzoos(path, net, task, out, epochs=epochs, seed=seed,
-                                       overwrite=overwrite)  # fmt: skip
+        made, skipped = from_modelzoos(
+            path, net, task, out, epochs=epochs, seed=seed, overwrite=overwrite
+        )
     else:
-        made, skipped = from_checkpoints(path, net, task, out, mapping=mapping, seed=seed,
-                                         overwrite=overwrite)  # fmt: skip
+        made, skipped = from_checkpoints(
+            path, net, task, out, mapping=mapping, seed=seed, overwrite=overwrite
+        )
     console.print(zoo_table(made))
     for one in skipped[:10]:  # names in foreign files are not markup
-        console.print(f"skipped {one.path}: {one.reason}", markup=False, highlight=False,
-                      soft_wrap=True)  # fmt: skip
+        console.print(
+            f"skipped {one.path}: {one.reason}", markup=False, highlight=False, soft_wrap=True
+        )
     if len(skipped) > 10:
         console.print(f"and {len(skipped) - 10} more, all in {out / 'import.json'}")
     wrote(out)
 
 
 @app.command("align", epilog="Example: flown zoo align zoo --out aligned")
-def zoo_align(path: Path, out: Out, seed: Seed = 0, overwrite: Overwrite = False,
-              pairs: Annotated[int, typer.Option(help="Whose midpoints are measured.")] = 100
-              ) -> None:  # fmt: skip
+def zoo_align(
+    path: Path,
+    out: Out,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    pairs: Annotated[int, typer.Option(help="Whose midpoints are measured.")] = 100,
+) -> None:
     """Bring a zoo's networks into one order of units and signs; what they compute stays the same."""
     from flown.experiments.alignment import compare
     from flown.zoo import Zoo, align_zoo
 
     source = Zoo.open(path)
     made = align_zoo(source, out, seed=seed, overwrite=overwrite)
-    table = Table("task", "pairwise distance", "networks %", "midpoints of pairs %", "mean of all %")
+    table = Table(
+        "task", "pairwise distance", "networks %", "midpoints of pairs %", "mean of all %"
+    )
     for task, before, after in compare(source, made, pairs, seed):
-        figures = (f"{getattr(before, k):.1f} -> {getattr(after, k):.1f}"
-                   for k in ("distance", "models", "midpoints", "mean"))  # fmt: skip
+        figures = (
+            f"{getattr(before, k):.1f} -> {getattr(after, k):.1f}"
+            for k in ("distance", "models", "midpoints", "mean")
+        )
         table.add_row(task, *figures)
     console.print(table)
     wrote(out)
 
 
 @app.command("join", epilog="Example: flown zoo join zoo-a zoo-b --out zoo")
-def zoo_join(paths: list[Path], out: Out, overwrite: Overwrite = False,
-             epochs: Annotated[Optional[list[int]], typer.Option(
-                 "--epoch", help="Only these epochs; -1 is each task's last.")] = None) -> None:  # fmt: skip
+def zoo_join(
+    paths: list[Path],
+    out: Out,
+    overwrite: Overwrite = False,
+    epochs: Annotated[
+        Optional[list[int]],
+        typer.Option("--epoch", help="Only these epochs; -1 is each task's last."),
+    ] = None,
+) -> None:
     """Put zoos of several tasks into one folder, for one generator."""
     from flown.report.population import zoo_table
     from flown.zoo import Zoo

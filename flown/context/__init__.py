@@ -11,7 +11,23 @@ from flown.context.published import load_published
 from flown.context.support import SupportConfig, SupportEncoder
 
 __all__ = [
-    "BACKBONES", "CAML", "CONTEXTS", "CONTEXT_DIM", "Backbone", "BackboneConfig", "CAMLConfig",
-    "Context", "ContextHead", "FeatureSet", "KnownTasks", "SupportConfig", "SupportEncoder", "build", "elmes",
-    "episode_accuracy", "load_published", "train_backbone", "train_caml",
-]  # fmt: skip
+    "BACKBONES",
+    "CAML",
+    "CONTEXTS",
+    "CONTEXT_DIM",
+    "Backbone",
+    "BackboneConfig",
+    "CAMLConfig",
+    "Context",
+    "ContextHead",
+    "FeatureSet",
+    "KnownTasks",
+    "SupportConfig",
+    "SupportEncoder",
+    "build",
+    "elmes",
+    "episode_accuracy",
+    "load_published",
+    "train_backbone",
+    "train_caml",
+]

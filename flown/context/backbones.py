@@ -44,8 +44,12 @@ def _conv(config: BackboneConfig) -> nn.Module:
     layers: list[nn.Module] = []
     channels = 3
     for width in config.widths:
-        layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width),
-                   nn.ReLU(), nn.MaxPool2d(2)]  # fmt: skip
+        layers += [
+            nn.Conv2d(channels, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ]
         channels = width
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
@@ -126,8 +130,13 @@ class Classification(nn.Module):
     images: Tensor
     labels: Tensor
 
-    def __init__(self, backbone: Backbone, sets: Sequence[ManyClass], batch: int,
-                 augment: Augment = random_crop) -> None:  # fmt: skip
+    def __init__(
+        self,
+        backbone: Backbone,
+        sets: Sequence[ManyClass],
+        batch: int,
+        augment: Augment = random_crop,
+    ) -> None:
         super().__init__()
         self.backbone, self.batch, self.augment = backbone, batch, augment
         images, labels, classes = [], [], 0
@@ -148,15 +157,23 @@ class Classification(nn.Module):
         return self
 
     def forward(self, generator: torch.Generator) -> Tensor:
-        rows = torch.randint(len(self.images), (self.batch,), generator=generator,
-                             device=self.images.device)  # fmt: skip
+        rows = torch.randint(
+            len(self.images), (self.batch,), generator=generator, device=self.images.device
+        )
         found = self.backbone.body(self.augment(self.images[rows], generator))
         return F.cross_entropy(self.linear(found), self.labels[rows], label_smoothing=0.1)
 
 
-def train_backbone(sets: Sequence[ManyClass], config: BackboneConfig, training: TrainConfig, *,
-                   out: Path | str, seed: int = 0, resume: bool = False,
-                   device: str = "cpu") -> Backbone:  # fmt: skip
+def train_backbone(
+    sets: Sequence[ManyClass],
+    config: BackboneConfig,
+    training: TrainConfig,
+    *,
+    out: Path | str,
+    seed: int = 0,
+    resume: bool = False,
+    device: str = "cpu",
+) -> Backbone:
     """Trains a backbone to tell all `train` classes of all sets apart; returns it frozen.
 
     Args:
@@ -172,6 +189,7 @@ def train_backbone(sets: Sequence[ManyClass], config: BackboneConfig, training: 
         torch.manual_seed(seed)  # parameters are initialised by torch's own rules
         backbone = Backbone(config)
         objective = Classification(backbone, sets, training.batch_size)
-    train(objective, training, out=Path(out), name="backbone", seed=seed, resume=resume,
-          device=device)  # fmt: skip
+    train(
+        objective, training, out=Path(out), name="backbone", seed=seed, resume=resume, device=device
+    )
     return backbone.requires_grad_(False).eval()

@@ -91,8 +91,9 @@ class CAML(nn.Module):
         output: Tensor = self.transformer_encoder(sequence.flatten(0, 1))  # (B Q, width)
         return output.reshape(batch, queries, -1)
 
-    def logits(self, support: Tensor, labels: Tensor, query: Tensor,
-               ways: int | None = None) -> Tensor:  # fmt: skip
+    def logits(
+        self, support: Tensor, labels: Tensor, query: Tensor, ways: int | None = None
+    ) -> Tensor:
         """Class scores (B, Q, ways) of the first `ways` labels, by default of all."""
         scores: Tensor = self.output_proj(self(support, labels, query))
         return scores[..., :ways]

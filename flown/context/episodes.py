@@ -48,15 +48,23 @@ class EpisodeBatch(NamedTuple):
     targets: Tensor
 
 
-def draw_batch(sets: Sequence[FeatureSet], part: str, ways: int, shots: int, episodes: int,
-               frame: int, generator: torch.Generator) -> EpisodeBatch:  # fmt: skip
+def draw_batch(
+    sets: Sequence[FeatureSet],
+    part: str,
+    ways: int,
+    shots: int,
+    episodes: int,
+    frame: int,
+    generator: torch.Generator,
+) -> EpisodeBatch:
     """Episodes of random sets; labels are `ways` random numbers below `frame`."""
     drawn = []
     for _ in range(episodes):
         which = int(torch.randint(len(sets), (1,), generator=generator))
         some = sets[which]
-        episode = draw_episode(some.features, some.labels, some.class_split[part], ways, shots, 1,
-                               generator)  # fmt: skip
+        episode = draw_episode(
+            some.features, some.labels, some.class_split[part], ways, shots, 1, generator
+        )
         names = torch.randperm(frame, generator=generator)
         (support, labels), (query, targets) = episode.support, episode.query
         drawn.append((support, names[labels], query, names[targets]))
@@ -64,16 +72,24 @@ def draw_batch(sets: Sequence[FeatureSet], part: str, ways: int, shots: int, epi
 
 
 @torch.no_grad()
-def episode_accuracy(caml: CAML, sets: Sequence[FeatureSet], part: str = "val", *,
-                     ways: int = 5, shots: int = 5, episodes: int = 100,
-                     seed: int = 0) -> dict[str, float]:  # fmt: skip
+def episode_accuracy(
+    caml: CAML,
+    sets: Sequence[FeatureSet],
+    part: str = "val",
+    *,
+    ways: int = 5,
+    shots: int = 5,
+    episodes: int = 100,
+    seed: int = 0,
+) -> dict[str, float]:
     """Accuracy (percent) at the queries, beside the nearest centroid's by cosine on the same."""
     generator = torch.Generator().manual_seed(seed)
     frame = caml.config.ways
     batch = draw_batch(sets, part, ways, shots, episodes, frame, generator)
     parts = [slice(i, i + 16) for i in range(0, episodes, 16)]
-    logits = torch.cat([caml.logits(batch.support[part], batch.labels[part], batch.query[part])
-                        for part in parts])  # fmt: skip
+    logits = torch.cat(
+        [caml.logits(batch.support[part], batch.labels[part], batch.query[part]) for part in parts]
+    )
     present = F.one_hot(batch.labels, frame).float()  # (B, S, frame)
     absent = (present.sum(dim=1) == 0)[:, None]  # (B, 1, frame)
     centroids = F.normalize(present.transpose(1, 2) @ F.normalize(batch.support, dim=2), dim=2)
@@ -89,8 +105,7 @@ def episode_accuracy(caml: CAML, sets: Sequence[FeatureSet], part: str = "val", 
 class _Episodes(nn.Module):
     """Cross-entropy at the queries of a batch of random episodes."""
 
-    def __init__(self, caml: CAML, sets: Sequence[FeatureSet], batch: int,
-                 drift: float) -> None:  # fmt: skip
+    def __init__(self, caml: CAML, sets: Sequence[FeatureSet], batch: int, drift: float) -> None:
         super().__init__()
         self.caml, self.sets, self.batch, self.drift = caml, sets, batch, drift
         fewest = min(len(some.class_split["train"]) for some in sets)
@@ -117,9 +132,17 @@ class _Episodes(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def train_caml(sets: Sequence[FeatureSet], config: CAMLConfig, training: TrainConfig, *,
-               out: Path | str, drift: float = 1.0, seed: int = 0, resume: bool = False,
-               device: str = "cpu") -> CAML:  # fmt: skip
+def train_caml(
+    sets: Sequence[FeatureSet],
+    config: CAMLConfig,
+    training: TrainConfig,
+    *,
+    out: Path | str,
+    drift: float = 1.0,
+    seed: int = 0,
+    resume: bool = False,
+    device: str = "cpu",
+) -> CAML:
     """Trains CAML on episodes of the `train` classes; its history follows the `val` classes.
 
     Args:
@@ -151,6 +174,14 @@ def train_caml(sets: Sequence[FeatureSet], config: CAMLConfig, training: TrainCo
         return figures
 
     objective = _Episodes(caml, sets, training.batch_size, drift)
-    train(objective, training, out=Path(out), name="caml", seed=seed, resume=resume,
-          validate=validate, device=device)  # fmt: skip
+    train(
+        objective,
+        training,
+        out=Path(out),
+        name="caml",
+        seed=seed,
+        resume=resume,
+        validate=validate,
+        device=device,
+    )
     return caml.requires_grad_(False).eval()

@@ -26,8 +26,9 @@ class ContextHead(nn.Module):
         FlownError: an unknown mode.
     """
 
-    def __init__(self, classes: int, width: int,
-                 mode: Literal["ordered", "mean"] = "ordered") -> None:  # fmt: skip
+    def __init__(
+        self, classes: int, width: int, mode: Literal["ordered", "mean"] = "ordered"
+    ) -> None:
         super().__init__()
         if mode not in ("ordered", "mean"):
             raise unknown("context mode", mode, ("ordered", "mean"))

@@ -18,18 +18,25 @@ from flown.data import load_many
 from flown.training import TrainConfig
 
 # EMA is off for the backbone: BatchNorm's running statistics belong to the raw weights.
-BACKBONE_TRAINING = TrainConfig(steps=1000, batch_size=128, learning_rate=3e-3, weight_decay=5e-4,
-                                ema=0.0, validate_every=250)  # fmt: skip
-CAML_TRAINING = TrainConfig(steps=700, batch_size=16, learning_rate=1e-3, weight_decay=1e-4,
-                            ema=0.99, validate_every=200)  # fmt: skip
+BACKBONE_TRAINING = TrainConfig(
+    steps=1000, batch_size=128, learning_rate=3e-3, weight_decay=5e-4, ema=0.0, validate_every=250
+)
+CAML_TRAINING = TrainConfig(
+    steps=700, batch_size=16, learning_rate=1e-3, weight_decay=1e-4, ema=0.99, validate_every=200
+)
 
 
-def train_support_encoder(names: Sequence[str] = ("mini_imagenet", "omniglot"), *,
-                          out: Path | str, config: SupportConfig | None = None,
-                          backbone_training: TrainConfig = BACKBONE_TRAINING,
-                          caml_training: TrainConfig = CAML_TRAINING,
-                          seed: int = 0, resume: bool = False,
-                          device: str = "cpu") -> SupportEncoder:  # fmt: skip
+def train_support_encoder(
+    names: Sequence[str] = ("mini_imagenet", "omniglot"),
+    *,
+    out: Path | str,
+    config: SupportConfig | None = None,
+    backbone_training: TrainConfig = BACKBONE_TRAINING,
+    caml_training: TrainConfig = CAML_TRAINING,
+    seed: int = 0,
+    resume: bool = False,
+    device: str = "cpu",
+) -> SupportEncoder:
     """Trains backbone and CAML on many-class sets and saves `out/support.safetensors`.
 
     Args:
@@ -43,19 +50,27 @@ def train_support_encoder(names: Sequence[str] = ("mini_imagenet", "omniglot"), 
     sets = [load_many(name) for name in names]
     encoder = SupportEncoder(config)
     assert config.backbone is not None  # the constructor has refused it
-    backbone = train_backbone(sets, config.backbone, backbone_training, out=out, seed=seed,
-                              resume=resume, device=device).cpu()  # fmt: skip
+    backbone = train_backbone(
+        sets, config.backbone, backbone_training, out=out, seed=seed, resume=resume, device=device
+    ).cpu()
     encoder.backbone.load_state_dict(backbone.state_dict())
     raw = [features(backbone, many.images) for many in sets]
-    known = torch.cat([rows[torch.isin(many.labels, many.class_split["train"])]
-                       for rows, many in zip(raw, sets, strict=True)])  # fmt: skip
+    known = torch.cat(
+        [
+            rows[torch.isin(many.labels, many.class_split["train"])]
+            for rows, many in zip(raw, sets, strict=True)
+        ]
+    )
     encoder.feature_mean.copy_(known.mean(dim=0))
     encoder.feature_std.copy_(known.std(dim=0).clamp_min(1e-3))  # a dead unit would divide by 0
     scaled = [(rows - encoder.feature_mean) / encoder.feature_std for rows in raw]
-    cached = [FeatureSet(rows, many.labels, many.class_split)
-              for rows, many in zip(scaled, sets, strict=True)]  # fmt: skip
-    caml = train_caml(cached, config.caml, caml_training, out=out, seed=seed, resume=resume,
-                      device=device)  # fmt: skip
+    cached = [
+        FeatureSet(rows, many.labels, many.class_split)
+        for rows, many in zip(scaled, sets, strict=True)
+    ]
+    caml = train_caml(
+        cached, config.caml, caml_training, out=out, seed=seed, resume=resume, device=device
+    )
     encoder.caml.load_state_dict(caml.cpu().state_dict())
     encoder.save(Path(out) / "support.safetensors")
     return encoder

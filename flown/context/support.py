@@ -70,8 +70,9 @@ class SupportEncoder(nn.Module):
         self.eval().requires_grad_(False)
 
     @classmethod
-    def from_values(cls, values: Mapping[str, Any],
-                    backbone: nn.Module | None = None) -> SupportEncoder:  # fmt: skip
+    def from_values(
+        cls, values: Mapping[str, Any], backbone: nn.Module | None = None
+    ) -> SupportEncoder:
         """An encoder of the given sizes, its weights still to be filled in."""
         return cls(SupportConfig.parse(values, "support"), backbone)
 
@@ -84,8 +85,14 @@ class SupportEncoder(nn.Module):
         return (features(self.backbone, images) - self.feature_mean) / self.feature_std
 
     @torch.no_grad()
-    def encode(self, images: Tensor, labels: Tensor, classes: int, generator: torch.Generator,
-               queries: tuple[Tensor, Tensor] | None = None) -> Tensor:  # fmt: skip
+    def encode(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        classes: int,
+        generator: torch.Generator,
+        queries: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         """CAML's output for each class, (classes, width).
 
         Args:

@@ -10,10 +10,27 @@ from flown.data.support import (
     draw_episode,
     draw_support,
     load_support,
-)  # fmt: skip
+)
 
 __all__ = [
-    "Episode", "ImageData", "ManyClass", "Source", "Split", "Support", "available", "cache_folder",
-    "check_support", "describe", "draw_episode", "draw_support", "image_files", "load",
-    "load_folder", "load_many", "load_support", "read_image", "stack", "three_way",
-]  # fmt: skip
+    "Episode",
+    "ImageData",
+    "ManyClass",
+    "Source",
+    "Split",
+    "Support",
+    "available",
+    "cache_folder",
+    "check_support",
+    "describe",
+    "draw_episode",
+    "draw_support",
+    "image_files",
+    "load",
+    "load_folder",
+    "load_many",
+    "load_support",
+    "read_image",
+    "stack",
+    "three_way",
+]

@@ -144,8 +144,9 @@ def stack(images: list[Tensor], size: int | None = None) -> Tensor:
     most = Counter(tuple(image.shape[1:]) for image in images).most_common(1)[0][0]
     side = (size, size) if size else most
     ready = [
-        (image if image.shape[1:] == side else resize(image, list(side), antialias=True))
-        .expand(channels, -1, -1)
+        (image if image.shape[1:] == side else resize(image, list(side), antialias=True)).expand(
+            channels, -1, -1
+        )
         for image in images
-    ]  # fmt: skip
+    ]
     return torch.stack(ready)

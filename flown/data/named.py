@@ -25,8 +25,18 @@ from flown.errors import FlownError, unknown
 
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 _DIGITS = tuple("0123456789")
-_FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker",
-            "Bag", "Ankle boot")  # fmt: skip
+_FASHION = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
 _MANY = ("mini_imagenet", "omniglot")
 # name -> (torchvision class, the file under the root that arrives last)
 _TORCHVISION = {
@@ -108,9 +118,11 @@ def load_many(name: str) -> ManyClass:
     if path is None and folder is not None and (folder / name / "train.csv").is_file():
         return load_split_files(folder / name)
     if path is None:
-        raise FlownError(f"{name}: set FLOWN_DATA to a folder that holds {name}.npz with images, "
-                         f"labels, class_names and class_split, or a folder {name} with train.csv, "
-                         "val.csv, test.csv and images")  # fmt: skip
+        raise FlownError(
+            f"{name}: set FLOWN_DATA to a folder that holds {name}.npz with images, "
+            f"labels, class_names and class_split, or a folder {name} with train.csv, "
+            "val.csv, test.csv and images"
+        )
     return npz.read_many(path)
 
 
@@ -151,17 +163,26 @@ def describe(name: str | Path) -> dict[str, Any]:
         many = load_many(str(name))
         shape = tuple(many.images.shape[1:])
         counts = {f"{part} classes": len(ids) for part, ids in many.class_split.items()}
-        return {"name": many.name, "image": shape, "images": len(many.images), **counts,
-                "classes": list(many.classes)}  # fmt: skip
+        return {
+            "name": many.name,
+            "image": shape,
+            "images": len(many.images),
+            **counts,
+            "classes": list(many.classes),
+        }
     images = load(name)
     parts = {"train": images.train, "val": images.val, "test": images.test}
     each = {
         f"{part} per class": torch.bincount(split.labels, minlength=len(images.classes)).tolist()
         for part, split in parts.items()
     }
-    return {"name": images.name, "image": tuple(images.train.images.shape[1:]),
-            **{part: len(split) for part, split in parts.items()}, **each,
-            "classes": list(images.classes)}  # fmt: skip
+    return {
+        "name": images.name,
+        "image": tuple(images.train.images.shape[1:]),
+        **{part: len(split) for part, split in parts.items()},
+        **each,
+        "classes": list(images.classes),
+    }
 
 
 def _folder() -> Path | None:
@@ -246,8 +267,9 @@ def _torchvision(name: str) -> Parts:
     import torchvision
 
     root, cls = cache_folder(), _TORCHVISION[name][0]
-    keyword, values = ("split", ("train", "test")) if cls in ("SVHN", "STL10") else (
-        "train", (True, False))  # fmt: skip
+    keyword, values = (
+        ("split", ("train", "test")) if cls in ("SVHN", "STL10") else ("train", (True, False))
+    )
     make = getattr(torchvision.datasets, cls)
     try:
         sets = [make(root, download=True, **{keyword: value}) for value in values]

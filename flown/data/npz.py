@@ -41,8 +41,9 @@ def read_parts(path: Path) -> Parts:
     Raises:
         FlownError: the file is broken, or a key is missing or is not what it should be.
     """
-    arrays = _read(path, *(f"{part}_{kind}" for part in ("train", "test") for kind in _KINDS),
-                   "class_names")  # fmt: skip
+    arrays = _read(
+        path, *(f"{part}_{kind}" for part in ("train", "test") for kind in _KINDS), "class_names"
+    )
     names = _texts(arrays, "class_names", path)
     train, test = (
         as_split(arrays[f"{part}_images"], arrays[f"{part}_labels"], len(names), path, f"{part}_")
@@ -100,11 +101,15 @@ def as_split(
             "expected uint8 (N, H, W) or (N, H, W, 3)"
         )
     if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
-        raise FlownError(f"{path}: {prefix}labels is {labels.dtype} {labels.shape}, "
-                         f"expected {len(images)} integers")  # fmt: skip
+        raise FlownError(
+            f"{path}: {prefix}labels is {labels.dtype} {labels.shape}, "
+            f"expected {len(images)} integers"
+        )
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
-        raise FlownError(f"{path}: {prefix}labels go from {labels.min()} to {labels.max()}, "
-                         f"there are {classes} class names")  # fmt: skip
+        raise FlownError(
+            f"{path}: {prefix}labels go from {labels.min()} to {labels.max()}, "
+            f"there are {classes} class names"
+        )
     pixels = torch.from_numpy(np.ascontiguousarray(images))
     pixels = pixels[:, None] if images.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
     return Split(pixels, torch.from_numpy(labels.astype(np.int64)))

@@ -1,7 +1,7 @@
 """Sets of many classes as their official split files: mini-ImageNet as Ravi & Larochelle publish it.
 
-    train.csv, val.csv, test.csv    rows `filename,label`, no class in two of them
-    images/                         all images
+train.csv, val.csv, test.csv    rows `filename,label`, no class in two of them
+images/                         all images
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def load_split_files(folder: Path, size: int = 84) -> ManyClass:
     for part, rows in listed.items():
         for _, label in rows:
             if known.setdefault(label, part) != part:
-                raise FlownError(f"{folder}: class '{label}' is in {known[label]}.csv and {part}.csv")
+                raise FlownError(
+                    f"{folder}: class '{label}' is in {known[label]}.csv and {part}.csv"
+                )
     names = tuple(sorted(known))
     number = {name: i for i, name in enumerate(names)}
     images, labels = [], []

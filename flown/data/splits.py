@@ -55,9 +55,15 @@ class ManyClass:
 
 
 def three_way(
-    name: str, classes: tuple[str, ...], train: Split, test: Split | None, *,
-    seed: int = 0, val_fraction: float = 0.1, test_fraction: float = 0.2,
-) -> ImageData:  # fmt: skip
+    name: str,
+    classes: tuple[str, ...],
+    train: Split,
+    test: Split | None,
+    *,
+    seed: int = 0,
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.2,
+) -> ImageData:
     """Splits a data set, stratified by class and the same for the same seed.
 
     A given test part stays as published. Images of it that stand in the training part too (to the
@@ -100,8 +106,9 @@ def _require(count: int, split: Split, classes: tuple[str, ...], name: str) -> N
             )
 
 
-def _carve(split: Split, classes: int, fraction: float,
-           generator: torch.Generator) -> tuple[Split, Split]:  # fmt: skip
+def _carve(
+    split: Split, classes: int, fraction: float, generator: torch.Generator
+) -> tuple[Split, Split]:
     """The rest and a stratified share; of each class at least one image goes to either."""
     chosen = torch.zeros(len(split), dtype=torch.bool)
     for label in range(classes):

@@ -30,8 +30,13 @@ class Episode(NamedTuple):
     classes: Tensor
 
 
-def draw_support(split: Split, classes: int, shots: int, generator: torch.Generator,
-                 classes_subset: Sequence[int] | None = None) -> Support:  # fmt: skip
+def draw_support(
+    split: Split,
+    classes: int,
+    shots: int,
+    generator: torch.Generator,
+    classes_subset: Sequence[int] | None = None,
+) -> Support:
     """`shots` random images of each class.
 
     Args:
@@ -43,8 +48,9 @@ def draw_support(split: Split, classes: int, shots: int, generator: torch.Genera
     """
     wanted = range(classes) if classes_subset is None else classes_subset
     if shots < 1 or not wanted:
-        raise FlownError(f"a support set needs an image of some class: shots={shots}, "
-                         f"{len(wanted)} classes")  # fmt: skip
+        raise FlownError(
+            f"a support set needs an image of some class: shots={shots}, {len(wanted)} classes"
+        )
     if bad := [label for label in wanted if not 0 <= label < classes]:
         raise FlownError(f"class {bad[0]} is out of range 0..{classes - 1}")
     chosen = torch.cat([_draw(split.labels, label, shots, generator) for label in wanted])
@@ -52,8 +58,15 @@ def draw_support(split: Split, classes: int, shots: int, generator: torch.Genera
     return Support(split.images[chosen], labels)
 
 
-def draw_episode(images: Tensor, labels: Tensor, classes: Tensor, ways: int, shots: int,
-                 queries: int, generator: torch.Generator) -> Episode:  # fmt: skip
+def draw_episode(
+    images: Tensor,
+    labels: Tensor,
+    classes: Tensor,
+    ways: int,
+    shots: int,
+    queries: int,
+    generator: torch.Generator,
+) -> Episode:
     """A task over `ways` random classes out of `classes`; support and query share no image.
 
     Args:

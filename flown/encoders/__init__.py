@@ -16,7 +16,22 @@ from flown.encoders.pdiff import PDiff, PDiffConfig
 from flown.encoders.vae import VAE, VAEConfig
 
 __all__ = [
-    "ENCODERS", "VAE", "Chunked", "ChunkedConfig", "Encoder", "EncoderConfig", "GraphConfig",
-    "GraphEncoder", "Identity", "IdentityConfig", "Linear", "LinearConfig", "PDiff", "PDiffConfig",
-    "VAEConfig", "build", "from_values", "reconstruction_error",
-]  # fmt: skip
+    "ENCODERS",
+    "VAE",
+    "Chunked",
+    "ChunkedConfig",
+    "Encoder",
+    "EncoderConfig",
+    "GraphConfig",
+    "GraphEncoder",
+    "Identity",
+    "IdentityConfig",
+    "Linear",
+    "LinearConfig",
+    "PDiff",
+    "PDiffConfig",
+    "VAEConfig",
+    "build",
+    "from_values",
+    "reconstruction_error",
+]

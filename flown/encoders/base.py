@@ -31,8 +31,9 @@ class Encoder(Protocol):
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (n, *latent_shape) to standardised vectors (n, D)."""
 
-    def training_pass(self, vectors: Tensor, mask: Tensor,
-                      generator: torch.Generator) -> tuple[Tensor, Tensor]:  # fmt: skip
+    def training_pass(
+        self, vectors: Tensor, mask: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """A batch (n, D), with its mask of real weights, encoded and decoded again as in training.
 
         Returns what is decoded (n, D) and what the loss adds to its error, a scalar.

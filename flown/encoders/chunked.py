@@ -53,7 +53,10 @@ class Chunked(GaussianLatent):
         self.chunks, self.rows, self.columns = chunks, rows, columns
         pixels, channels = config.side**2, config.latent_channels
         widths = [config.width * m for m in config.multipliers]
-        self.expand, self.contract = (nn.Linear(config.chunk, pixels), nn.Linear(pixels, config.chunk))
+        self.expand, self.contract = (
+            nn.Linear(config.chunk, pixels),
+            nn.Linear(pixels, config.chunk),
+        )
         self.position_in = nn.Parameter(torch.randn(self.chunks, pixels))
         self.position_out = nn.Parameter(torch.randn(self.chunks, pixels))
         self.down = down(widths, config.blocks, 2 * channels)
@@ -64,7 +67,9 @@ class Chunked(GaussianLatent):
         """Mean and log-variance of q(z | w), each (n, L), the mean not yet at unit scale."""
         padded = F.pad(vectors, (0, self.chunks * self.config.chunk - self.size))
         h = F.leaky_relu(self.expand(padded.unflatten(1, (self.chunks, -1)))) + self.position_in
-        image = h.flatten(0, 1).unflatten(1, (1, self.config.side, -1))  # (n * chunks, 1, side, side)
+        image = h.flatten(0, 1).unflatten(
+            1, (1, self.config.side, -1)
+        )  # (n * chunks, 1, side, side)
         tiles = self.posterior(self.down(image)).unflatten(0, (-1, self.chunks))
         mean, logvar = tiles.chunk(2, dim=2)
         return self._tiled(mean).flatten(1), self._tiled(logvar).flatten(1).clamp(-20, 4)

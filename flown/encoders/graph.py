@@ -65,7 +65,9 @@ class GraphEncoder(GaussianLatent):
         self.position = nn.Embedding(len(counts), config.node)
         self.encoder = _layers(config, graph, last_edges=False)
         self.posterior = nn.Sequential(
-            nn.LayerNorm(config.node), nn.Flatten(), nn.Linear(len(counts) * config.node, 2 * latent)
+            nn.LayerNorm(config.node),
+            nn.Flatten(),
+            nn.Linear(len(counts) * config.node, 2 * latent),
         )
         self.draft = nn.Sequential(
             nn.Linear(latent, 4 * latent), nn.GELU(), nn.Linear(4 * latent, graph.size)
@@ -118,8 +120,9 @@ def _in_groups(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     return torch.cat([function(some) for some in rows.split(_GROUP)])
 
 
-def run(layers: Iterable[nn.Module], graph: NetGraph, nodes: Tensor,
-        edges: Tensor) -> tuple[Tensor, Tensor]:  # fmt: skip
+def run(
+    layers: Iterable[nn.Module], graph: NetGraph, nodes: Tensor, edges: Tensor
+) -> tuple[Tensor, Tensor]:
     """Nodes (n, V, node) and edges (n, E, edge) after all layers."""
     for layer in layers:
         nodes, edges = layer(graph, nodes, edges)

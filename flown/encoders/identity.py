@@ -32,8 +32,9 @@ class Identity(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         return latents.flatten(1)[:, : self.size]
 
-    def training_pass(self, vectors: Tensor, mask: Tensor,
-                      generator: torch.Generator) -> tuple[Tensor, Tensor]:  # fmt: skip
+    def training_pass(
+        self, vectors: Tensor, mask: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """The vectors themselves: there is nothing to train."""
         return vectors, vectors.new_zeros(())
 

@@ -53,8 +53,9 @@ class GaussianLatent(nn.Module):
         standard = (mean - self.latent_mean) / self.latent_std
         return standard.view(-1, *self.latent_shape)
 
-    def training_pass(self, vectors: Tensor, mask: Tensor,
-                      generator: torch.Generator) -> tuple[Tensor, Tensor]:  # fmt: skip
+    def training_pass(
+        self, vectors: Tensor, mask: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """Standardised vectors (n, D) decoded under noise, and equation 2's KL term."""
         c = self.noise
 

@@ -69,8 +69,9 @@ class PDiff(nn.Module):
         trim = (kernel - stride + 1) // 2
         layers = [nn.Linear(latents, math.prod(shortest)), nn.Unflatten(1, shortest)]
         for inputs, outputs in zip(channels[::-1], (*channels[-2::-1], channels[0]), strict=True):
-            back = nn.ConvTranspose1d(inputs, outputs, kernel, stride, trim,
-                                      output_padding=2 * trim - kernel + stride)  # fmt: skip
+            back = nn.ConvTranspose1d(
+                inputs, outputs, kernel, stride, trim, output_padding=2 * trim - kernel + stride
+            )
             layers += [back, nn.GroupNorm(1, outputs), nn.ELU()]
         final = nn.Conv1d(channels[0], 1, kernel, padding=kernel // 2)
         self.decoder = nn.Sequential(*layers, final, nn.Flatten())
@@ -92,8 +93,9 @@ class PDiff(nn.Module):
         padded: Tensor = self.decoder(latents.flatten(1))
         return padded[:, : self.size]
 
-    def training_pass(self, vectors: Tensor, mask: Tensor,
-                      generator: torch.Generator) -> tuple[Tensor, Tensor]:  # fmt: skip
+    def training_pass(
+        self, vectors: Tensor, mask: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """Standardised vectors (n, D) decoded under noise; there is no penalty."""
 
         def noise(like: Tensor) -> Tensor:

@@ -67,7 +67,11 @@ class RelationalAttention(nn.Module):
         for i, along in enumerate(weights.chunk(2, dim=1)):
             gains = self.edge_gain.weight.chunk(2)[i]
             values = self.edge_value.weight.chunk(2)[i].unflatten(0, (self.heads, -1))
-            parts = graph.by_block(along), graph.by_block(F.linear(edges, gains)), graph.by_block(edges)
+            parts = (
+                graph.by_block(along),
+                graph.by_block(F.linear(edges, gains)),
+                graph.by_block(edges),
+            )
             for block, a, gain, e in zip(graph.blocks, *parts, strict=True):
                 to, of = (block.source, block.target) if i else (block.target, block.source)
                 modulated = to.sum(a[..., None] * (of.of(v) * gain.unflatten(3, (self.heads, -1))))
@@ -75,10 +79,14 @@ class RelationalAttention(nn.Module):
                 mixed[:, to.place] += modulated + plain
         return self.out(mixed.flatten(2))  # type: ignore[no-any-return]
 
-    def _related(self, graph: NetGraph, q: Tensor, k: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
+    def _related(
+        self, graph: NetGraph, q: Tensor, k: Tensor, edges: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """What edges add to the scores of their targets and of their sources, (n, E, h) each."""
         split = (self.heads, -1)
-        p, r = (linear.weight.unflatten(0, split) for linear in (self.edge_target, self.edge_source))
+        p, r = (
+            linear.weight.unflatten(0, split) for linear in (self.edge_target, self.edge_source)
+        )
         square = (self.edge_target(edges) * self.edge_source(edges)).unflatten(2, split).sum(-1)
         qp, qr, kp, kr = (torch.einsum("nihc,hce->nihe", x, w) for x in (q, k) for w in (p, r))
         there, back = [], []
@@ -102,10 +110,13 @@ class EdgeUpdate(nn.Module):
     def forward(self, graph: NetGraph, nodes: Tensor, edges: Tensor) -> Tensor:
         targets, sources = self.target(nodes), self.source(nodes)
         own = graph.by_block(self.own(self.norm(edges)))
-        hidden = torch.cat([
-            (part + block.target.of(targets) + block.source.of(sources)).flatten(1, 2)
-            for block, part in zip(graph.blocks, own, strict=True)
-        ], dim=1)  # fmt: skip
+        hidden = torch.cat(
+            [
+                (part + block.target.of(targets) + block.source.of(sources)).flatten(1, 2)
+                for block, part in zip(graph.blocks, own, strict=True)
+            ],
+            dim=1,
+        )
         edges = edges + self.out(F.gelu(hidden))
         return edges + self.mlp(edges)  # type: ignore[no-any-return]
 

@@ -13,8 +13,9 @@ from flown.zoo import Zoo
 from flown.zoo.align import Spread, spread
 
 
-def compare(before: Zoo, after: Zoo, pairs: int = 100,
-            seed: int = 0) -> Iterator[tuple[str, Spread, Spread]]:  # fmt: skip
+def compare(
+    before: Zoo, after: Zoo, pairs: int = 100, seed: int = 0
+) -> Iterator[tuple[str, Spread, Spread]]:
     """Each task with the spread of its last training checkpoints in both zoos, same pairs.
 
     Accuracies are of validation images. Tasks whose data is not here are left out.
@@ -25,8 +26,9 @@ def compare(before: Zoo, after: Zoo, pairs: int = 100,
             continue
         val = data.load(task).val
 
-        def accuracy(batch: WeightBatch, images: Tensor = val.images,
-                     labels: Tensor = val.labels) -> Tensor:  # fmt: skip
+        def accuracy(
+            batch: WeightBatch, images: Tensor = val.images, labels: Tensor = val.labels
+        ) -> Tensor:
             return evaluate(batch, images, labels)
 
         found = []

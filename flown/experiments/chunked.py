@@ -43,33 +43,56 @@ class ChunkedExperiment(Config):
 def config(scale: str, seed: int = 0) -> ChunkedExperiment:
     """The experiment at a scale; `paper` is meant for a GPU."""
     encoder, flow, batch, channels = {
-        "smoke": (20, 20, 4, 16), "cpu": (300, 300, 4, 16), "paper": (20_000, 20_000, 32, 64),
-    }[scale]  # fmt: skip
+        "smoke": (20, 20, 4, 16),
+        "cpu": (300, 300, 4, 16),
+        "paper": (20_000, 20_000, 32, 64),
+    }[scale]
     fit = FlownConfig(
         epochs=(),
         encoder=ChunkedConfig(),
-        encoder_training=TrainConfig(steps=encoder, batch_size=batch, learning_rate=3e-3,
-                                     validate_every=encoder),
+        encoder_training=TrainConfig(
+            steps=encoder, batch_size=batch, learning_rate=3e-3, validate_every=encoder
+        ),
         context=ContextConfig(mode="none"),
         velocity=VelocityConfig(channels=channels, blocks=1),
         flow_training=TrainConfig(steps=flow, batch_size=4 * batch),
         seed=seed,
-    )  # fmt: skip
+    )
     val, test, samples = {"smoke": (50, 50, 4), "cpu": (500, 1000, 6), "paper": (2000, 10_000, 50)}[
         scale
     ]
-    return ChunkedExperiment(recipe=recipe("fashion_mnist-resnet20", scale), models=1, fit=fit,
-                             val_images=val, test_images=test, samples=samples, seed=seed)  # fmt: skip
+    return ChunkedExperiment(
+        recipe=recipe("fashion_mnist-resnet20", scale),
+        models=1,
+        fit=fit,
+        val_images=val,
+        test_images=test,
+        samples=samples,
+        seed=seed,
+    )
 
 
-def chunked(out: Path, scale: str, *, seed: int = 0, resume: bool = False, overwrite: bool = False,
-            device: str = "cpu") -> Retrieval:  # fmt: skip
+def chunked(
+    out: Path,
+    scale: str,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str = "cpu",
+) -> Retrieval:
     """Runs the experiment; writes `results.json`, `report.html` and the model under `out`."""
     out = begin(out, "chunked", scale, seed, resume, overwrite)
     result = run(config(scale, seed), out, device)
     write_results(out / "results.json", "chunked", scale, result.about, result.card.rows())
-    write_report(out / "report.html", f"The chunked VAE at the {scale} scale", result.card,
-                 result.model.history, result.about, _LEAD)  # fmt: skip
+    write_report(
+        out / "report.html",
+        f"The chunked VAE at the {scale} scale",
+        result.card,
+        result.model.history,
+        result.about,
+        _LEAD,
+    )
     return result
 
 
@@ -84,22 +107,43 @@ def run(settings: ChunkedExperiment, out: Path, device: str) -> Retrieval:
     """Zoo, fit, report card; goes on from what is in `out`."""
     clock = Clock(out / "seconds.json")
     images = _cut(data.load(settings.recipe.dataset), settings)
-    made = zoo.train(settings.recipe, settings.models, out / "zoo", seed=settings.seed, resume=True,
-                     device=device, images=images)  # fmt: skip
+    made = zoo.train(
+        settings.recipe,
+        settings.models,
+        out / "zoo",
+        seed=settings.seed,
+        resume=True,
+        device=device,
+        images=images,
+    )
     clock.lap("zoo")
     by_task = {images.name: images}
-    model = Flown.fit(made, settings.fit, out=out / "run", images=by_task, resume=True,
-                      device=device)  # fmt: skip
+    model = Flown.fit(
+        made, settings.fit, out=out / "run", images=by_task, resume=True, device=device
+    )
     clock.lap("fit")
-    card = report_card(model, made, by_task, n=settings.samples, top=settings.top, full=False,
-                       seed=settings.seed, steps=settings.steps)  # fmt: skip
-    counts = {**card.counts, "checkpoints": len(made), "weights": made.joint.size,
-              "zoo": made.identity}  # fmt: skip
+    card = report_card(
+        model,
+        made,
+        by_task,
+        n=settings.samples,
+        top=settings.top,
+        full=False,
+        seed=settings.seed,
+        steps=settings.steps,
+    )
+    counts = {
+        **card.counts,
+        "checkpoints": len(made),
+        "weights": made.joint.size,
+        "zoo": made.identity,
+    }
     clock.lap("measuring")
     return Retrieval(made, model, card, clock.about(settings, counts, device))
 
 
 def _cut(images: ImageData, settings: ChunkedExperiment) -> ImageData:
     val, test = images.val[: settings.val_images], images.test[: settings.test_images]
-    return ImageData(images.name, images.classes, images.train[: settings.recipe.max_train_images],
-                     val, test)  # fmt: skip
+    return ImageData(
+        images.name, images.classes, images.train[: settings.recipe.max_train_images], val, test
+    )

@@ -43,12 +43,19 @@ def config(seed: int = 0) -> RetrievalConfig:
     return RetrievalConfig(recipes=recipes, models=48, fit=fit, seed=seed)
 
 
-def demo(out: Path, *, seed: int = 0, resume: bool = False, overwrite: bool = False,
-         device: str = "cpu") -> Retrieval:  # fmt: skip
+def demo(
+    out: Path, *, seed: int = 0, resume: bool = False, overwrite: bool = False, device: str = "cpu"
+) -> Retrieval:
     """Runs the demo and writes `results.json`, `report.html` and the model under `out`."""
     out = prepare_output(out, overwrite, resume)
     result = run(config(seed), out, resume=resume, device=device)
     write_results(out / "results.json", "demo", "cpu", result.about, result.card.rows())
-    write_report(out / "report.html", "flown: the demo", result.card, result.model.history,
-                 result.about, LEAD)  # fmt: skip
+    write_report(
+        out / "report.html",
+        "flown: the demo",
+        result.card,
+        result.model.history,
+        result.about,
+        LEAD,
+    )
     return result

@@ -36,8 +36,10 @@ def evaluate_file(
     test = 100 * (1 - wrong.float().mean(dim=1))
     spread = f" ± {float(test.std()):.1f}" if len(test) > 1 else ""
     yield f"all {len(test)}: {float(test.mean()):.1f}{spread} % of {len(images.test)} test images"
-    yield (f"median {float(test.median()):.1f}, min {float(test.min()):.1f}, "
-           f"max {float(test.max()):.1f}")  # fmt: skip
+    yield (
+        f"median {float(test.median()):.1f}, min {float(test.min()):.1f}, "
+        f"max {float(test.max()):.1f}"
+    )
     if len(test) > top:
         best = test[val.argsort(descending=True, stable=True)[:top]]
         yield f"top {top} of {len(test)} by validation: {float(best.mean()):.1f} %"

@@ -90,27 +90,52 @@ DATA: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 def config(scale: str, seed: int = 0) -> NoveltyConfig:
     """The study at a scale: 120 training networks a data set at `cpu`, 1000 at `paper`."""
     epochs, images, models, steps = {
-        "smoke": (2, 640, 12, 20), "cpu": (4, 9600, 144, 800), "paper": (25, None, 1200, 20_000),
-    }[scale]  # fmt: skip
+        "smoke": (2, 640, 12, 20),
+        "cpu": (4, 9600, 144, 800),
+        "paper": (25, None, 1200, 20_000),
+    }[scale]
     recipes = tuple(
-        Recipe(name=f"novelty-{name}", dataset=name, learning_rate=3e-3, batch_size=32,
-               epochs=epochs, keep=(epochs,), max_train_images=images, **preprocessing)
+        Recipe(
+            name=f"novelty-{name}",
+            dataset=name,
+            learning_rate=3e-3,
+            batch_size=32,
+            epochs=epochs,
+            keep=(epochs,),
+            max_train_images=images,
+            **preprocessing,
+        )
         for name, (preprocessing, _) in DATA.items()
-    )  # fmt: skip
+    )
     variants = tuple(
-        Variant(name=idea, dataset=dataset, aligned=IDEAS[idea][0], fit=FlownConfig(
-            encoder_training=TrainConfig(steps=IDEAS[idea][2] * steps, batch_size=32,
-                                         learning_rate=2e-3, checkpoint_every=100),
-            functional=IDEAS[idea][1],
-            context=ContextConfig(mode="none"),
-            velocity=VelocityConfig(channels=32, blocks=1),
-            flow_training=TrainConfig(steps=steps, batch_size=64),
-            seed=seed,
-        ))
-        for dataset, (_, ideas) in DATA.items() for idea in ideas
-    )  # fmt: skip
-    return NoveltyConfig(recipes=recipes, models=models, variants=variants, seed=seed,
-                         samples=10 if scale == "smoke" else 50)  # fmt: skip
+        Variant(
+            name=idea,
+            dataset=dataset,
+            aligned=IDEAS[idea][0],
+            fit=FlownConfig(
+                encoder_training=TrainConfig(
+                    steps=IDEAS[idea][2] * steps,
+                    batch_size=32,
+                    learning_rate=2e-3,
+                    checkpoint_every=100,
+                ),
+                functional=IDEAS[idea][1],
+                context=ContextConfig(mode="none"),
+                velocity=VelocityConfig(channels=32, blocks=1),
+                flow_training=TrainConfig(steps=steps, batch_size=64),
+                seed=seed,
+            ),
+        )
+        for dataset, (_, ideas) in DATA.items()
+        for idea in ideas
+    )
+    return NoveltyConfig(
+        recipes=recipes,
+        models=models,
+        variants=variants,
+        seed=seed,
+        samples=10 if scale == "smoke" else 50,
+    )
 
 
 class _Yardstick:
@@ -118,16 +143,21 @@ class _Yardstick:
 
     def __init__(self, whole: Zoo, images: ImageData) -> None:
         last, self.test = whole.select(epochs=[-1]), images.test
-        self.train, self.held_out = (last.select(split=s).batch(last.tasks[0])
-                                     for s in ("train", "held-out"))  # fmt: skip
+        self.train, self.held_out = (
+            last.select(split=s).batch(last.tasks[0]) for s in ("train", "held-out")
+        )
         self.classes = predictions(self.train, self.test.images)
         self.wrong = self.classes != self.test.labels
         self.unit = held_out_distance(self.train.vectors, self.held_out.vectors)
         self.aligned = align(self.train)
         self.aligned_unit = float(aligned_distance(self.held_out, self.aligned).mean())
 
-    def measure(self, batch: WeightBatch, own: WeightBatch | None = None,
-                excluded: torch.Tensor | None = None) -> Points:  # fmt: skip
+    def measure(
+        self,
+        batch: WeightBatch,
+        own: WeightBatch | None = None,
+        excluded: torch.Tensor | None = None,
+    ) -> Points:
         """Figures of networks; `own`: those they should compute the same as, row by row."""
         classes = predictions(batch, self.test.images)
         wrong = classes != self.test.labels
@@ -166,14 +196,23 @@ class _Yardstick:
         drawn = torch.randn(n, *model.latent_shape, generator=generator)
         return {
             "reconstruction-train": self.measure(model.reconstruct(some), some),
-            "reconstruction-held-out": self.measure(model.reconstruct(self.held_out), self.held_out),
+            "reconstruction-held-out": self.measure(
+                model.reconstruct(self.held_out), self.held_out
+            ),
             "flown": self.measure(model.generate(n=n, seed=seed, steps=steps)),
             "latent-gaussian": self.measure(model.decode(drawn, task)),
         }
 
 
-def novelty(out: Path, scale: str, *, seed: int = 0, resume: bool = False, overwrite: bool = False,
-            device: str = "cpu") -> list[Row]:  # fmt: skip
+def novelty(
+    out: Path,
+    scale: str,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str = "cpu",
+) -> list[Row]:
     """Runs the study at a scale; writes `results.json`, `report.html`, zoos and models under `out`."""
     out = begin(out, "novelty", scale, seed, resume, overwrite)
     return run(config(scale, seed), out, scale, device)
@@ -190,8 +229,11 @@ def run(settings: NoveltyConfig, out: Path, scale: str, device: str = "cpu") -> 
             trained, aligned = _zoos(recipe, settings, out)
             measured[name] = _measure(trained, images, False, settings, out, device)
             measured[name] |= _measure(aligned, images, True, settings, out, device)
-            counts[name] = {"train": len(images.train), "test": len(images.test),
-                            "zoo": trained.identity}  # fmt: skip
+            counts[name] = {
+                "train": len(images.train),
+                "test": len(images.test),
+                "zoo": trained.identity,
+            }
             clock.lap(name)
             update(done, name)
     about = clock.about(settings, counts, device)
@@ -211,8 +253,9 @@ def _zoos(recipe: Recipe, settings: NoveltyConfig, out: Path) -> tuple[Zoo, Zoo]
     return trained, Zoo.open(aligned)
 
 
-def _measure(whole: Zoo, images: ImageData, aligned: bool, settings: NoveltyConfig, out: Path,
-             device: str) -> dict[str, dict[str, Points]]:  # fmt: skip
+def _measure(
+    whole: Zoo, images: ImageData, aligned: bool, settings: NoveltyConfig, out: Path, device: str
+) -> dict[str, dict[str, Points]]:
     """A zoo's own figures and those of the variants fitted to it; what is on disk is not made again."""
     n, seed = settings.samples, settings.seed
     found: dict[str, dict[str, Points]] = {}
@@ -227,8 +270,14 @@ def _measure(whole: Zoo, images: ImageData, aligned: bool, settings: NoveltyConf
             if variant is None:
                 points = yardstick.zoo(n, seed)
             else:
-                model = Flown.fit(whole, variant.fit, out=out / "runs" / slug, resume=True,
-                                  images={images.name: images}, device=device)  # fmt: skip
+                model = Flown.fit(
+                    whole,
+                    variant.fit,
+                    out=out / "runs" / slug,
+                    resume=True,
+                    images={images.name: images},
+                    device=device,
+                )
                 points = yardstick.model(model.to("cpu"), n, settings.steps, seed)
             write_json(path, points)
         found[name] = read_json(path)
@@ -243,9 +292,17 @@ def _rows(measured: Measured) -> list[Row]:
                 for metric, numbers in points.items():
                     values = torch.tensor(numbers)
                     spread = float(values.std()) if len(values) > 1 else None
-                    rows.append({
-                        "dataset": dataset, "variant": variant, "method": method,
-                        "metric": metric, "value": float(values.mean()), "std": spread,
-                        "n": len(points["accuracy"]), "selection": "all", "paper": None,
-                    })  # fmt: skip
+                    rows.append(
+                        {
+                            "dataset": dataset,
+                            "variant": variant,
+                            "method": method,
+                            "metric": metric,
+                            "value": float(values.mean()),
+                            "std": spread,
+                            "n": len(points["accuracy"]),
+                            "selection": "all",
+                            "paper": None,
+                        }
+                    )
     return rows

@@ -65,11 +65,19 @@ def run(config: RetrievalConfig, out: Path, *, resume: bool, device: str) -> Ret
     whole = build_zoo(config.recipes, config.models, out, config.seed, resume)
     clock.lap("zoo")
     images = {task: data.load(task) for task in whole.tasks}
-    model = Flown.fit(whole, config.fit, out=out / "run", images=images, resume=resume,
-                      overwrite=True, device=device)  # fmt: skip
+    model = Flown.fit(
+        whole,
+        config.fit,
+        out=out / "run",
+        images=images,
+        resume=resume,
+        overwrite=True,
+        device=device,
+    )
     clock.lap("fit")
-    card = report_card(model, whole, images, n=config.samples, top=config.top, seed=config.seed,
-                       steps=config.steps)  # fmt: skip
+    card = report_card(
+        model, whole, images, n=config.samples, top=config.top, seed=config.seed, steps=config.steps
+    )
     counts = {**card.counts, "checkpoints": len(whole), "zoo": whole.identity}
     clock.lap("measuring")
     about = clock.about(config, counts, device)

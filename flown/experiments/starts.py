@@ -33,22 +33,32 @@ class Starts(NamedTuple):
 
 def recognised(model: Flown, supports: list[Support], seed: int) -> tuple[str, int]:
     """The task that most support sets look like, and how many they are."""
-    votes = Counter(model.recognise(some.images, some.labels, seed + i)
-                    for i, some in enumerate(supports))  # fmt: skip
+    votes = Counter(
+        model.recognise(some.images, some.labels, seed + i) for i, some in enumerate(supports)
+    )
     return votes.most_common(1)[0]
 
 
-def generated(model: Flown, supports: list[Support], task: str, steps: int, seed: int,
-              until: float | None = None) -> WeightBatch:  # fmt: skip
+def generated(
+    model: Flown,
+    supports: list[Support],
+    task: str,
+    steps: int,
+    seed: int,
+    until: float | None = None,
+) -> WeightBatch:
     """A network from each support set, all for one task."""
-    batches = [model.generate(some.images, some.labels, 1, seed + i, steps=steps, task=task, until=until)
-               for i, some in enumerate(supports)]  # fmt: skip
+    batches = [
+        model.generate(some.images, some.labels, 1, seed + i, steps=steps, task=task, until=until)
+        for i, some in enumerate(supports)
+    ]
     joined = torch.cat([batch.vectors for batch in batches]).cpu()
     return WeightBatch(batches[0].layout, joined, batches[0].provenance)
 
 
-def starts(model: Flown, trajectory: Flown, zoo: Zoo, images: ImageData, n: int, steps: int,
-           seed: int) -> Starts:  # fmt: skip
+def starts(
+    model: Flown, trajectory: Flown, zoo: Zoo, images: ImageData, n: int, steps: int, seed: int
+) -> Starts:
     """All methods' networks for one data set, each generated one from a support set of its own.
 
     Args:
@@ -62,23 +72,30 @@ def starts(model: Flown, trajectory: Flown, zoo: Zoo, images: ImageData, n: int,
     task, votes = recognised(model, supports, seed)
     train = zoo.batch(task)
     init = zoo.about["recipes"][task]["init"]
-    stops = {epoch: generated(trajectory, supports, task, steps, seed, epoch)
-             for epoch in trajectory.epochs}  # fmt: skip
+    stops = {
+        epoch: generated(trajectory, supports, task, steps, seed, epoch)
+        for epoch in trajectory.epochs
+    }
 
     def fresh(rule: str) -> WeightBatch:
         return random_init(train, n, torch.Generator().manual_seed(seed), rule)
 
     mean = train.vectors.mean(dim=0, keepdim=True).repeat(n, 1)
-    return Starts({
-        "flown": generated(model, supports, task, steps, seed),
-        "flown-trajectory": stops[trajectory.epochs[-1]],
-        "recipe-init": fresh(init),
-        "default-init": fresh("default"),
-        "kaiming": fresh("kaiming-uniform"),
-        "checkpoint": nearest(train, n, torch.Generator().manual_seed(seed)),
-        "zoo-mean": WeightBatch(train.layout, mean),
-        "best-lookup": best_lookup(zoo, images, n),
-    }, stops, task, votes)  # fmt: skip
+    return Starts(
+        {
+            "flown": generated(model, supports, task, steps, seed),
+            "flown-trajectory": stops[trajectory.epochs[-1]],
+            "recipe-init": fresh(init),
+            "default-init": fresh("default"),
+            "kaiming": fresh("kaiming-uniform"),
+            "checkpoint": nearest(train, n, torch.Generator().manual_seed(seed)),
+            "zoo-mean": WeightBatch(train.layout, mean),
+            "best-lookup": best_lookup(zoo, images, n),
+        },
+        stops,
+        task,
+        votes,
+    )
 
 
 def best_lookup(zoo: Zoo, images: ImageData, n: int) -> WeightBatch:

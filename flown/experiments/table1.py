@@ -39,26 +39,36 @@ ENCODERS: dict[str, tuple[Any, Any]] = {
 # Original, FLoWN, p-diff: best validation accuracy. Where the text lost a cell, nothing.
 _PAPER: dict[tuple[str, str], dict[str, tuple[float | None, float | None, float | None]]] = {
     ("resnet18", "vae"): {
-        "cifar100": (71.45, None, 71.40), "cifar10": (94.54, None, 94.36),
-        "mnist": (None, 99.65, None), "stl10": (62.00, 62.00, 62.24),
+        "cifar100": (71.45, None, 71.40),
+        "cifar10": (94.54, None, 94.36),
+        "mnist": (None, 99.65, None),
+        "stl10": (62.00, 62.00, 62.24),
     },
     ("vit_base", "vae"): {
-        "cifar100": (85.95, None, 85.85), "cifar10": (98.20, None, 98.12),
-        "mnist": (None, 99.38, None), "stl10": (96.15, 95.77, 95.80),
+        "cifar100": (85.95, None, 85.85),
+        "cifar10": (98.20, None, 98.12),
+        "mnist": (None, 99.38, None),
+        "stl10": (96.15, 95.77, 95.80),
     },
     ("convnext_tiny", "vae"): {
-        "cifar100": (85.06, None, 85.17), "cifar10": (98.03, None, 97.90),
-        "mnist": (None, 99.41, None), "stl10": (95.95, 95.63, 95.63),
+        "cifar100": (85.06, None, 85.17),
+        "cifar10": (98.03, None, 97.90),
+        "mnist": (None, 99.41, None),
+        "stl10": (95.95, 95.63, 95.63),
     },
     ("cnn-medium", "vae"): {
-        "cifar100": (32.09, 31.36, 30.67), "cifar10": (72.53, 69.97, 69.18),
-        "mnist": (98.93, 98.91, None), "stl10": (53.88, 53.50, 53.86),
+        "cifar100": (32.09, 31.36, 30.67),
+        "cifar10": (72.53, 69.97, 69.18),
+        "mnist": (98.93, 98.91, None),
+        "stl10": (53.88, 53.50, 53.86),
     },
     ("cnn-medium", "graph"): {
-        "cifar100": (32.09, 31.73, 31.81), "cifar10": (72.53, 72.15, 72.09),
-        "mnist": (98.93, 98.89, None), "stl10": (53.88, 53.64, 53.80),
+        "cifar100": (32.09, 31.73, 31.81),
+        "cifar10": (72.53, 72.15, 72.09),
+        "mnist": (98.93, 98.89, None),
+        "stl10": (53.88, 53.64, 53.80),
     },
-}  # fmt: skip
+}
 METHODS = ("zoo", "flown", "p-diff")
 PAPER = {
     (net, encoder, dataset, method): value
@@ -86,8 +96,9 @@ def config(scale: str, seed: int = 0) -> UnconditionalConfig:
     datasets = ["mnist", "cifar10", "stl10" if "stl10" in here else "natural10"]
     datasets += ["cifar100"] if "cifar100" in here else []
     if scale == "smoke":
-        return UnconditionalConfig(cells=(whole("vae", datasets[0], scale, seed),), steps=10,
-                                   ddpm_steps=50, seed=seed)  # fmt: skip
+        return UnconditionalConfig(
+            cells=(whole("vae", datasets[0], scale, seed),), steps=10, ddpm_steps=50, seed=seed
+        )
     cells = [whole(encoder, dataset, scale, seed) for encoder in ENCODERS for dataset in datasets]
     less: dict[str, Any] = {"samples": 20, "images": 1000} if scale == "cpu" else {}
     cells += [subset(x, scale, seed, **less) for x in _SUBSETS[scale] if x.split("-")[0] in here]
@@ -104,10 +115,15 @@ def whole(encoder: str, dataset: str, scale: str, seed: int) -> Cell:
         "paper": {"epochs": 100, "keep": tuple(range(76, 101)), "batch_size": 128},
     }
     how = recipe(f"{dataset}-medium", scale)
-    how = how.model_copy(update={"init": "default", "learning_rate": 1e-3, "weight_decay": 0.0,
-                                 **changes[scale]})  # fmt: skip
-    return Cell(recipe=how, models=4 if smoke else 10, fit=_fit(encoder, how, scale, seed),
-                samples=10 if smoke else 100)  # fmt: skip
+    how = how.model_copy(
+        update={"init": "default", "learning_rate": 1e-3, "weight_decay": 0.0, **changes[scale]}
+    )
+    return Cell(
+        recipe=how,
+        models=4 if smoke else 10,
+        fit=_fit(encoder, how, scale, seed),
+        samples=10 if smoke else 100,
+    )
 
 
 def subset(name: str, scale: str, seed: int, **less: Any) -> Cell:
@@ -127,28 +143,45 @@ def _fit(kind: str, how: Recipe, scale: str, seed: int) -> FlownConfig:
     """All kept checkpoints, no context; the same budget for the flow and for p-diff."""
     kept = len(how.keep) + len(how.keep_steps)
     small, published = ENCODERS[kind]
-    shared: dict[str, Any] = {"epochs": tuple(range(-kept, 0)), "seed": seed,
-                              "context": ContextConfig(mode="none")}  # fmt: skip
+    shared: dict[str, Any] = {
+        "epochs": tuple(range(-kept, 0)),
+        "seed": seed,
+        "context": ContextConfig(mode="none"),
+    }
     if scale == "paper":
         return FlownConfig(
-            encoder=published, encoder_training=TrainConfig(steps=40_000, batch_size=50),
+            encoder=published,
+            encoder_training=TrainConfig(steps=40_000, batch_size=50),
             velocity=VelocityConfig(channels=128),
-            flow_training=TrainConfig(steps=40_000, batch_size=50), **shared,
-        )  # fmt: skip
+            flow_training=TrainConfig(steps=40_000, batch_size=50),
+            **shared,
+        )
     smoke = scale == "smoke"
     # A step of the graph encoder takes as long as five of the VAE's.
     steps, batch_size = (600, 16) if kind == "graph" else (1500, 32)
     return FlownConfig(
         encoder=small,
-        encoder_training=TrainConfig(steps=60 if smoke else steps, batch_size=batch_size,
-                                     learning_rate=2e-3, validate_every=steps // 3),
+        encoder_training=TrainConfig(
+            steps=60 if smoke else steps,
+            batch_size=batch_size,
+            learning_rate=2e-3,
+            validate_every=steps // 3,
+        ),
         velocity=VelocityConfig(channels=32, blocks=1),
-        flow_training=TrainConfig(steps=60 if smoke else 2000, batch_size=64), **shared,
-    )  # fmt: skip
+        flow_training=TrainConfig(steps=60 if smoke else 2000, batch_size=64),
+        **shared,
+    )
 
 
-def table1(out: Path, scale: str, *, seed: int = 0, resume: bool = False, overwrite: bool = False,
-           device: str = "cpu") -> Unconditional:  # fmt: skip
+def table1(
+    out: Path,
+    scale: str,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str = "cpu",
+) -> Unconditional:
     """Runs the experiment; writes `results.json`, `report.html` and all zoos and models under `out`.
 
     Raises:
@@ -158,8 +191,15 @@ def table1(out: Path, scale: str, *, seed: int = 0, resume: bool = False, overwr
     result = run(config(scale, seed), out, device=device)
     rows = [_beside_paper(row) for x in result.results for row in x.rows()]
     write_results(out / "results.json", "table1", scale, result.about, rows)
-    write_report(out / "report.html", f"Table 1 at the {scale} scale", result.card, {},
-                 result.about, _LEAD, extra=_summary(rows))  # fmt: skip
+    write_report(
+        out / "report.html",
+        f"Table 1 at the {scale} scale",
+        result.card,
+        {},
+        result.about,
+        _LEAD,
+        extra=_summary(rows),
+    )
     return result
 
 
@@ -179,8 +219,10 @@ def _beside_paper(row: Row) -> Row:
 
 def _summary(rows: list[Row]) -> str:
     """The table itself: a line a cell; original, FLoWN and p-diff, all and best, and what they cost."""
-    found = {(r["net"], r["encoder"], r["dataset"], r["method"], r["metric"], r["selection"] == "all"): r
-             for r in rows}  # fmt: skip
+    found = {
+        (r["net"], r["encoder"], r["dataset"], r["method"], r["metric"], r["selection"] == "all"): r
+        for r in rows
+    }
     body = []
     for place in dict.fromkeys((r["net"], r["encoder"], r["dataset"]) for r in rows):
         line = ["{} ({}), {}".format(*place)]
@@ -195,8 +237,12 @@ def _summary(rows: list[Row]) -> str:
             line.append(f"{seconds:.1f} ({nfe})")
         body.append(line)
     names = [look(method).label for method in METHODS]
-    head = ["network (encoder), data", *(f"{x}: mean" for x in names), *(f"{x}: best" for x in names),
-            *(f"{x}: s (NFE)" for x in names[1:])]  # fmt: skip
+    head = [
+        "network (encoder), data",
+        *(f"{x}: mean" for x in names),
+        *(f"{x}: best" for x in names),
+        *(f"{x}: s (NFE)" for x in names[1:]),
+    ]
     return (
         '<h2>Table 1</h2><p class="note">Test accuracy, %: mean ± standard deviation over all networks, '
         "and the one that is best on validation images; in brackets the paper's best, on full data. "

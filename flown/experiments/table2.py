@@ -64,12 +64,20 @@ def config(scale: str, seed: int = 0) -> RetrievalConfig:
         seed=seed,
     )
     samples, steps = (10, 10) if smoke else (50, 100)
-    return RetrievalConfig(recipes=recipes, models=8 if smoke else 72, fit=fit, seed=seed,
-                           samples=samples, steps=steps)  # fmt: skip
+    return RetrievalConfig(
+        recipes=recipes, models=8 if smoke else 72, fit=fit, seed=seed, samples=samples, steps=steps
+    )
 
 
-def table2(out: Path, scale: str, *, seed: int = 0, resume: bool = False, overwrite: bool = False,
-           device: str = "cpu") -> Retrieval:  # fmt: skip
+def table2(
+    out: Path,
+    scale: str,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str = "cpu",
+) -> Retrieval:
     """Runs the experiment; writes `results.json`, `report.html` and the model under `out`."""
     out = begin(out, "table2", scale, seed, resume, overwrite)
     settings = config(scale, seed)
@@ -85,8 +93,15 @@ def table2(out: Path, scale: str, *, seed: int = 0, resume: bool = False, overwr
     rows = paper_rows(rows, PAPER)
     result.about |= clock.about(settings, result.about["data"], device)
     write_results(out / "results.json", "table2", scale, result.about, rows)
-    write_report(out / "report.html", f"Table 2 at the {scale} scale", result.card,
-                 result.model.history, result.about, _LEAD, extra=_summary(rows))  # fmt: skip
+    write_report(
+        out / "report.html",
+        f"Table 2 at the {scale} scale",
+        result.card,
+        result.model.history,
+        result.about,
+        _LEAD,
+        extra=_summary(rows),
+    )
     return result
 
 
@@ -97,8 +112,15 @@ _LEAD = (
 )
 
 
-def _other_source(result: Retrieval, settings: RetrievalConfig, out: Path, method: str, source: str,
-                  scale: str, device: str) -> Card:  # fmt: skip
+def _other_source(
+    result: Retrieval,
+    settings: RetrievalConfig,
+    out: Path,
+    method: str,
+    source: str,
+    scale: str,
+    device: str,
+) -> Card:
     """The same encoder, another source: a flow trained anew, and its report card."""
     folder = out / f"run-{method}"
     prior = str(_prior(out, scale, settings.seed)) if source == "checkpoint" else None
@@ -110,8 +132,16 @@ def _other_source(result: Retrieval, settings: RetrievalConfig, out: Path, metho
     lend_encoder(out / "run", folder)
     images = {task: data.load(task) for task in result.zoo.tasks}
     model = Flown.fit(result.zoo, fit, out=folder, images=images, resume=True, device=device)
-    return report_card(model, result.zoo, images, n=settings.samples, top=settings.top,
-                       seed=settings.seed, steps=settings.steps, full=False)  # fmt: skip
+    return report_card(
+        model,
+        result.zoo,
+        images,
+        n=settings.samples,
+        top=settings.top,
+        seed=settings.seed,
+        steps=settings.steps,
+        full=False,
+    )
 
 
 def _prior(out: Path, scale: str, seed: int) -> Path:
@@ -120,8 +150,16 @@ def _prior(out: Path, scale: str, seed: int) -> Path:
     if path.exists():
         return path
     epochs = {"smoke": 1, "cpu": 20, "paper": 50}[scale]
-    how = Recipe(name=PRIOR_SET, dataset=PRIOR_SET, activation="tanh", init="kaiming-uniform",
-                 learning_rate=1e-3, batch_size=32, epochs=epochs, keep=(epochs,))  # fmt: skip
+    how = Recipe(
+        name=PRIOR_SET,
+        dataset=PRIOR_SET,
+        activation="tanh",
+        init="kaiming-uniform",
+        learning_rate=1e-3,
+        batch_size=32,
+        epochs=epochs,
+        keep=(epochs,),
+    )
     trained = zoo.train(how, 2, out / "prior", seed=seed, resume=True, images=_many_as_one())
     trained.batch(PRIOR_SET)[:1].save(path)
     return path
@@ -141,8 +179,11 @@ def _summary(rows: list[Row]) -> str:
     """The table itself: methods by data sets, all networks and the chosen five, beside the paper."""
     datasets = list(dict.fromkeys(row["dataset"] for row in rows))
     methods = list(dict.fromkeys(row["method"] for row in rows if row["metric"] == "accuracy"))
-    found = {(r["method"], r["dataset"], r["selection"] == "all"): r for r in rows
-             if r["metric"] == "accuracy"}  # fmt: skip
+    found = {
+        (r["method"], r["dataset"], r["selection"] == "all"): r
+        for r in rows
+        if r["metric"] == "accuracy"
+    }
     body = []
     for method in methods:
         for everything in (True, False):

@@ -112,8 +112,16 @@ def config(scale: str, seed: int = 0) -> Table3Config:
         through = (5, 10, 15, 20, 25)
         kept = {"epochs": 25, "keep": tuple(sorted({*fit.epochs, *through}))}
         recipes = tuple(x.model_copy(update=kept) for x in recipes)
-        return Table3Config(recipes=recipes, models=100, fit=fit, trajectory=through, unseen=unseen,
-                            batch_size=10, samples=50, seed=seed)  # fmt: skip
+        return Table3Config(
+            recipes=recipes,
+            models=100,
+            fit=fit,
+            trajectory=through,
+            unseen=unseen,
+            batch_size=10,
+            samples=50,
+            seed=seed,
+        )
     smoke = scale == "smoke"
     recipes = tuple(_to_the_middle(x, smoke) for x in recipes)
     fit = FlownConfig(
@@ -125,12 +133,31 @@ def config(scale: str, seed: int = 0) -> Table3Config:
         seed=seed,
     )
     if smoke:
-        return Table3Config(recipes=recipes, models=4, fit=fit, trajectory=(-2, -1),
-                            unseen=unseen[:1], epochs=(0, 1, 2), samples=2, steps=5,
-                            max_train_images=320, rates=(1e-3, 3e-3), rate_epochs=1, rate_samples=1,
-                            seed=seed)  # fmt: skip
-    return Table3Config(recipes=recipes, models=24, fit=fit, trajectory=(-4, -3, -2, -1),
-                        unseen=unseen, max_train_images=1000, max_val_images=500, seed=seed)  # fmt: skip
+        return Table3Config(
+            recipes=recipes,
+            models=4,
+            fit=fit,
+            trajectory=(-2, -1),
+            unseen=unseen[:1],
+            epochs=(0, 1, 2),
+            samples=2,
+            steps=5,
+            max_train_images=320,
+            rates=(1e-3, 3e-3),
+            rate_epochs=1,
+            rate_samples=1,
+            seed=seed,
+        )
+    return Table3Config(
+        recipes=recipes,
+        models=24,
+        fit=fit,
+        trajectory=(-4, -3, -2, -1),
+        unseen=unseen,
+        max_train_images=1000,
+        max_val_images=500,
+        seed=seed,
+    )
 
 
 def _to_the_middle(recipe: Recipe, smoke: bool) -> Recipe:
@@ -140,8 +167,15 @@ def _to_the_middle(recipe: Recipe, smoke: bool) -> Recipe:
     return recipe.model_copy(update={"epochs": keep[-1], "keep": keep})
 
 
-def table3(out: Path, scale: str, *, seed: int = 0, resume: bool = False, overwrite: bool = False,
-           device: str = "cpu") -> list[Row]:  # fmt: skip
+def table3(
+    out: Path,
+    scale: str,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str = "cpu",
+) -> list[Row]:
     """Runs the experiment, every stage resumable; writes `results.json` and `report.html`."""
     out = begin(out, "table3", scale, seed, resume, overwrite)
     return run(config(scale, seed), out, scale, device)
@@ -154,7 +188,9 @@ def run(settings: Table3Config, out: Path, scale: str, device: str) -> list[Row]
     clock.lap("zoo")
     model = Flown.fit(zoo, settings.fit, out=out / "run", resume=True, device=device)
     clock.lap("fit")
-    trajectory = Flown.fit(zoo, settings.through, out=out / "trajectory", resume=True, device=device)
+    trajectory = Flown.fit(
+        zoo, settings.through, out=out / "trajectory", resume=True, device=device
+    )
     clock.lap("trajectory")
     seen = zoo.select(split="train", epochs=settings.fit.epochs)
     rows: list[Row] = []
@@ -164,8 +200,9 @@ def run(settings: Table3Config, out: Path, scale: str, device: str) -> list[Row]
         images = targets.target(name, settings.seed)
         images = replace(images, val=images.val[: settings.max_val_images])
         counts[name] = {part: len(getattr(images, part)) for part in ("train", "val", "test")}
-        made = starts(model, trajectory, seen, images, settings.samples, settings.steps,
-                      settings.seed)  # fmt: skip
+        made = starts(
+            model, trajectory, seen, images, settings.samples, settings.steps, settings.seed
+        )
         found = _Target(settings, images, made, out, device)
         curves[name] = found.curves()
         rows += found.rows(curves[name])
@@ -173,8 +210,10 @@ def run(settings: Table3Config, out: Path, scale: str, device: str) -> list[Row]
             rows += found.beside(seen.batch(name))
         clock.lap(name)
     about = clock.about(settings, counts, device)
-    about["encoders"] = {"flown": model.history["encoder"][-1:],
-                         TRAJECTORY: trajectory.history["encoder"][-1:]}  # fmt: skip
+    about["encoders"] = {
+        "flown": model.history["encoder"][-1:],
+        TRAJECTORY: trajectory.history["encoder"][-1:],
+    }
     write_results(out / "results.json", "table3", scale, about, rows)
     write_table3(out / "report.html", scale, rows, curves, about)
     return rows
@@ -184,8 +223,9 @@ class _Target:
     """One data set: its learning rate, where the trajectory stops, every method's networks trained
     on it, its rows."""
 
-    def __init__(self, settings: Table3Config, images: ImageData, made: Starts, out: Path,
-                 device: str) -> None:  # fmt: skip
+    def __init__(
+        self, settings: Table3Config, images: ImageData, made: Starts, out: Path, device: str
+    ) -> None:
         self.settings, self.images, self.made, self.device = settings, images, made, device
         self.out = out / "finetuned"
         self.trained = min(len(images.train), settings.max_train_images or len(images.train))
@@ -196,9 +236,13 @@ class _Target:
 
     def _config(self, rate: float, epochs: int, test_at: tuple[int, ...] = ()) -> FinetuneConfig:
         return FinetuneConfig(
-            epochs=epochs, learning_rate=rate, batch_size=self.batch_size, test_at=test_at,
-            max_train_images=self.settings.max_train_images, seed=self.settings.seed,
-        )  # fmt: skip
+            epochs=epochs,
+            learning_rate=rate,
+            batch_size=self.batch_size,
+            test_at=test_at,
+            max_train_images=self.settings.max_train_images,
+            seed=self.settings.seed,
+        )
 
     def _finetune(self, batch: WeightBatch, config: FinetuneConfig, name: str) -> list[Point]:
         file = self.out / f"{self.images.name}-{name}.safetensors"
@@ -212,8 +256,9 @@ class _Target:
         joined = WeightBatch(some[0].layout, torch.cat([batch.vectors for batch in some]))
         best = {}
         for rate in self.settings.rates:
-            last = self._finetune(joined, self._config(rate, self.settings.rate_epochs),
-                                  f"rate-{rate:g}")[-1]  # fmt: skip
+            last = self._finetune(
+                joined, self._config(rate, self.settings.rate_epochs), f"rate-{rate:g}"
+            )[-1]
             best[rate] = float(last.val.unflatten(0, (len(INITS), n)).mean(dim=1).max())
         return max(best, key=lambda rate: best[rate])
 
@@ -231,8 +276,14 @@ class _Target:
         config = self._config(self.rate, max(self.settings.epochs), self.settings.epochs)
         found: dict[str, list[Point]] = {}
         for method, batch in self.batches.items():
-            same = next((other for other in found
-                         if torch.equal(self.batches[other].vectors, batch.vectors)), None)  # fmt: skip
+            same = next(
+                (
+                    other
+                    for other in found
+                    if torch.equal(self.batches[other].vectors, batch.vectors)
+                ),
+                None,
+            )
             found[method] = found[same] if same else self._finetune(batch, config, method)
         return found
 
@@ -264,14 +315,22 @@ class _Target:
         until = {TRAJECTORY: stops[-1], STOPPED: self.stop}.get(method)
         paper = PAPER.get((self.images.name, method, epoch)) if metric == "accuracy" else None
         return {
-            "dataset": self.images.name, "method": method, "metric": metric,
+            "dataset": self.images.name,
+            "method": method,
+            "metric": metric,
             "value": float(values.mean()),
             "std": float(values.std()) if len(values) > 1 else None,
-            "n": len(values), "epoch": epoch, "paper": paper, "until": until,
+            "n": len(values),
+            "epoch": epoch,
+            "paper": paper,
+            "until": until,
             "selection": f"val-best-of-{len(stops)}-stops" if method == STOPPED else "all",
             "networks_of": self.images.name if batch is None else batch.layout.task.name,
-            "recognised": self.made.task, "votes": f"{self.made.votes} of {self.settings.samples}",
-            "learning_rate": self.rate, "batch_size": self.batch_size,
-            "train_images": self.trained, "test_images": len(self.images.test),
+            "recognised": self.made.task,
+            "votes": f"{self.made.votes} of {self.settings.samples}",
+            "learning_rate": self.rate,
+            "batch_size": self.batch_size,
+            "train_images": self.trained,
+            "test_images": len(self.images.test),
             "note": targets.NOTES.get(self.images.name),
-        }  # fmt: skip
+        }

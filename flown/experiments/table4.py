@@ -42,8 +42,15 @@ PAPER = {
     ("cnn-medium", "graph", "cifar10", "stl10"): (23.03, 60.85),
     ("cnn-medium", "graph", "stl10", "cifar10"): (18.13, 69.42),
 }
-METHODS = ("static", "fine-tuned", "fine-tuned-decoder", "adjoint", "from-default-init",
-           "from-best-static", "zoo")  # fmt: skip
+METHODS = (
+    "static",
+    "fine-tuned",
+    "fine-tuned-decoder",
+    "adjoint",
+    "from-default-init",
+    "from-best-static",
+    "zoo",
+)
 
 
 class Exchange(Config):
@@ -90,26 +97,66 @@ class Transfer:
     def rows(self) -> list[Row]:
         """In the schema of `results.json`; the best network is chosen on validation images."""
         found: list[Row] = []
-        about = {"net": self.net, "encoder": self.encoder, "source": self.source,
-                 "dataset": self.target}  # fmt: skip
+        about = {
+            "net": self.net,
+            "encoder": self.encoder,
+            "source": self.source,
+            "dataset": self.target,
+        }
         paper = PAPER.get((self.net, self.encoder, self.source, self.target), (None, None))
         figures = dict(zip(METHODS, paper, strict=False))
         for method, m in self.methods.items():
             n = len(m.test)
             shared = {**about, "method": method, "epoch": None, "paper": None, "n": n}
-            found.append({**shared, "metric": "accuracy", "value": float(m.test.mean()),
-                          "std": _spread(m), "selection": "all",
-                          "paper": figures.get(method)})  # fmt: skip
-            found.append({**shared, "metric": "accuracy", "value": float(m.top(1)), "std": None,
-                          "n": 1, "selection": f"val-best-of-{n}"})  # fmt: skip
-            found.append({**shared, "metric": "diversity-iou", "value": m.diversity, "std": None,
-                          "selection": "all"})  # fmt: skip
+            found.append(
+                {
+                    **shared,
+                    "metric": "accuracy",
+                    "value": float(m.test.mean()),
+                    "std": _spread(m),
+                    "selection": "all",
+                    "paper": figures.get(method),
+                }
+            )
+            found.append(
+                {
+                    **shared,
+                    "metric": "accuracy",
+                    "value": float(m.top(1)),
+                    "std": None,
+                    "n": 1,
+                    "selection": f"val-best-of-{n}",
+                }
+            )
+            found.append(
+                {
+                    **shared,
+                    "metric": "diversity-iou",
+                    "value": m.diversity,
+                    "std": None,
+                    "selection": "all",
+                }
+            )
             if method in self.seconds:
-                found.append({**shared, "metric": "seconds", "value": self.seconds[method],
-                              "std": None, "selection": "all"})  # fmt: skip
+                found.append(
+                    {
+                        **shared,
+                        "metric": "seconds",
+                        "value": self.seconds[method],
+                        "std": None,
+                        "selection": "all",
+                    }
+                )
                 for other in ("static", "from-default-init"):
-                    found.append({**shared, "metric": f"points over {other}", "std": None,
-                                  "value": self.gain(method, other), "selection": "all"})  # fmt: skip
+                    found.append(
+                        {
+                            **shared,
+                            "metric": f"points over {other}",
+                            "std": None,
+                            "value": self.gain(method, other),
+                            "selection": "all",
+                        }
+                    )
         return found
 
 
@@ -117,16 +164,32 @@ def config(scale: str, seed: int = 0) -> Table4Config:
     """The experiment at a scale; `paper` has the published sizes and is meant for a GPU."""
     last = "stl10" if "stl10" in present() else "natural10"
     pair = ("cifar10", last)
-    evaluations, images, solver_steps = {"smoke": (4, 16, 10), "cpu": (2400, 64, 10),
-                                         "paper": (32_000, 128, 100)}[scale]  # fmt: skip
+    evaluations, images, solver_steps = {
+        "smoke": (4, 16, 10),
+        "cpu": (2400, 64, 10),
+        "paper": (32_000, 128, 100),
+    }[scale]
 
     def adaptation(rate: float, evaluations: int, networks: int, **more: Any) -> AdaptConfig:
         steps = max(1, evaluations // networks)
-        training = TrainConfig(steps=steps, batch_size=images, learning_rate=rate, weight_decay=0.0,
-                               warmup=10, ema=0.95, validate_every=max(1, steps // 12),
-                               checkpoint_every=max(1, steps // 12), choose="val")  # fmt: skip
-        return AdaptConfig(networks=networks, training=training, validated=16, seed=seed,
-                           **{"steps": solver_steps, **more})  # fmt: skip
+        training = TrainConfig(
+            steps=steps,
+            batch_size=images,
+            learning_rate=rate,
+            weight_decay=0.0,
+            warmup=10,
+            ema=0.95,
+            validate_every=max(1, steps // 12),
+            checkpoint_every=max(1, steps // 12),
+            choose="val",
+        )
+        return AdaptConfig(
+            networks=networks,
+            training=training,
+            validated=16,
+            seed=seed,
+            **{"steps": solver_steps, **more},
+        )
 
     # A gradient evaluation is worth most in many small steps: 1600 of one network take the flow and
     # the decoder from 26 to 54 % on CIFAR-10, 800 of two to 51 %, 200 of eight to 42 %; but the
@@ -135,11 +198,15 @@ def config(scale: str, seed: int = 0) -> Table4Config:
     def exchange(first: Cell, second: Cell, evaluations: int, **less: Any) -> Exchange:
         # At 3e-3 the graph encoder's decoder is lost after some 400 steps.
         some = partial(adaptation, 1e-3 if first.fit.encoder.kind == "graph" else 3e-3, evaluations)
-        return Exchange(generators=(first, second), adaptations={
-            "fine-tuned": some(1),
-            "fine-tuned-decoder": some(1, parts=("flow", "decoder")),
-            "adjoint": some(8, method="adjoint", steps=2 * solver_steps),
-        }, **less)  # fmt: skip
+        return Exchange(
+            generators=(first, second),
+            adaptations={
+                "fine-tuned": some(1),
+                "fine-tuned-decoder": some(1, parts=("flow", "decoder")),
+                "adjoint": some(8, method="adjoint", steps=2 * solver_steps),
+            },
+            **less,
+        )
 
     def whole(kind: str, **less: Any) -> Exchange:
         one, other = (table1.whole(kind, dataset, scale, seed) for dataset in pair)
@@ -154,8 +221,15 @@ def config(scale: str, seed: int = 0) -> Table4Config:
     return Table4Config(exchanges=(*(whole(kind) for kind in table1.ENCODERS), norms), seed=seed)
 
 
-def table4(out: Path, scale: str, *, seed: int = 0, resume: bool = False, overwrite: bool = False,
-           device: str = "cpu") -> list[Transfer]:  # fmt: skip
+def table4(
+    out: Path,
+    scale: str,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str = "cpu",
+) -> list[Transfer]:
     """Runs the experiment; writes `results.json`, `report.html` and everything trained under `out`.
 
     Raises:
@@ -170,15 +244,24 @@ def table4(out: Path, scale: str, *, seed: int = 0, resume: bool = False, overwr
     write_results(out / "results.json", "table4", scale, about, rows)
     tasks = {x.name: TaskCard(x.name, x.methods) for x in results}
     most = max(exchange.samples for exchange in settings.exchanges)
-    card = Card(tasks, most, 1, 0, "euler", settings.steps, seed, device, "",
-                digest(settings), counts)  # fmt: skip
-    write_report(out / "report.html", f"Table 4 at the {scale} scale", card, {}, about, _LEAD,
-                 extra=_summary(results))  # fmt: skip
+    card = Card(
+        tasks, most, 1, 0, "euler", settings.steps, seed, device, "", digest(settings), counts
+    )
+    write_report(
+        out / "report.html",
+        f"Table 4 at the {scale} scale",
+        card,
+        {},
+        about,
+        _LEAD,
+        extra=_summary(results),
+    )
     return results
 
 
-def run(settings: Table4Config, out: Path, device: str,
-        clock: Clock) -> tuple[list[Transfer], dict[str, Any]]:  # fmt: skip
+def run(
+    settings: Table4Config, out: Path, device: str, clock: Clock
+) -> tuple[list[Transfer], dict[str, Any]]:
     """All transfers between the generators of each exchange, going on from what is there."""
     results = []
     counts: dict[str, Any] = {}
@@ -186,54 +269,103 @@ def run(settings: Table4Config, out: Path, device: str,
         made = []
         for generator in exchange.generators:
             name, how = generator.recipe.name, generator.recipe
-            trained = zoo.train(how, generator.models, out / "zoos" / name, seed=settings.seed,
-                                resume=True, device=device)  # fmt: skip
+            trained = zoo.train(
+                how,
+                generator.models,
+                out / "zoos" / name,
+                seed=settings.seed,
+                resume=True,
+                device=device,
+            )
             images = data.load(how.dataset)
             folder = f"{name}-{generator.fit.encoder.kind}"
-            model = Flown.fit(trained, generator.fit, out=out / "runs" / folder, resume=True,
-                              images={how.dataset: images}, device=device)  # fmt: skip
-            images = replace(images, val=at_most(images.val, exchange.images),
-                             test=at_most(images.test, exchange.images))  # fmt: skip
+            model = Flown.fit(
+                trained,
+                generator.fit,
+                out=out / "runs" / folder,
+                resume=True,
+                images={how.dataset: images},
+                device=device,
+            )
+            images = replace(
+                images,
+                val=at_most(images.val, exchange.images),
+                test=at_most(images.test, exchange.images),
+            )
             counts[folder] = {part: len(getattr(images, part)) for part in ("train", "val", "test")}
             made.append((folder, model, trained, images))
             clock.lap(folder)
         for (folder, model, *_), (*_, ceiling, images) in permutations(made):
-            results.append(_transfer(model, ceiling, images, exchange, settings, out,
-                                     f"{folder}-to-{images.name}", device, clock))  # fmt: skip
+            results.append(
+                _transfer(
+                    model,
+                    ceiling,
+                    images,
+                    exchange,
+                    settings,
+                    out,
+                    f"{folder}-to-{images.name}",
+                    device,
+                    clock,
+                )
+            )
     return results, counts
 
 
-def _transfer(model: Flown, ceiling: Zoo, theirs: ImageData, exchange: Exchange,
-              settings: Table4Config, out: Path, name: str, device: str,
-              clock: Clock) -> Transfer:  # fmt: skip
+def _transfer(
+    model: Flown,
+    ceiling: Zoo,
+    theirs: ImageData,
+    exchange: Exchange,
+    settings: Table4Config,
+    out: Path,
+    name: str,
+    device: str,
+    clock: Clock,
+) -> Transfer:
     out, source, generator = out / name, model.tasks[0], exchange.generators[0]
     images = match_classes(theirs, model.joint.layouts[0].task.classes)
 
     def drawn(model: Flown) -> WeightBatch:
-        return sample(model, images, source, exchange.samples, settings.seed, "euler", settings.steps)
+        return sample(
+            model, images, source, exchange.samples, settings.seed, "euler", settings.steps
+        )
 
     static = drawn(model)
     methods, seconds = {"static": measure(static, images)}, {}
     clock.lap(f"{name}: measuring")
     for method, how in exchange.adaptations.items():
-        adapted = adapt(model, images, how, out=out / method, task=source, resume=True,
-                        device=device)  # fmt: skip
+        adapted = adapt(
+            model, images, how, out=out / method, task=source, resume=True, device=device
+        )
         clock.lap(stage := f"{name}: {method}")
         seconds[method] = clock.spent[stage]
         methods[method] = measure(drawn(adapted), images)
         clock.lap(f"{name}: measuring")
     training = exchange.adaptations["fine-tuned"].training
     evaluations = training.steps * exchange.adaptations["fine-tuned"].networks
-    for method, control in {"from-default-init": from_default_init,
-                            "from-best-static": from_best}.items():  # fmt: skip
-        batch = _kept(out / f"{method}.safetensors", lambda control=control: control(
-            static, images, exchange.controls, evaluations, training.batch_size, settings.seed
-        ))  # fmt: skip
+    for method, control in {
+        "from-default-init": from_default_init,
+        "from-best-static": from_best,
+    }.items():
+        batch = _kept(
+            out / f"{method}.safetensors",
+            lambda control=control: control(
+                static, images, exchange.controls, evaluations, training.batch_size, settings.seed
+            ),
+        )
         methods[method] = measure(batch.to(device), images)
     clock.lap(f"{name}: controls")
     methods["zoo"] = measure(last_trained(ceiling).to(device), theirs)
-    return Transfer(generator.recipe.net, generator.fit.encoder.kind, source, theirs.name, methods,
-                    seconds, evaluations)  # fmt: skip
+    return Transfer(
+        generator.recipe.net,
+        generator.fit.encoder.kind,
+        source,
+        theirs.name,
+        methods,
+        seconds,
+        evaluations,
+    )
 
 
 def last_trained(zoo: Zoo) -> WeightBatch:

@@ -44,9 +44,14 @@ from flown.training import TrainConfig
 
 BASE = "mini_imagenet"
 # Mean of the best three of fifty, chosen on the queries; the datasets are the paper's.
-PAPER = {("cifar10", "vae-reconstruction"): 73.1, ("stl10", "vae-reconstruction"): 80.4,
-         ("cifar10", "d2nwg"): 33.04, ("stl10", "d2nwg"): 50.42,
-         ("cifar10", "flown"): 51.46, ("stl10", "flown"): 56.24}  # fmt: skip
+PAPER = {
+    ("cifar10", "vae-reconstruction"): 73.1,
+    ("stl10", "vae-reconstruction"): 80.4,
+    ("cifar10", "d2nwg"): 33.04,
+    ("stl10", "d2nwg"): 50.42,
+    ("cifar10", "flown"): 51.46,
+    ("stl10", "flown"): 56.24,
+}
 _TOP = 3
 
 
@@ -75,22 +80,36 @@ def config(scale: str, seed: int = 0) -> Table5Config:
     made = Table5Config(sets=(BASE, "cifar10", last, "omniglot"), seed=seed)
     if scale == "smoke":
         few = TrainConfig(steps=30, batch_size=32, warmup=5)
-        return made.model_copy(update={
-            "backbone": "resnet12-small", "heads": HeadsConfig(tasks=200),
-            "fit": HeadFlowConfig(encoder_training=few, flow_training=few),
-            "caml_training": few, "maml_training": few, "tasks": 10, "samples": 5, "steps": 5,
-            "diffusion_steps": 5})  # fmt: skip
+        return made.model_copy(
+            update={
+                "backbone": "resnet12-small",
+                "heads": HeadsConfig(tasks=200),
+                "fit": HeadFlowConfig(encoder_training=few, flow_training=few),
+                "caml_training": few,
+                "maml_training": few,
+                "tasks": 10,
+                "samples": 5,
+                "steps": 5,
+                "diffusion_steps": 5,
+            }
+        )
     if scale == "paper":
         long = TrainConfig(steps=40_000, batch_size=256)
         fit = HeadFlowConfig.published().model_copy(
             update={"encoder_training": long, "flow_training": long}
         )
-        whole = TrainConfig(steps=12_000, batch_size=128, learning_rate=2e-3, weight_decay=0.05,
-                            ema=0.0)  # fmt: skip
-        return made.model_copy(update={
-            "fit": fit, "pretraining": MetaBaselineConfig(classification=whole), "steps": 100,
-            "diffusion_steps": 1000, "caml": CAMLConfig.published().model_copy(update={"ways": 5})
-        })  # fmt: skip
+        whole = TrainConfig(
+            steps=12_000, batch_size=128, learning_rate=2e-3, weight_decay=0.05, ema=0.0
+        )
+        return made.model_copy(
+            update={
+                "fit": fit,
+                "pretraining": MetaBaselineConfig(classification=whole),
+                "steps": 100,
+                "diffusion_steps": 1000,
+                "caml": CAMLConfig.published().model_copy(update={"ways": 5}),
+            }
+        )
     return made
 
 
@@ -103,8 +122,16 @@ class Models(NamedTuple):
     strength: float
 
 
-def table5(out: Path, scale: str, *, seed: int = 0, resume: bool = False, overwrite: bool = False,
-           device: str = "cpu", settings: Table5Config | None = None) -> list[Row]:  # fmt: skip
+def table5(
+    out: Path,
+    scale: str,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str = "cpu",
+    settings: Table5Config | None = None,
+) -> list[Row]:
     """Runs the experiment; writes `results.json`, `report.html` and all that is trained under `out`.
 
     Args:
@@ -135,18 +162,27 @@ def table5(out: Path, scale: str, *, seed: int = 0, resume: bool = False, overwr
     return rows
 
 
-def _backbone(many: ManyClass, settings: Table5Config, out: Path,
-              device: str) -> tuple[nn.Module, list[Row]]:  # fmt: skip
+def _backbone(
+    many: ManyClass, settings: Table5Config, out: Path, device: str
+) -> tuple[nn.Module, list[Row]]:
     """The backbone, and what its training came to on validation classes."""
     if settings.backbone is not None:
         return load_backbone(settings.backbone), []
     path = out / "backbone.safetensors"
-    trained, figures = train_backbone(many, settings.pretraining, out=out / "backbone",
-                                      seed=settings.seed, resume=True, device=device)  # fmt: skip
+    trained, figures = train_backbone(
+        many,
+        settings.pretraining,
+        out=out / "backbone",
+        seed=settings.seed,
+        resume=True,
+        device=device,
+    )
     seen = torch.isin(many.labels, many.class_split["train"])
     Standardised(trained.cpu()).fit(many.images[seen]).save(path, figures)
-    rows = [_row("mini_imagenet, validation classes", f"backbone, {stage}", value, None, 600)
-            for stage, value in figures.items()]  # fmt: skip
+    rows = [
+        _row("mini_imagenet, validation classes", f"backbone, {stage}", value, None, 600)
+        for stage, value in figures.items()
+    ]
     return Standardised.load(path), rows
 
 
@@ -159,32 +195,55 @@ def _train(base: FeatureSet, settings: Table5Config, out: Path, clock: Clock) ->
     use = torch.tensor([i for i, row in enumerate(zoo.rows) if row.split == "train"])
     vectors = zoo.read(use.tolist())
     variants: dict[str, dict[str, Any]] = {
-        "flown": {}, "flown-gaussian": {"source": "gaussian"}, "d2nwg": {"process": "diffusion"},
-        "d2nwg-v": {"process": "v-diffusion"}, "flown-no-queries": {"queries": False},
-    }  # fmt: skip
+        "flown": {},
+        "flown-gaussian": {"source": "gaussian"},
+        "d2nwg": {"process": "diffusion"},
+        "d2nwg-v": {"process": "v-diffusion"},
+        "flown-no-queries": {"queries": False},
+    }
     told: dict[bool, Described] = {}  # the last one's alone: they are large
     flows: dict[str, HeadFlow] = {}
     for name, change in variants.items():
         fit = settings.fit.model_copy(update=change)
         if fit.queries not in told:
-            told = {fit.queries: tell(base.features, base.labels, known, heads,
-                                      fit.queries)[use]}  # fmt: skip
-        flows[name] = fit_heads(vectors, told[fit.queries], fit, out=out / name, resume=True,
-                                like=flows.get("flown"))  # fmt: skip
+            told = {fit.queries: tell(base.features, base.labels, known, heads, fit.queries)[use]}
+        flows[name] = fit_heads(
+            vectors, told[fit.queries], fit, out=out / name, resume=True, like=flows.get("flown")
+        )
         clock.lap(name)
-    caml = train_caml([base], settings.caml.model_copy(update={"feature_dim": size}),
-                      settings.caml_training, out=out / "caml", seed=settings.seed,
-                      resume=True)  # fmt: skip
-    learner = train_maml([base], MAMLConfig(features=size), settings.maml_training,
-                         out=out / "maml", seed=settings.seed, resume=True)  # fmt: skip
+    caml = train_caml(
+        [base],
+        settings.caml.model_copy(update={"feature_dim": size}),
+        settings.caml_training,
+        out=out / "caml",
+        seed=settings.seed,
+        resume=True,
+    )
+    learner = train_maml(
+        [base],
+        MAMLConfig(features=size),
+        settings.maml_training,
+        out=out / "maml",
+        seed=settings.seed,
+        resume=True,
+    )
     clock.lap("caml and maml")
-    val = draw_tasks(base.features, base.labels, base.class_split["val"], heads.ways, 1,
-                     settings.queries, settings.tasks, settings.seed)  # fmt: skip
+    val = draw_tasks(
+        base.features,
+        base.labels,
+        base.class_split["val"],
+        heads.ways,
+        1,
+        settings.queries,
+        settings.tasks,
+        settings.seed,
+    )
     return Models(flows, caml, learner, classifiers.choose_strength(val))
 
 
-def _tests(backbone: nn.Module, base: FeatureSet, settings: Table5Config,
-           out: Path) -> Iterator[tuple[str, Tasks]]:  # fmt: skip
+def _tests(
+    backbone: nn.Module, base: FeatureSet, settings: Table5Config, out: Path
+) -> Iterator[tuple[str, Tasks]]:
     """Test tasks of each set; none of its classes or images was trained on."""
     for name in settings.sets:
         if name == BASE:
@@ -197,8 +256,19 @@ def _tests(backbone: nn.Module, base: FeatureSet, settings: Table5Config,
             test = data.load(name).test
             labels, classes = test.labels, test.labels.unique()
             some = cached_features(backbone, test.images, out / "features")
-        yield name, draw_tasks(some, labels, classes, settings.heads.ways, 1, settings.queries,
-                               settings.tasks, settings.seed + 1)  # fmt: skip
+        yield (
+            name,
+            draw_tasks(
+                some,
+                labels,
+                classes,
+                settings.heads.ways,
+                1,
+                settings.queries,
+                settings.tasks,
+                settings.seed + 1,
+            ),
+        )
 
 
 def measure(name: str, tasks: Tasks, models: Models, settings: Table5Config) -> list[Row]:
@@ -216,10 +286,12 @@ def measure(name: str, tasks: Tasks, models: Models, settings: Table5Config) -> 
         "ridge": classifiers.ridge(tasks, models.strength),
         "caml": in_context(tasks, models.caml),
         "maml-first-order": maml.maml(tasks, models.maml),
-    }  # fmt: skip
+    }
     row = partial(_row, name)
-    rows = [row(method, *interval(classifiers.accuracy(logits, tasks)), len(logits))
-            for method, logits in own.items()]  # fmt: skip
+    rows = [
+        row(method, *interval(classifiers.accuracy(logits, tasks)), len(logits))
+        for method, logits in own.items()
+    ]
     for method, model in models.flows.items():
         flow = model.config.process == "flow"
         steps = settings.steps if flow else settings.diffusion_steps
@@ -243,20 +315,23 @@ def _generated(row: partial[Row], method: str, heads: Tensor, tasks: Tasks) -> l
     return [
         row(method, *interval(values.mean(dim=1)), len(each), selection)
         for values, selection in (
-            (each, "all"), (chosen, f"support-top{top}-of-{count}"),
+            (each, "all"),
+            (chosen, f"support-top{top}-of-{count}"),
             (best, f"queries-top{top}-of-{count}, the paper's protocol"),
         )
-    ]  # fmt: skip
+    ]
 
 
-def _tuned(row: partial[Row], method: str, heads: Tensor, tasks: Tasks,
-           config: ProbeConfig) -> list[Row]:  # fmt: skip
+def _tuned(
+    row: partial[Row], method: str, heads: Tensor, tasks: Tasks, config: ProbeConfig
+) -> list[Row]:
     """Generated heads after gradient steps on the support."""
     samples, rows = heads.shape[1], []
     support = tasks.support.repeat_interleave(samples, dim=0)
     for steps in (1, 5, 20):
-        tuned = probe(support, tasks.ways, config.model_copy(update={"epochs": steps}),
-                      heads.flatten(0, 1)).view_as(heads)  # fmt: skip
+        tuned = probe(
+            support, tasks.ways, config.model_copy(update={"epochs": steps}), heads.flatten(0, 1)
+        ).view_as(heads)
         found = sample_accuracy(tuned, tasks).mean(dim=1)
         rows.append(row(f"{method}+{steps}", *interval(found), len(heads)))
     return rows
@@ -285,13 +360,27 @@ def _order(tasks: Tasks, model: HeadFlow, seed: int) -> list[Row]:
     logits = [apply_heads(h, tasks.query[:8, None]) for h in (plain, turned)]
     worst = float((logits[0][..., order] - logits[1]).abs().max())
     scale = float(logits[0].abs().max())
-    return [{**_row(BASE, "flown", worst / scale, None, len(told)),
-             "metric": "largest relative difference of logits, classes permuted"}]  # fmt: skip
+    return [
+        {
+            **_row(BASE, "flown", worst / scale, None, len(told)),
+            "metric": "largest relative difference of logits, classes permuted",
+        }
+    ]
 
 
-def _row(dataset: str, method: str, value: float, half: float | None, n: int,
-         selection: str = "all") -> Row:  # fmt: skip
+def _row(
+    dataset: str, method: str, value: float, half: float | None, n: int, selection: str = "all"
+) -> Row:
     paper = PAPER.get((dataset, method)) if selection != "all" or "vae" in method else None
-    return {"dataset": dataset, "method": method, "metric": "accuracy", "value": value, "std": None,
-            "interval": half, "n": n, "selection": selection, "epoch": None,
-            "paper": None if selection.startswith("support") else paper}  # fmt: skip
+    return {
+        "dataset": dataset,
+        "method": method,
+        "metric": "accuracy",
+        "value": value,
+        "std": None,
+        "interval": half,
+        "n": n,
+        "selection": selection,
+        "epoch": None,
+        "paper": None if selection.startswith("support") else paper,
+    }

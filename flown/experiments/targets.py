@@ -42,10 +42,14 @@ def ten_way(seed: int) -> ImageData:
     hits = many.labels[:, None] == chosen
     rows = hits.any(dim=1)
     return three_way(
-        TEN_WAY, tuple(many.classes[int(i)] for i in chosen),
-        Split(many.images[rows], hits[rows].long().argmax(dim=1)), None, seed=seed,
-        test_fraction=0.3, val_fraction=0.3,
-    )  # fmt: skip
+        TEN_WAY,
+        tuple(many.classes[int(i)] for i in chosen),
+        Split(many.images[rows], hits[rows].long().argmax(dim=1)),
+        None,
+        seed=seed,
+        test_fraction=0.3,
+        val_fraction=0.3,
+    )
 
 
 def _grey(split: Split) -> Split:

@@ -55,28 +55,55 @@ def config(scale: str, seed: int = 0) -> TrajectoryConfig:
         "cpu": ("mnist", 24, 1600, (1, 2, 3, 5, 8, 12), 1500, 24),
         "paper": ("mnist", 100, None, (1, 2, 3, 5, 10, 25), 20_000, 50),
     }[scale]
-    recipe = Recipe(name=f"trajectory-{name}", dataset=name, learning_rate=1e-3, batch_size=32,
-                    epochs=epochs[-1], keep=epochs, max_train_images=images)  # fmt: skip
+    recipe = Recipe(
+        name=f"trajectory-{name}",
+        dataset=name,
+        learning_rate=1e-3,
+        batch_size=32,
+        epochs=epochs[-1],
+        keep=epochs,
+        max_train_images=images,
+    )
     fit = FlownConfig(
         epochs=epochs,
         encoder=VAEConfig.published() if scale == "paper" else VAEConfig(),
-        encoder_training=TrainConfig(steps=steps, batch_size=32, learning_rate=2e-3,
-                                     validate_every=steps),
+        encoder_training=TrainConfig(
+            steps=steps, batch_size=32, learning_rate=2e-3, validate_every=steps
+        ),
         context=ContextConfig(mode="none"),
         velocity=VelocityConfig(channels=32, blocks=1),
         path_training=TrainConfig(steps=steps, batch_size=64),
         flow_training=TrainConfig(steps=2 * steps, batch_size=64),
         seed=seed,
-    )  # fmt: skip
+    )
     further = (0, 1) if scale == "smoke" else (0, 1, 5)
-    training = FinetuneConfig(epochs=further[-1], learning_rate=1e-3, test_at=further[:-1],
-                              max_train_images=images, seed=seed)  # fmt: skip
-    return TrajectoryConfig(recipe=recipe, models=models, fit=fit, finetune=training, further=further,
-                            samples=samples, seed=seed)  # fmt: skip
+    training = FinetuneConfig(
+        epochs=further[-1],
+        learning_rate=1e-3,
+        test_at=further[:-1],
+        max_train_images=images,
+        seed=seed,
+    )
+    return TrajectoryConfig(
+        recipe=recipe,
+        models=models,
+        fit=fit,
+        finetune=training,
+        further=further,
+        samples=samples,
+        seed=seed,
+    )
 
 
-def trajectory(out: Path, scale: str, *, seed: int = 0, resume: bool = False,
-               overwrite: bool = False, device: str = "cpu") -> list[Row]:  # fmt: skip
+def trajectory(
+    out: Path,
+    scale: str,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str = "cpu",
+) -> list[Row]:
     """Runs the experiment; writes `results.json`, `report.html`, zoo and models under `out`."""
     out = begin(out, "trajectory", scale, seed, resume, overwrite)
     return run(config(scale, seed), out, scale, device)
@@ -86,8 +113,14 @@ def run(settings: TrajectoryConfig, out: Path, scale: str, device: str = "cpu") 
     """Goes on from what is in `out`: zoo, models, networks trained further."""
     clock = Clock(out / "seconds.json")
     images = data.load(settings.recipe.dataset)
-    made = zoo.train(settings.recipe, settings.models, out / "zoo", seed=settings.seed, resume=True,
-                     device=device)  # fmt: skip
+    made = zoo.train(
+        settings.recipe,
+        settings.models,
+        out / "zoo",
+        seed=settings.seed,
+        resume=True,
+        device=device,
+    )
     rows = _zoo_rows(made, images, settings, out)
     with bar("paths", len(PATHS)) as update:
         for done, path in enumerate(PATHS, 1):
@@ -105,41 +138,58 @@ def run(settings: TrajectoryConfig, out: Path, scale: str, device: str = "cpu") 
     return rows
 
 
-def _fit(path: PathName, made: Zoo, images: ImageData, settings: TrajectoryConfig, out: Path,
-         device: str) -> Flown:  # fmt: skip
+def _fit(
+    path: PathName, made: Zoo, images: ImageData, settings: TrajectoryConfig, out: Path, device: str
+) -> Flown:
     """A model on one path; of those through the epochs the first one's encoder serves all."""
     changes: dict[str, object] = {"flow": FlowConfig(path=path)}
     if path == "linear":
         changes["epochs"] = (-1,)
     elif path != PATHS[1]:
         lend_encoder(out / PATHS[1], out / path)
-    return Flown.fit(made, settings.fit.model_copy(update=changes), out=out / path, resume=True,
-                     images={images.name: images}, device=device)  # fmt: skip
+    return Flown.fit(
+        made,
+        settings.fit.model_copy(update=changes),
+        out=out / path,
+        resume=True,
+        images={images.name: images},
+        device=device,
+    )
 
 
 def _on_the_way(model: Flown, settings: TrajectoryConfig) -> dict[float, WeightBatch]:
     """The same samples at the time of every epoch."""
     epochs = model.epochs or tuple(map(float, settings.fit.epochs))
-    samples = model.sample(n=settings.samples, seed=settings.seed, steps=settings.steps,
-                           trajectory=True)  # fmt: skip
+    samples = model.sample(
+        n=settings.samples, seed=settings.seed, steps=settings.steps, trajectory=True
+    )
     assert samples.path is not None
     times = stations(len(epochs))
-    return {epoch: model.decode(samples.path[round(t * settings.steps)], model.tasks[0])
-            for epoch, t in zip(epochs, times, strict=True)}  # fmt: skip
+    return {
+        epoch: model.decode(samples.path[round(t * settings.steps)], model.tasks[0])
+        for epoch, t in zip(epochs, times, strict=True)
+    }
 
 
 def _zoo_rows(made: Zoo, images: ImageData, settings: TrajectoryConfig, out: Path) -> list[Row]:
     """Of the checkpoints that the flows learn from, and of held-out networks'."""
     rows = []
     for method, split in (("zoo", "train"), ("zoo-held-out", "held-out")):
-        batches = {float(epoch): made.select(split=split, epochs=[epoch]).batch(images.name)
-                   for epoch in settings.fit.epochs}  # fmt: skip
+        batches = {
+            float(epoch): made.select(split=split, epochs=[epoch]).batch(images.name)
+            for epoch in settings.fit.epochs
+        }
         rows += _measured(method, batches, images, settings, out)
     return rows
 
 
-def _measured(method: str, networks: dict[float, WeightBatch], images: ImageData,
-              settings: TrajectoryConfig, out: Path) -> list[Row]:  # fmt: skip
+def _measured(
+    method: str,
+    networks: dict[float, WeightBatch],
+    images: ImageData,
+    settings: TrajectoryConfig,
+    out: Path,
+) -> list[Row]:
     """Test accuracies of networks of every epoch, after further epochs of training."""
     rows: list[Row] = []
     for epoch, batch in networks.items():
@@ -148,12 +198,20 @@ def _measured(method: str, networks: dict[float, WeightBatch], images: ImageData
         done = finetune(batch.to("cpu"), images, settings.finetune, out=file, resume=True)
         for point in done.points:
             if point.epoch in settings.further and point.test is not None:
-                rows.append({
-                    "dataset": images.name, "method": method, "metric": "accuracy",
-                    "value": float(point.test.mean()), "std": float(point.test.std(correction=0)),
-                    "n": len(point.test), "selection": "all", "epoch": point.epoch, "paper": None,
-                    "until": epoch,
-                })  # fmt: skip
+                rows.append(
+                    {
+                        "dataset": images.name,
+                        "method": method,
+                        "metric": "accuracy",
+                        "value": float(point.test.mean()),
+                        "std": float(point.test.std(correction=0)),
+                        "n": len(point.test),
+                        "selection": "all",
+                        "epoch": point.epoch,
+                        "paper": None,
+                        "until": epoch,
+                    }
+                )
     return rows
 
 
@@ -167,7 +225,18 @@ def _gaps(rows: list[Row], dataset: str) -> list[Row]:
     for method, values in found.items():
         apart = torch.tensor([abs(v - found["zoo"][epoch]) for epoch, v in values.items()])
         if method != "zoo":
-            gaps.append({"dataset": dataset, "method": method, "metric": GAP,
-                         "value": float(apart.mean()), "std": None, "n": len(apart),
-                         "selection": "all", "epoch": 0, "paper": None, "until": None})  # fmt: skip
+            gaps.append(
+                {
+                    "dataset": dataset,
+                    "method": method,
+                    "metric": GAP,
+                    "value": float(apart.mean()),
+                    "std": None,
+                    "n": len(apart),
+                    "selection": "all",
+                    "epoch": 0,
+                    "paper": None,
+                    "until": None,
+                }
+            )
     return gaps

@@ -44,8 +44,13 @@ def match_classes(images: ImageData, names: Sequence[str]) -> ImageData:
         return Split(split.images, table[split.labels])
 
     classes = tuple(images.classes[places.index(place)] for place in range(len(places)))
-    return replace(images, classes=classes, train=matched(images.train), val=matched(images.val),
-                   test=matched(images.test))  # fmt: skip
+    return replace(
+        images,
+        classes=classes,
+        train=matched(images.train),
+        val=matched(images.val),
+        test=matched(images.test),
+    )
 
 
 def measure(batch: WeightBatch, images: ImageData) -> Measured:
@@ -56,16 +61,28 @@ def measure(batch: WeightBatch, images: ImageData) -> Measured:
     return Measured(val, 100 * (1 - wrong.float().mean(dim=1)), diversity=mutual_iou(wrong))
 
 
-def from_default_init(like: WeightBatch, images: ImageData, count: int, evaluations: int,
-                      batch_size: int, seed: int = 0) -> WeightBatch:  # fmt: skip
+def from_default_init(
+    like: WeightBatch,
+    images: ImageData,
+    count: int,
+    evaluations: int,
+    batch_size: int,
+    seed: int = 0,
+) -> WeightBatch:
     """The control that needs no generator: `count` networks from PyTorch's initialisation."""
     fresh = random_init(like, count, torch.Generator().manual_seed(seed))
     starts = WeightBatch(like.layout, fresh.vectors.to(like.vectors), rest=like.rest)
     return _trained(starts, images, evaluations, batch_size, seed)
 
 
-def from_best(samples: WeightBatch, images: ImageData, count: int, evaluations: int,
-              batch_size: int, seed: int = 0) -> WeightBatch:  # fmt: skip
+def from_best(
+    samples: WeightBatch,
+    images: ImageData,
+    count: int,
+    evaluations: int,
+    batch_size: int,
+    seed: int = 0,
+) -> WeightBatch:
     """The control that needs no gradient through a generator: the sample that is best on validation
     images, trained on, `count` times in other orders of the images."""
     val = evaluate(samples.calibrated(images.train.images), images.val.images, images.val.labels)
@@ -74,8 +91,9 @@ def from_best(samples: WeightBatch, images: ImageData, count: int, evaluations: 
     return _trained(starts, images, evaluations, batch_size, seed)
 
 
-def _trained(starts: WeightBatch, images: ImageData, evaluations: int, batch_size: int,
-             seed: int) -> WeightBatch:  # fmt: skip
+def _trained(
+    starts: WeightBatch, images: ImageData, evaluations: int, batch_size: int, seed: int
+) -> WeightBatch:
     """`starts` trained for so many batches each; rate and stopping chosen on validation images."""
     layout, rest, n = starts.layout, starts.rest or None, len(starts)
     rates = [rate for rate in RATES for _ in range(n)]
@@ -83,11 +101,21 @@ def _trained(starts: WeightBatch, images: ImageData, evaluations: int, batch_siz
     batchnorm.by_batch(net, batchnorm.layers(net))
     x = images.train.images if rest else layout.task.preprocess(images.train.images).contiguous()
     device = starts.vectors.device
-    engine = trainer(net, layout, starts.vectors.repeat(len(RATES), 1), x, images.train.labels,
-                     batch_size, rates, [0.0] * len(rates), device.type, rest)  # fmt: skip
-    orders = torch.stack([
-        _order(len(x), evaluations * batch_size, seed * 1_000 + i) for i in range(n)
-    ]).repeat(len(RATES), 1)  # fmt: skip
+    engine = trainer(
+        net,
+        layout,
+        starts.vectors.repeat(len(RATES), 1),
+        x,
+        images.train.labels,
+        batch_size,
+        rates,
+        [0.0] * len(rates),
+        device.type,
+        rest,
+    )
+    orders = torch.stack(
+        [_order(len(x), evaluations * batch_size, seed * 1_000 + i) for i in range(n)]
+    ).repeat(len(RATES), 1)
     best = torch.full((len(rates),), -1.0)
     kept = engine.vectors.clone()
     stops = sorted({max(1, evaluations * (k + 1) // LOOKS) for k in range(LOOKS)})
@@ -95,8 +123,9 @@ def _trained(starts: WeightBatch, images: ImageData, evaluations: int, batch_siz
         for first, last in zip([0, *stops], stops, strict=False):
             engine.run(orders[:, first * batch_size : last * batch_size], first)
             now = WeightBatch(layout, engine.vectors, rest=rest)
-            val = evaluate(now.calibrated(images.train.images), images.val.images,
-                           images.val.labels).cpu()  # fmt: skip
+            val = evaluate(
+                now.calibrated(images.train.images), images.val.images, images.val.labels
+            ).cpu()
             better = val > best
             best = torch.where(better, val, best)
             kept[better.to(kept.device)] = engine.vectors[better.to(kept.device)]

@@ -51,8 +51,11 @@ class Cell(Config):
     @property
     def about(self) -> dict[str, str]:
         """What the rows of the cell have in common."""
-        return {"net": self.recipe.net, "encoder": self.fit.encoder.kind,
-                "dataset": self.recipe.dataset}  # fmt: skip
+        return {
+            "net": self.recipe.net,
+            "encoder": self.fit.encoder.kind,
+            "dataset": self.recipe.dataset,
+        }
 
     @property
     def name(self) -> str:
@@ -80,16 +83,41 @@ class Result:
         """In the schema of `results.json`; the best network is chosen on validation images."""
         found: list[Row] = []
 
-        def add(method: str, metric: str, value: float, n: int, selection: str = "all",
-                **more: float | None) -> None:  # fmt: skip
-            found.append({**self.cell.about, "method": method, "metric": metric, "value": value,
-                          "std": None, "n": n, "selection": selection, "epoch": None,
-                          "paper": None, **more})  # fmt: skip
+        def add(
+            method: str,
+            metric: str,
+            value: float,
+            n: int,
+            selection: str = "all",
+            **more: float | None,
+        ) -> None:
+            found.append(
+                {
+                    **self.cell.about,
+                    "method": method,
+                    "metric": metric,
+                    "value": value,
+                    "std": None,
+                    "n": n,
+                    "selection": selection,
+                    "epoch": None,
+                    "paper": None,
+                    **more,
+                }
+            )
 
         for method, m in self.methods.items():
             n, test = len(m.test), m.test
-            add(method, "accuracy", float(test.mean()), n, std=float(test.std()),
-                median=float(test.quantile(0.5)), min=float(test.min()), max=float(test.max()))  # fmt: skip
+            add(
+                method,
+                "accuracy",
+                float(test.mean()),
+                n,
+                std=float(test.std()),
+                median=float(test.quantile(0.5)),
+                min=float(test.min()),
+                max=float(test.max()),
+            )
             add(method, "accuracy", float(m.top(1)), 1, f"val-best-of-{n}")
             for metric, values in (("l2-ratio", m.ratio), ("max-iou", m.iou)):
                 if values is not None:
@@ -145,13 +173,17 @@ class _Originals:
         right = predictions(ready, self.choice.images).cpu() == self.choice.labels
         return wrong, 100 * right.float().mean(dim=1)
 
-    def _measured(self, batch: WeightBatch, wrong: Tensor, val: Tensor,
-                  excluded: Tensor | None = None) -> Measured:  # fmt: skip
+    def _measured(
+        self, batch: WeightBatch, wrong: Tensor, val: Tensor, excluded: Tensor | None = None
+    ) -> Measured:
         distances = nearest_distance(batch.vectors.cpu(), self.train.vectors, excluded)
         return Measured(
-            val, 100 * (1 - wrong.float().mean(dim=1)), distances / self.unit,
-            largest_iou(wrong, self.wrong, excluded), mutual_iou(wrong),
-        )  # fmt: skip
+            val,
+            100 * (1 - wrong.float().mean(dim=1)),
+            distances / self.unit,
+            largest_iou(wrong, self.wrong, excluded),
+            mutual_iou(wrong),
+        )
 
 
 def run(config: UnconditionalConfig, out: Path, *, device: str) -> Unconditional:
@@ -165,9 +197,17 @@ def run(config: UnconditionalConfig, out: Path, *, device: str) -> Unconditional
     results, counts, zoos = [], {}, {}
     for cell in config.cells:
         name, images = cell.recipe.name, data.load(cell.recipe.dataset)
-        trained = zoo.train(cell.recipe, cell.models, out / "zoos" / name, seed=config.seed,
-                            resume=True, device=device)  # fmt: skip
-        models = _fit(cell, trained, images, out / "runs" / f"{name}-{cell.fit.encoder.kind}", device)
+        trained = zoo.train(
+            cell.recipe,
+            cell.models,
+            out / "zoos" / name,
+            seed=config.seed,
+            resume=True,
+            device=device,
+        )
+        models = _fit(
+            cell, trained, images, out / "runs" / f"{name}-{cell.fit.encoder.kind}", device
+        )
         if name not in originals:
             originals[name] = _Originals(cell, trained, images, config.seed, device)
         results.append(_result(cell, models, originals[name], config))
@@ -176,11 +216,16 @@ def run(config: UnconditionalConfig, out: Path, *, device: str) -> Unconditional
         counts[name] = {"train": len(images.train), "val": len(used.choice), "test": len(used.test)}
         clock.lap(cell.name)
     about = clock.about(config, {**counts, "zoos": zoos}, device)
-    tasks = {x.cell.name: TaskCard(x.cell.name, x.methods, seconds=x.costs["flown"][0],
-                                   nfe=x.costs["flown"][1]) for x in results}  # fmt: skip
+    tasks = {
+        x.cell.name: TaskCard(
+            x.cell.name, x.methods, seconds=x.costs["flown"][0], nfe=x.costs["flown"][1]
+        )
+        for x in results
+    }
     most = max(cell.samples for cell in config.cells)
-    card = Card(tasks, most, 1, 0, "euler", config.steps, config.seed, device, "", digest(config),
-                counts)  # fmt: skip
+    card = Card(
+        tasks, most, 1, 0, "euler", config.steps, config.seed, device, "", digest(config), counts
+    )
     return Unconditional(results, card, about)
 
 
@@ -205,13 +250,15 @@ def _fit(cell: Cell, trained: Zoo, images: ImageData, out: Path, device: str) ->
     flow = Flown.fit(trained, cell.fit, out=out / "flown", images=about, resume=True, device=device)
     lend_encoder(out / "flown", out / "p-diff")
     other = cell.fit.model_copy(update={"flow": FlowConfig(process="diffusion")})
-    diffusion = Flown.fit(trained, other, out=out / "p-diff", images=about, resume=True,
-                          device=device)  # fmt: skip
+    diffusion = Flown.fit(
+        trained, other, out=out / "p-diff", images=about, resume=True, device=device
+    )
     return {"flown": flow, "p-diff": diffusion}
 
 
-def _result(cell: Cell, models: Mapping[str, Flown], originals: _Originals,
-            config: UnconditionalConfig) -> Result:  # fmt: skip
+def _result(
+    cell: Cell, models: Mapping[str, Flown], originals: _Originals, config: UnconditionalConfig
+) -> Result:
     samplers = {"flown": ("euler", config.steps), "p-diff": ("ddpm", config.ddpm_steps)}
     rebuilt = models["flown"].reconstruct(originals.train[: cell.samples])
     measured = {"reconstruction-train": originals.measure(rebuilt)}

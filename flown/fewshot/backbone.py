@@ -36,11 +36,25 @@ class MetaBaselineConfig(Config):
 
     backbone: BackboneConfig = BackboneConfig(kind="resnet12", widths=(64, 128, 256, 512))
     # No EMA: BatchNorm's running statistics belong to the raw weights.
-    classification: TrainConfig = TrainConfig(steps=2600, batch_size=64, learning_rate=2e-3,
-                                              weight_decay=0.05, warmup=200, ema=0.0,
-                                              validate_every=650, checkpoint_every=325)  # fmt: skip
-    episodes: TrainConfig = TrainConfig(steps=100, learning_rate=1e-4, weight_decay=5e-4, warmup=10,
-                                        ema=0.0, validate_every=50, checkpoint_every=50)  # fmt: skip
+    classification: TrainConfig = TrainConfig(
+        steps=2600,
+        batch_size=64,
+        learning_rate=2e-3,
+        weight_decay=0.05,
+        warmup=200,
+        ema=0.0,
+        validate_every=650,
+        checkpoint_every=325,
+    )
+    episodes: TrainConfig = TrainConfig(
+        steps=100,
+        learning_rate=1e-4,
+        weight_decay=5e-4,
+        warmup=10,
+        ema=0.0,
+        validate_every=50,
+        checkpoint_every=50,
+    )
     tasks: int = 4
     shots: int = 1
     bfloat16: bool = True
@@ -61,8 +75,9 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
     sign = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
     zero, free = torch.zeros(count, device=device), 1.1 - side  # up to a tenth beyond the edge
     rows = [side * sign, zero, free * uniform(-1, 1), zero, side, free * uniform(-1, 1)]
-    grid = F.affine_grid(torch.stack(rows, dim=1).view(-1, 2, 3), list(images.shape),
-                         align_corners=False)  # fmt: skip
+    grid = F.affine_grid(
+        torch.stack(rows, dim=1).view(-1, 2, 3), list(images.shape), align_corners=False
+    )
     x = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
     grey = x.mean(dim=1, keepdim=True)
     x = grey + (x - grey) * uniform(1 - _COLOUR, 1 + _COLOUR, 1, 1, 1)
@@ -79,8 +94,14 @@ def cosine_logits(support: Tensor, query: Tensor, ways: int) -> Tensor:
 
 
 @torch.no_grad()
-def centroid_accuracy(backbone: nn.Module, many: ManyClass, part: str = "val", shots: int = 1,
-                      tasks: int = 600, seed: int = 0) -> Tensor:  # fmt: skip
+def centroid_accuracy(
+    backbone: nn.Module,
+    many: ManyClass,
+    part: str = "val",
+    shots: int = 1,
+    tasks: int = 600,
+    seed: int = 0,
+) -> Tensor:
     """Percent right (tasks,) of 5-way tasks with 15 queries a class, by the nearest centroid."""
     known = torch.isin(many.labels, many.class_split[part])
     found, labels = features(backbone, many.images[known]), many.labels[known]
@@ -117,9 +138,17 @@ class _Episodes(nn.Module):
         seed = torch.randint(2**62, (1,), generator=generator, device=generator.device)
         local = torch.Generator().manual_seed(int(seed))  # images lie on the CPU
         episodes = [
-            draw_episode(self.many.images, self.many.labels, self.many.class_split["train"], _WAYS,
-                         shots, _QUERIES, local) for _ in range(self.config.tasks)
-        ]  # fmt: skip
+            draw_episode(
+                self.many.images,
+                self.many.labels,
+                self.many.class_split["train"],
+                _WAYS,
+                shots,
+                _QUERIES,
+                local,
+            )
+            for _ in range(self.config.tasks)
+        ]
         images = torch.cat([part.images for e in episodes for part in (e.support, e.query)])
         x = augmented(self.backbone.prepare(images.to(device)), generator)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.bfloat16):
@@ -131,9 +160,15 @@ class _Episodes(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def train_backbone(many: ManyClass, config: MetaBaselineConfig | None = None, *, out: Path | str,
-                   seed: int = 0, resume: bool = False,
-                   device: str = "cpu") -> tuple[Backbone, dict[str, float]]:  # fmt: skip
+def train_backbone(
+    many: ManyClass,
+    config: MetaBaselineConfig | None = None,
+    *,
+    out: Path | str,
+    seed: int = 0,
+    resume: bool = False,
+    device: str = "cpu",
+) -> tuple[Backbone, dict[str, float]]:
     """Trains a backbone on the `train` classes of a set; returns it frozen, and what it does.
 
     Args:
@@ -158,20 +193,33 @@ def train_backbone(many: ManyClass, config: MetaBaselineConfig | None = None, *,
     first.narrow = config.bfloat16
 
     def measure() -> Mapping[str, float]:
-        return {f"{shots}-shot": float(centroid_accuracy(backbone, many, shots=shots).mean())
-                for shots in (1, 5)}  # fmt: skip
+        return {
+            f"{shots}-shot": float(centroid_accuracy(backbone, many, shots=shots).mean())
+            for shots in (1, 5)
+        }
 
     stages = {}
     for name, objective, training in (
         ("classification", first, config.classification),
         ("episodes", _Episodes(backbone, many, config), config.episodes),
     ):
-        train(objective, training, out=out, name=name, seed=seed, resume=resume, validate=measure,
-              device=device)  # fmt: skip
+        train(
+            objective,
+            training,
+            out=out,
+            name=name,
+            seed=seed,
+            resume=resume,
+            validate=measure,
+            device=device,
+        )
         weights = {key: value.clone() for key, value in backbone.state_dict().items()}
         stages[name] = (measure(), weights)
     best = max(stages, key=lambda name: sum(stages[name][0].values()))
     backbone.load_state_dict(stages[best][1])
-    accuracies = {f"{name} {key}": value for name, (found, _) in stages.items()
-                  for key, value in found.items()}  # fmt: skip
+    accuracies = {
+        f"{name} {key}": value
+        for name, (found, _) in stages.items()
+        for key, value in found.items()
+    }
     return backbone.requires_grad_(False).eval(), accuracies

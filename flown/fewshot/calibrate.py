@@ -29,8 +29,7 @@ _TOGETHER_LOGITS = 2_000_000
 Fit = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
-def leave_one_out(fit: Fit, features: Tensor, labels: Tensor,
-                  ways: int) -> tuple[Tensor, Tensor]:  # fmt: skip
+def leave_one_out(fit: Fit, features: Tensor, labels: Tensor, ways: int) -> tuple[Tensor, Tensor]:
     """Logits (n, W) of images by heads that have not seen them, and the images' rows (n,), sorted.
 
     Args:
@@ -44,10 +43,12 @@ def leave_one_out(fit: Fit, features: Tensor, labels: Tensor,
     new = torch.stack([torch.arange(rounds) < len(rows) for rows in own], dim=1)
     kept = torch.ones(rounds, len(labels), dtype=torch.bool).scatter_(1, out, False)
     kept_rows = kept.nonzero()[:, 1].reshape(rounds, -1)  # (rounds, S - W)
-    logits = torch.cat([
-        fit(features[some], labels[some], features[left], ways)
-        for some, left in zip(kept_rows.split(_TOGETHER), out.split(_TOGETHER), strict=True)
-    ])  # fmt: skip
+    logits = torch.cat(
+        [
+            fit(features[some], labels[some], features[left], ways)
+            for some, left in zip(kept_rows.split(_TOGETHER), out.split(_TOGETHER), strict=True)
+        ]
+    )
     rows, found = out[new], logits[new]
     order = rows.argsort()
     return found[order], rows[order]

@@ -77,8 +77,16 @@ def ridge_heads(support: Tensor, labels: Tensor, ways: int, strength: float = 1.
     return _joined(weight, bias)
 
 
-def probe_heads(support: Tensor, labels: Tensor, ways: int, *, epochs: int = 100,
-                rate: float = 1e-3, decay: float = 1e-2, seed: int | None = None) -> Tensor:  # fmt: skip
+def probe_heads(
+    support: Tensor,
+    labels: Tensor,
+    ways: int,
+    *,
+    epochs: int = 100,
+    rate: float = 1e-3,
+    decay: float = 1e-2,
+    seed: int | None = None,
+) -> Tensor:
     """Heads (T, W F + W) trained by AdamW on full batches.
 
     `flown.fewshot.probe` does the same faster, for many tasks with as many images in every class.
@@ -126,7 +134,9 @@ def ridge(tasks: Tasks, strength: float = 1.0) -> Tensor:
 
 def linear_probe(tasks: Tasks, seed: int = 0) -> Tensor:
     """A linear layer trained from `nn.Linear`'s initialisation."""
-    return apply_heads(probe_heads(tasks.support, _labels(tasks), tasks.ways, seed=seed), tasks.query)
+    return apply_heads(
+        probe_heads(tasks.support, _labels(tasks), tasks.ways, seed=seed), tasks.query
+    )
 
 
 def choose_strength(tasks: Tasks, strengths: Sequence[float] = STRENGTHS) -> float:

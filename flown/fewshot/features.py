@@ -54,7 +54,10 @@ class Standardised(nn.Module):
 
     def save(self, path: Path | str, about: dict[str, Any] | None = None) -> None:
         """One safetensors file in half precision, its config and `about` in the header."""
-        header = {"backbone": self.backbone.config.model_dump_json(), "about": json.dumps(about or {})}
+        header = {
+            "backbone": self.backbone.config.model_dump_json(),
+            "about": json.dumps(about or {}),
+        }
         save_tensors(path, halved(self.state_dict()), header)
 
     @classmethod
@@ -84,7 +87,9 @@ class _Timm(nn.Module):
         try:
             import timm
         except ImportError:
-            raise FlownError("backbone: the package 'timm' is missing; pip install 'flown[timm]'") from None
+            raise FlownError(
+                "backbone: the package 'timm' is missing; pip install 'flown[timm]'"
+            ) from None
         if name not in timm.list_models() and name not in timm.list_pretrained():
             raise unknown("timm model", name, timm.list_models())
         try:
@@ -126,7 +131,9 @@ def load_backbone(name: str | Path) -> nn.Module:
         return Standardised.load(text)
     module, colon, attribute = text.partition(":")
     if not colon:
-        raise unknown("backbone", text, (*SHIPPED, "timm/NAME", "FILE.safetensors", "module:function"))
+        raise unknown(
+            "backbone", text, (*SHIPPED, "timm/NAME", "FILE.safetensors", "module:function")
+        )
     try:
         make: Callable[[], nn.Module] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
@@ -155,8 +162,10 @@ def cached_features(backbone: nn.Module, images: Tensor, folder: Path | None = N
     Raises:
         FlownError: the cache file is damaged, or is of another backbone or other images.
     """
-    key = {"backbone": fingerprint(backbone),
-           "images": hashlib.sha256(images.contiguous().numpy().data).hexdigest()[:16]}  # fmt: skip
+    key = {
+        "backbone": fingerprint(backbone),
+        "images": hashlib.sha256(images.contiguous().numpy().data).hexdigest()[:16],
+    }
     folder = folder or cache_folder() / "features"
     path = folder / f"{key['backbone']}-{key['images']}.safetensors"
     if not path.exists():

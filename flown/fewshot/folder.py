@@ -40,14 +40,17 @@ class Pictures:
         sizes: dict[tuple[int, ...], list[int]] = {}
         for i, image in enumerate(self.images):
             sizes.setdefault(tuple(image.shape), []).append(i)
-        parts = [features(backbone, torch.stack([self.images[i] for i in rows]))
-                 for rows in sizes.values()]  # fmt: skip
+        parts = [
+            features(backbone, torch.stack([self.images[i] for i in rows]))
+            for rows in sizes.values()
+        ]
         order = torch.tensor([i for rows in sizes.values() for i in rows])
         return torch.cat(parts)[order.argsort()]
 
 
-def read_support(folder: Path, shots: int | None = None,
-                 seed: int = 0) -> tuple[Pictures, tuple[str, ...]]:  # fmt: skip
+def read_support(
+    folder: Path, shots: int | None = None, seed: int = 0
+) -> tuple[Pictures, tuple[str, ...]]:
     """The labelled images, sorted by class, and the classes: the sub-folders' sorted names.
 
     Args:
@@ -64,11 +67,15 @@ def read_support(folder: Path, shots: int | None = None,
     for label, name in enumerate(classes):
         own = image_files(folder / name)
         if not own:
-            raise FlownError(f"{folder / name}: class '{name}' has no image ({', '.join(SUFFIXES)})")
+            raise FlownError(
+                f"{folder / name}: class '{name}' has no image ({', '.join(SUFFIXES)})"
+            )
         if shots is not None:
             if not 1 <= shots <= len(own):
-                raise FlownError(f"{folder / name}: class '{name}' has {_count(len(own))}, "
-                                 f"--shots {shots} asks for {shots}")  # fmt: skip
+                raise FlownError(
+                    f"{folder / name}: class '{name}' has {_count(len(own))}, "
+                    f"--shots {shots} asks for {shots}"
+                )
             chosen = torch.randperm(len(own), generator=generator)[:shots].sort().values
             own = [own[i] for i in chosen]
         files += own
@@ -100,8 +107,10 @@ def _classes(folder: Path) -> tuple[str, ...]:
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if len(names) < 2:
         only = f"only '{names[0]}'" if names else "none"
-        raise FlownError(f"{folder}: expected a sub-folder of images for each of two or more "
-                         f"classes, found {only}")  # fmt: skip
+        raise FlownError(
+            f"{folder}: expected a sub-folder of images for each of two or more "
+            f"classes, found {only}"
+        )
     return tuple(names)
 
 
@@ -118,14 +127,19 @@ def read_queries(folder: Path, support: Path, classes: Sequence[str]) -> tuple[P
         raise FlownError(f"{folder}: no such folder")
     here, there = folder.resolve(), support.resolve()
     if here == there or there in here.parents or here in there.parents:
-        raise FlownError(f"{folder}: lies in {support} or around it, where every sub-folder is a "
-                         "class; keep the images to label apart from those with a label")  # fmt: skip
+        raise FlownError(
+            f"{folder}: lies in {support} or around it, where every sub-folder is a "
+            "class; keep the images to label apart from those with a label"
+        )
     known = {name: label for label, name in enumerate(classes)}
     subs = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     found = [(file, -1) for file in image_files(folder)]
     found += [(file, known.get(sub.name, -1)) for sub in subs for file in image_files(sub)]
-    warnings = [f"{sub}: no class of that name; its images count as unlabelled" for sub in subs
-                if sub.name not in known and image_files(sub)]  # fmt: skip
+    warnings = [
+        f"{sub}: no class of that name; its images count as unlabelled"
+        for sub in subs
+        if sub.name not in known and image_files(sub)
+    ]
     files, images, labels = [], [], []
     for (file, label), image in zip(found, _read([file for file, _ in found]), strict=True):
         if isinstance(image, FlownError):
@@ -147,14 +161,18 @@ def duplicates(support: Pictures, queries: Pictures | None) -> list[str]:
     for i, image in enumerate(support.images):
         j = first.setdefault(_hash(image), i)
         if support.labels[i] != support.labels[j]:
-            warnings.append(f"{support.files[i]}: the same image as {support.files[j]}, "
-                            "which is of another class")  # fmt: skip
+            warnings.append(
+                f"{support.files[i]}: the same image as {support.files[j]}, "
+                "which is of another class"
+            )
     if queries is None:
         return warnings
     for file, image in zip(queries.files, queries.images, strict=True):
         if (found := first.get(_hash(image))) is not None:
-            warnings.append(f"{file}: the same image as {support.files[found]}; "
-                            "whether it is labelled right tells nothing")  # fmt: skip
+            warnings.append(
+                f"{file}: the same image as {support.files[found]}; "
+                "whether it is labelled right tells nothing"
+            )
     return warnings
 
 

@@ -57,7 +57,9 @@ class Described:
     @classmethod
     def join(cls, parts: Sequence[Described]) -> Described:
         """All tasks of several."""
-        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+        return cls(
+            *(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls))
+        )
 
     def repeated(self, n: int) -> Described:
         """Every task n times."""
@@ -86,8 +88,9 @@ def describe(tasks: Tasks, queries: bool = True) -> Described:
     return describe_support(tasks.support, labels, tasks.ways, tasks.query if queries else None)
 
 
-def describe_support(support: Tensor, labels: Tensor, ways: int,
-                     query: Tensor | None = None) -> Described:  # fmt: skip
+def describe_support(
+    support: Tensor, labels: Tensor, ways: int, query: Tensor | None = None
+) -> Described:
     """What supports (T, S, F) with labels (T, S), and unlabelled queries (T, N, F), say.
 
     Classes may differ in their number of images.

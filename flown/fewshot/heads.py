@@ -45,33 +45,56 @@ class HeadsConfig(Config):
 
 def heads_layout(features: int, ways: int, name: str = "heads") -> WeightLayout:
     """The layout of heads: weight (ways, F), bias (ways,)."""
-    task = Task(name=name, channels=features, size=1, mean=0.0, std=1.0, activation="none",
-                classes=tuple(str(k) for k in range(ways)))  # fmt: skip
+    task = Task(
+        name=name,
+        channels=features,
+        size=1,
+        mean=0.0,
+        std=1.0,
+        activation="none",
+        classes=tuple(str(k) for k in range(ways)),
+    )
     return WeightLayout.of(nn.Linear(features, ways), "linear-head", task)
 
 
-def shard_tasks(features: Tensor, labels: Tensor, classes: Tensor, config: HeadsConfig,
-                shard: int) -> Tasks:  # fmt: skip
+def shard_tasks(
+    features: Tensor, labels: Tensor, classes: Tensor, config: HeadsConfig, shard: int
+) -> Tasks:
     """The tasks of one shard."""
     count = min(_SHARD, config.tasks - shard * _SHARD)
-    return draw_tasks(features, labels, classes, config.ways, config.shots, config.queries, count,
-                      config.seed * 100_003 + shard)  # fmt: skip
+    return draw_tasks(
+        features,
+        labels,
+        classes,
+        config.ways,
+        config.shots,
+        config.queries,
+        count,
+        config.seed * 100_003 + shard,
+    )
 
 
-def all_tasks(features: Tensor, labels: Tensor, classes: Tensor,
-              config: HeadsConfig) -> Iterator[Tasks]:  # fmt: skip
+def all_tasks(
+    features: Tensor, labels: Tensor, classes: Tensor, config: HeadsConfig
+) -> Iterator[Tasks]:
     """The tasks of all shards in turn, in the order of the zoo's rows."""
     for shard in range(shards(config)):
         yield shard_tasks(features, labels, classes, config, shard)
 
 
-def tell(features: Tensor, labels: Tensor, classes: Tensor, config: HeadsConfig,
-         queries: bool = True, shots: Sequence[int] = (1,)) -> Described:  # fmt: skip
+def tell(
+    features: Tensor,
+    labels: Tensor,
+    classes: Tensor,
+    config: HeadsConfig,
+    queries: bool = True,
+    shots: Sequence[int] = (1,),
+) -> Described:
     """What the heads' tasks say when few of their images are known: 1,000 tasks of each shots in turn."""
     drawn = enumerate(all_tasks(features, labels, classes, config))
-    return Described.join([
-        describe(tasks.first_shots(shots[i % len(shots)]), queries) for i, tasks in drawn
-    ])  # fmt: skip
+    return Described.join(
+        [describe(tasks.first_shots(shots[i % len(shots)]), queries) for i, tasks in drawn]
+    )
 
 
 def shards(config: HeadsConfig) -> int:
@@ -79,9 +102,17 @@ def shards(config: HeadsConfig) -> int:
     return -(-config.tasks // _SHARD)
 
 
-def train_heads(features: Tensor, labels: Tensor, classes: Tensor, out: Path | str,
-                config: HeadsConfig | None = None, *, name: str = "heads", resume: bool = False,
-                overwrite: bool = False) -> Zoo:  # fmt: skip
+def train_heads(
+    features: Tensor,
+    labels: Tensor,
+    classes: Tensor,
+    out: Path | str,
+    config: HeadsConfig | None = None,
+    *,
+    name: str = "heads",
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Zoo:
     """Probes all tasks and writes the zoo.
 
     Args:
@@ -95,8 +126,11 @@ def train_heads(features: Tensor, labels: Tensor, classes: Tensor, out: Path | s
     if config.tasks < 1:
         raise FlownError(f"heads: tasks must be 1 or more, got {config.tasks}")
     out = prepare_output(out, overwrite, resume)
-    begun = {"heads": config.model_dump(mode="json"), "features": checksum(features.flatten()),
-             "classes": classes.tolist()}  # fmt: skip
+    begun = {
+        "heads": config.model_dump(mode="json"),
+        "features": checksum(features.flatten()),
+        "classes": classes.tolist(),
+    }
     progress, done = out / "progress.json", None
     held: object = begun
     if resume and (out / "zoo.json").exists():
@@ -127,8 +161,9 @@ def train_heads(features: Tensor, labels: Tensor, classes: Tensor, out: Path | s
     return zoo
 
 
-def _shard(tasks: Tasks, layout: WeightLayout, config: HeadsConfig, out: Path,
-           shard: int) -> Sequence[Row]:  # fmt: skip
+def _shard(
+    tasks: Tasks, layout: WeightLayout, config: HeadsConfig, out: Path, shard: int
+) -> Sequence[Row]:
     """Probes a shard's tasks and writes their weights; returns their rows."""
     heads = probe(tasks.support, tasks.ways, config.probe)
     file = f"weights-{shard * _SHARD:06d}.safetensors"
@@ -139,8 +174,22 @@ def _shard(tasks: Tasks, layout: WeightLayout, config: HeadsConfig, out: Path,
     for i, head in enumerate(heads):
         model = shard * _SHARD + i
         split = "held-out" if model % _HELD_OUT == _HELD_OUT - 1 else "train"
-        rows.append(Row(layout.task.name, model, config.seed, epochs, epochs, split, seen[i], new[i],
-                        file, i, checksum(head), {"classes": tasks.classes[i].tolist()}))  # fmt: skip
+        rows.append(
+            Row(
+                layout.task.name,
+                model,
+                config.seed,
+                epochs,
+                epochs,
+                split,
+                seen[i],
+                new[i],
+                file,
+                i,
+                checksum(head),
+                {"classes": tasks.classes[i].tolist()},
+            )
+        )
     return rows
 
 

@@ -46,8 +46,10 @@ def caml_logits(caml: CAML, support: Tensor, labels: Tensor, query: Tensor, ways
         FlownError: more ways than CAML has label vectors, or features of another length.
     """
     if ways > caml.config.ways:
-        raise FlownError(f"caml: {ways} classes, it was trained for up to {caml.config.ways}; "
-                         "use another head, or train one with more CAMLConfig.ways")  # fmt: skip
+        raise FlownError(
+            f"caml: {ways} classes, it was trained for up to {caml.config.ways}; "
+            "use another head, or train one with more CAMLConfig.ways"
+        )
     scores: Tensor = caml.output_proj(caml_outputs(caml, support, labels, query))
     return scores[..., :ways]
 
@@ -63,7 +65,9 @@ def class_context(tasks: Tasks, caml: CAML, queries: bool = True) -> Tensor:
     """Each class's context, (T, W, width), from the support and, unlabelled, the queries."""
     labels = tasks.labels.expand(len(tasks.support), -1)
     if not queries:
-        return centroids(caml_outputs(caml, tasks.support, labels, tasks.support), labels, tasks.ways)
+        return centroids(
+            caml_outputs(caml, tasks.support, labels, tasks.support), labels, tasks.ways
+        )
     outputs = caml_outputs(caml, tasks.support, labels, tasks.query)
     shares = caml.output_proj(outputs)[..., : tasks.ways].softmax(dim=2)  # (T, W Q, W)
     sums = shares.transpose(1, 2) @ outputs

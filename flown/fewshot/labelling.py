@@ -104,12 +104,26 @@ class Labelled:
             labels = self.queries.labels
             if len(known := (labels >= 0).nonzero().flatten()):
                 found.append(("to label, class known", self.probabilities[known], labels[known]))
-        return [(name, len(own), 100 * float((p.argmax(dim=1) == own).float().mean()),
-                 calibrate.calibration_error(p, own)) for name, p, own in found]  # fmt: skip
+        return [
+            (
+                name,
+                len(own),
+                100 * float((p.argmax(dim=1) == own).float().mean()),
+                calibrate.calibration_error(p, own),
+            )
+            for name, p, own in found
+        ]
 
 
-def label(support: Path | str, queries: Path | str | None = None, *, backbone: str | None = None,
-          head: str = HEAD, shots: int | None = None, seed: int = 0) -> Labelled:  # fmt: skip
+def label(
+    support: Path | str,
+    queries: Path | str | None = None,
+    *,
+    backbone: str | None = None,
+    head: str = HEAD,
+    shots: int | None = None,
+    seed: int = 0,
+) -> Labelled:
     """Learns the classes of one folder and labels the images of another.
 
     Args:
@@ -136,10 +150,20 @@ def label(support: Path | str, queries: Path | str | None = None, *, backbone: s
     left_out, rows = method.calibrate()
     made = method.batch(classes, Path(support).resolve().name)
     probabilities = None if asked is None else method.probabilities(asked)
-    return Labelled(method=head, backbone=name, classes=classes, support=known, rows=rows,
-                    left_out=left_out, queries=asked, probabilities=probabilities, head=made,
-                    temperature=method.tau, warnings=tuple(warnings),
-                    seconds=time.monotonic() - start)  # fmt: skip
+    return Labelled(
+        method=head,
+        backbone=name,
+        classes=classes,
+        support=known,
+        rows=rows,
+        left_out=left_out,
+        queries=asked,
+        probabilities=probabilities,
+        head=made,
+        temperature=method.tau,
+        warnings=tuple(warnings),
+        seconds=time.monotonic() - start,
+    )
 
 
 class _Method:
@@ -148,8 +172,10 @@ class _Method:
     def __init__(self, head: str, name: str, support: Pictures, ways: int) -> None:
         what, own = _TRAINED.get(head, ("", name))
         if name != own:
-            raise FlownError(f"--head {head}: {what} was trained on the features of '{own}', not of "
-                             f"'{name}'; leave --backbone out, or take another head")  # fmt: skip
+            raise FlownError(
+                f"--head {head}: {what} was trained on the features of '{own}', not of "
+                f"'{name}'; leave --backbone out, or take another head"
+            )
         self.head, self.name, self.labels, self.ways = head, name, support.labels, ways
         self.caml: CAML | None = None
         self.backbone: nn.Module
@@ -189,12 +215,23 @@ class _Method:
         if self.caml is not None:
             return None
         weights = LINEAR[self.head].heads(self.z[None], self.labels[None], self.ways) / self.tau
-        about = Task(name=task, channels=len(self.centre), size=1, mean=0.0, std=1.0,
-                     classes=classes, activation="none")  # fmt: skip
+        about = Task(
+            name=task,
+            channels=len(self.centre),
+            size=1,
+            mean=0.0,
+            std=1.0,
+            classes=classes,
+            activation="none",
+        )
         network = NormalisedHead(len(self.centre), self.ways)
         layout = WeightLayout.of(network, "normalised-head", about)
-        made = {"backbone": self.name, "method": self.head, "temperature": self.tau,
-                "classes": list(classes)}  # fmt: skip
+        made = {
+            "backbone": self.name,
+            "method": self.head,
+            "temperature": self.tau,
+            "classes": list(classes),
+        }
         return WeightBatch(layout, weights, made, rest={"centre": self.centre})
 
     def probabilities(self, queries: Pictures) -> Tensor:
@@ -227,8 +264,15 @@ def _csv(classes: tuple[str, ...], queries: Pictures, probabilities: Tensor) -> 
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     any_known = bool((queries.labels >= 0).any())
-    rows.writerow(["file", "class", "confidence", *(["true class"] if any_known else []),
-                   *(f"p({name})" for name in classes)])  # fmt: skip
+    rows.writerow(
+        [
+            "file",
+            "class",
+            "confidence",
+            *(["true class"] if any_known else []),
+            *(f"p({name})" for name in classes),
+        ]
+    )
     for file, p, own in zip(queries.files, probabilities, queries.labels.tolist(), strict=True):
         best = int(p.argmax())
         true = [classes[own] if own >= 0 else ""] if any_known else []

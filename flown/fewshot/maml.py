@@ -53,12 +53,16 @@ class MAML(nn.Module):
             FlownError: features of another length.
         """
         if support.shape[2] != self.config.features:
-            raise FlownError(f"maml: features have {support.shape[2]} numbers, "
-                             f"it was trained on {self.config.features}")  # fmt: skip
+            raise FlownError(
+                f"maml: features have {support.shape[2]} numbers, "
+                f"it was trained on {self.config.features}"
+            )
         tasks = len(support)
         repeats = (1, 1, ways, ways)  # a row and a bias for every class
-        own = [p.expand(tasks, *p.shape) if n == 1 else p.expand(tasks, n, *p.shape[1:])
-               for p, n in zip(self.start, repeats, strict=True)]  # fmt: skip
+        own = [
+            p.expand(tasks, *p.shape) if n == 1 else p.expand(tasks, n, *p.shape[1:])
+            for p, n in zip(self.start, repeats, strict=True)
+        ]
         for _ in range(self.config.steps):
             leaves = [p.detach().requires_grad_() for p in own]
             with torch.enable_grad():
@@ -81,15 +85,17 @@ def maml(tasks: Tasks, model: MAML) -> Tensor:
     parts = [tasks.part(slice(i, i + 64)) for i in range(0, len(tasks.support), 64)]
     labels = tasks.labels
     with torch.no_grad():
-        return torch.cat([model(p.support, labels.expand(len(p.support), -1), p.query, p.ways)
-                          for p in parts])  # fmt: skip
+        return torch.cat(
+            [model(p.support, labels.expand(len(p.support), -1), p.query, p.ways) for p in parts]
+        )
 
 
 class _Episodes(nn.Module):
     """Cross-entropy at the queries of a batch of meta-training tasks."""
 
-    def __init__(self, model: MAML, sets: Sequence[FeatureSet], size: tuple[int, int, int],
-                 batch: int) -> None:  # fmt: skip
+    def __init__(
+        self, model: MAML, sets: Sequence[FeatureSet], size: tuple[int, int, int], batch: int
+    ) -> None:
         super().__init__()
         self.model, self.sets, self.size, self.batch = model, sets, size, batch
 
@@ -109,9 +115,17 @@ def _tasks(some: FeatureSet, part: str, size: tuple[int, int, int], count: int, 
     return draw_tasks(some.features, some.labels, some.class_split[part], *size, count, seed)
 
 
-def train_maml(sets: Sequence[FeatureSet], config: MAMLConfig, training: TrainConfig, *,
-               out: Path | str, size: tuple[int, int, int] = (5, 1, 5), seed: int = 0,
-               resume: bool = False, device: str = "cpu") -> MAML:  # fmt: skip
+def train_maml(
+    sets: Sequence[FeatureSet],
+    config: MAMLConfig,
+    training: TrainConfig,
+    *,
+    out: Path | str,
+    size: tuple[int, int, int] = (5, 1, 5),
+    seed: int = 0,
+    resume: bool = False,
+    device: str = "cpu",
+) -> MAML:
     """Meta-trains on tasks of the `train` classes; its history follows the `val` classes.
 
     Args:
@@ -140,6 +154,14 @@ def train_maml(sets: Sequence[FeatureSet], config: MAMLConfig, training: TrainCo
         return {"accuracy": sum(means) / len(means)}
 
     objective = _Episodes(model, sets, size, training.batch_size)
-    train(objective, training, out=Path(out), name="maml", seed=seed, resume=resume,
-          validate=validate, device=device)  # fmt: skip
+    train(
+        objective,
+        training,
+        out=Path(out),
+        name="maml",
+        seed=seed,
+        resume=resume,
+        validate=validate,
+        device=device,
+    )
     return model.requires_grad_(False).eval()

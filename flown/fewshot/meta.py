@@ -47,13 +47,15 @@ class HeadFlowConfig(Config):
 
     encoder: EncoderConfig = LinearConfig(beta=1e-6)
     encoder_training: TrainConfig = TrainConfig(steps=2000, batch_size=256)
-    velocity: VelocityConfig = VelocityConfig(channels=16, blocks=1, conditioning="concat",
-                                              context_channels=4)  # fmt: skip
+    velocity: VelocityConfig = VelocityConfig(
+        channels=16, blocks=1, conditioning="concat", context_channels=4
+    )
     process: Literal["flow", "diffusion", "v-diffusion"] = "flow"
     source: Literal["gaussian", "centroid", "euclidean"] = "centroid"
     spread: float = 0.15
-    flow_training: TrainConfig = TrainConfig(steps=1000, batch_size=160, learning_rate=2e-3,
-                                             warmup=50, ema=0.99)  # fmt: skip
+    flow_training: TrainConfig = TrainConfig(
+        steps=1000, batch_size=160, learning_rate=2e-3, warmup=50, ema=0.99
+    )
     context_dim: int = 256
     queries: bool = True
     seed: int = 0
@@ -61,7 +63,9 @@ class HeadFlowConfig(Config):
     @classmethod
     def published(cls) -> HeadFlowConfig:
         """Table 6's sizes, for a GPU."""
-        return cls(encoder=VAEConfig.published(few_shot=True), velocity=VelocityConfig(channels=128))
+        return cls(
+            encoder=VAEConfig.published(few_shot=True), velocity=VelocityConfig(channels=128)
+        )
 
 
 class _Context(nn.Module):
@@ -79,8 +83,15 @@ class _Context(nn.Module):
 
 
 def _row_layout(features: int) -> JointLayout:
-    task = Task(name="head", channels=features, size=1, mean=0.0, std=1.0, classes=("one",),
-                activation="none")  # fmt: skip
+    task = Task(
+        name="head",
+        channels=features,
+        size=1,
+        mean=0.0,
+        std=1.0,
+        classes=("one",),
+        activation="none",
+    )
     return JointLayout.of([WeightLayout.of(nn.Linear(features, 1), "linear-head", task)])
 
 
@@ -123,7 +134,10 @@ class HeadFlow(nn.Module):
         tensors, about = load_tensors(path)
         if "heads" not in about:
             raise FlownError(f"{path}: no generator of heads, its header has no 'heads'")
-        config, features = HeadFlowConfig.parse(json.loads(about["heads"]), str(path)), int(about["features"])
+        config, features = (
+            HeadFlowConfig.parse(json.loads(about["heads"]), str(path)),
+            int(about["features"]),
+        )
         model = cls(config, features, 2 * features)
         load_into(model, tensors, path)
         return model.eval().requires_grad_(False)
@@ -165,11 +179,20 @@ class HeadFlow(nn.Module):
         if self.config.source == "gaussian" or self.config.process != "flow":
             return noise
         with torch.no_grad():
-            return self.encode(self.centroid_rows(tokens).flatten(0, 1)) + self.config.spread * noise
+            return (
+                self.encode(self.centroid_rows(tokens).flatten(0, 1)) + self.config.spread * noise
+            )
 
     @torch.no_grad()
-    def generate(self, tasks: Described, n: int = 50, seed: int = 0, solver: str | None = None,
-                 steps: int = 20, noise: Tensor | None = None) -> Tensor:  # fmt: skip
+    def generate(
+        self,
+        tasks: Described,
+        n: int = 50,
+        seed: int = 0,
+        solver: str | None = None,
+        steps: int = 20,
+        noise: Tensor | None = None,
+    ) -> Tensor:
         """Heads (T, n, W F + W) for tasks that `describe` describes.
 
         Args:
@@ -182,7 +205,9 @@ class HeadFlow(nn.Module):
         tokens = tasks.classes
         if n < 1 or tokens.ndim != 3 or tokens.shape[2] != self.context.norm.normalized_shape[0]:
             size, got = self.features, tokens.shape[2] // 2
-            raise FlownError(f"heads: expected n of 1 or more and {size} features, got {n} and {got}")
+            raise FlownError(
+                f"heads: expected n of 1 or more and {size} features, got {n} and {got}"
+            )
         ways = tokens.shape[1]
         contexts = self.context(tokens)
         found = []
@@ -193,8 +218,9 @@ class HeadFlow(nn.Module):
             x0 = self.start(some, generator) if noise is None else noise[i : i + step].flatten(0, 2)
             c = contexts[i : i + step].repeat_interleave(n, dim=0).flatten(0, 1)
             method = solver or ("euler" if self.config.process == "flow" else "ddim")
-            solution = sampling.solve(self.config.process, self.velocity.bind(c), x0, method, steps,
-                                      generator, False)  # fmt: skip
+            solution = sampling.solve(
+                self.config.process, self.velocity.bind(c), x0, method, steps, generator, False
+            )
             rows = self.decode(solution.x).unflatten(0, (-1, ways))
             frames = tasks[i : i + step].repeated(n)
             found.append(join_rows(frames.unframed(rows)).unflatten(0, (-1, n)))
@@ -207,7 +233,9 @@ class HeadFlow(nn.Module):
         """
         count, ways = tasks.classes.shape[:2]
         generator = torch.Generator(tasks.classes.device).manual_seed(seed)
-        noise = torch.randn(1, n, 1, *self.latent_shape, generator=generator, device=tasks.classes.device)
+        noise = torch.randn(
+            1, n, 1, *self.latent_shape, generator=generator, device=tasks.classes.device
+        )
         each = noise.expand(count, n, ways, -1, -1, -1).flatten(0, 2)
         start = self.around(tasks.repeated(n).classes, each).unflatten(0, (count, n, ways))
         return self.generate(tasks, n, steps=steps, noise=start).mean(dim=1)
@@ -266,13 +294,21 @@ def _fit_encoder(model: HeadFlow, standard: Tensor, out: Path, resume: bool) -> 
         model.encoder.fit(standard)
         return
     objective = _RowsObjective(model, standard, config.encoder_training.batch_size)
-    model.history["encoder"] = train(objective, config.encoder_training, out=out, name="encoder",
-                                     seed=config.seed, resume=resume)  # fmt: skip
+    model.history["encoder"] = train(
+        objective, config.encoder_training, out=out, name="encoder", seed=config.seed, resume=resume
+    )
     model.encoder.settle(standard[:8192])  # type: ignore[operator]
 
 
-def fit_heads(heads: Tensor, tasks: Described, config: HeadFlowConfig | None = None, *,
-              out: Path | str, resume: bool = False, like: HeadFlow | None = None) -> HeadFlow:  # fmt: skip
+def fit_heads(
+    heads: Tensor,
+    tasks: Described,
+    config: HeadFlowConfig | None = None,
+    *,
+    out: Path | str,
+    resume: bool = False,
+    like: HeadFlow | None = None,
+) -> HeadFlow:
     """Trains a generator on probed heads (T, W F + W) and what their tasks say.
 
     Args:
@@ -302,13 +338,22 @@ def fit_heads(heads: Tensor, tasks: Described, config: HeadFlowConfig | None = N
         apart = (means - means.mean(dim=1, keepdim=True)).norm(dim=2).mean()
         model.stretch.copy_(rows[..., :-1].norm(dim=2).mean() / apart)
     else:
-        kept = {k: v for k, v in shared.items()
-                if k.startswith(("encoder.", "standardizer.", "stretch"))}  # fmt: skip
+        kept = {
+            k: v
+            for k, v in shared.items()
+            if k.startswith(("encoder.", "standardizer.", "stretch"))
+        }
         model.load_state_dict(kept, strict=False)
     model.encoder.requires_grad_(False)
     with torch.no_grad():
         latents = torch.cat([model.encode(some) for some in flat.split(_ROWS)])
     objective_ = _FlowObjective(model, latents.unflatten(0, (-1, ways)), tokens)
-    model.history["flow"] = train(objective_, config.flow_training, out=Path(out), name="flow",
-                                  seed=config.seed + 1, resume=resume)  # fmt: skip
+    model.history["flow"] = train(
+        objective_,
+        config.flow_training,
+        out=Path(out),
+        name="flow",
+        seed=config.seed + 1,
+        resume=resume,
+    )
     return model.eval().requires_grad_(False)

@@ -35,8 +35,9 @@ class GeneratorConfig(Config):
     noise: float = 0.13
 
 
-def train_generator(many: ManyClass, config: GeneratorConfig | None = None, *,
-                    out: Path | str) -> HeadFlow:  # fmt: skip
+def train_generator(
+    many: ManyClass, config: GeneratorConfig | None = None, *, out: Path | str
+) -> HeadFlow:
     """Trains on a set's `train` classes and saves `out/heads.safetensors`; goes on with what `out` holds.
 
     Raises:

@@ -37,8 +37,9 @@ class ProbeConfig(Config):
     weight_decay: float = 1e-2
 
 
-def probe(support: Tensor, ways: int, config: ProbeConfig | None = None,
-          start: Tensor | None = None) -> Tensor:  # fmt: skip
+def probe(
+    support: Tensor, ways: int, config: ProbeConfig | None = None, start: Tensor | None = None
+) -> Tensor:
     """Probed heads (T, W*F + W) of tasks.
 
     Args:
@@ -87,14 +88,26 @@ def _probe(support, heads, ways, epochs, rate, decay):  # type: ignore[no-untype
         for step in range(1, epochs + 1):
             for n in range(0, tall, _IMAGES):
                 for k in range(0, wide, _CLASSES):
-                    _dots(x[n], x[n + 1], x[n + 2], x[n + 3], weight[k : k + _CLASSES],
-                          logits[n : n + _IMAGES, k : k + _CLASSES])  # fmt: skip
+                    _dots(
+                        x[n],
+                        x[n + 1],
+                        x[n + 2],
+                        x[n + 3],
+                        weight[k : k + _CLASSES],
+                        logits[n : n + _IMAGES, k : k + _CLASSES],
+                    )
             _residuals(logits, bias, d_bias, count)
             grad[:] = 0
             for n in range(0, tall, _IMAGES):
                 for k in range(0, wide, _CLASSES):
-                    _products(x[n], x[n + 1], x[n + 2], x[n + 3], grad[k : k + _CLASSES],
-                              logits[n : n + _IMAGES, k : k + _CLASSES])  # fmt: skip
+                    _products(
+                        x[n],
+                        x[n + 1],
+                        x[n + 2],
+                        x[n + 3],
+                        grad[k : k + _CLASSES],
+                        logits[n : n + _IMAGES, k : k + _CLASSES],
+                    )
             size_1 = rate / (1 - 0.9**step)
             root_2 = 1 / math.sqrt(1 - 0.999**step)
             for k in range(ways):

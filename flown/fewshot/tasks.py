@@ -47,8 +47,9 @@ class Tasks(NamedTuple):
 
     def part(self, rows: slice | Tensor) -> Tasks:
         """Some of the tasks."""
-        return self._replace(support=self.support[rows], query=self.query[rows],
-                             classes=self.classes[rows])  # fmt: skip
+        return self._replace(
+            support=self.support[rows], query=self.query[rows], classes=self.classes[rows]
+        )
 
     def first_shots(self, shots: int) -> Tasks:
         """The same tasks with the first `shots` support images of each class alone."""
@@ -56,8 +57,16 @@ class Tasks(NamedTuple):
         return self._replace(support=first.flatten(1, 2), shots=shots)
 
 
-def draw_tasks(features: Tensor, labels: Tensor, classes: Tensor, ways: int, shots: int,
-               queries: int, count: int, seed: int = 0) -> Tasks:  # fmt: skip
+def draw_tasks(
+    features: Tensor,
+    labels: Tensor,
+    classes: Tensor,
+    ways: int,
+    shots: int,
+    queries: int,
+    count: int,
+    seed: int = 0,
+) -> Tasks:
     """`count` random tasks; the same seed gives the same ones, and the first the same for any count.
 
     Args:
@@ -74,8 +83,10 @@ def draw_tasks(features: Tensor, labels: Tensor, classes: Tensor, ways: int, sho
     if len(labels) != len(features):
         raise FlownError(f"tasks: {len(features)} rows of features, {len(labels)} labels")
     rows, have = _rows(labels, classes, shots + queries)
-    drawn = [_block(rows, have, ways, shots + queries, seed * 1_000_003 + start)
-             for start in range(0, count, _BLOCK)]  # fmt: skip
+    drawn = [
+        _block(rows, have, ways, shots + queries, seed * 1_000_003 + start)
+        for start in range(0, count, _BLOCK)
+    ]
     which = torch.cat([block[0] for block in drawn])[:count]
     images = torch.cat([block[1] for block in drawn])[:count]  # (T, W, K + Q)
     support, query = (part.flatten(1) for part in images.split([shots, queries], dim=2))
@@ -95,8 +106,7 @@ def _rows(labels: Tensor, classes: Tensor, needed: int) -> tuple[Tensor, Tensor]
     return order[places.clamp_max(len(order) - 1)], have
 
 
-def _block(rows: Tensor, have: Tensor, ways: int, each: int,
-           seed: int) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _block(rows: Tensor, have: Tensor, ways: int, each: int, seed: int) -> tuple[Tensor, Tensor]:
     """Places in the list of classes (_BLOCK, W) and rows of images (_BLOCK, W, each)."""
     generator = torch.Generator().manual_seed(seed)
     which = torch.rand(_BLOCK, len(rows), generator=generator).topk(ways).indices
@@ -115,8 +125,9 @@ def check_disjoint(class_split: Mapping[str, Tensor]) -> None:
             )
 
 
-def folder_tasks(path: Path, backbone: nn.Module, ways: int, shots: int, queries: int, count: int,
-                 seed: int = 0) -> tuple[Tasks, tuple[str, ...]]:  # fmt: skip
+def folder_tasks(
+    path: Path, backbone: nn.Module, ways: int, shots: int, queries: int, count: int, seed: int = 0
+) -> tuple[Tasks, tuple[str, ...]]:
     """Tasks over a folder with one sub-folder of images a class, and the classes' names.
 
     Args:

@@ -1,6 +1,6 @@
 """What the choices in `labelling` rest on: every kind of head on tasks of a set's validation classes.
 
-    python -m flown.fewshot.validate mini_imagenet
+python -m flown.fewshot.validate mini_imagenet
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ class Validated(NamedTuple):
     error: float  # expected calibration error at that temperature, percent
 
 
-def validate(many: ManyClass, count: int = 600, ways: int = 5, queries: int = 15,
-             seed: int = 0) -> list[Validated]:  # fmt: skip
+def validate(
+    many: ManyClass, count: int = 600, ways: int = 5, queries: int = 15, seed: int = 0
+) -> list[Validated]:
     """Every kind of head on the features it is for, with 1 and with 5 images a class.
 
     Raises:
@@ -46,8 +47,9 @@ def validate(many: ManyClass, count: int = 600, ways: int = 5, queries: int = 15
     for shots in (1, 5):
         size = (ways, shots, queries, count, seed)
         tasks = _tasks(many, load_backbone(BACKBONE), size)
-        tasks = tasks._replace(support=F.normalize(tasks.support, dim=2),
-                               query=F.normalize(tasks.query, dim=2))  # fmt: skip
+        tasks = tasks._replace(
+            support=F.normalize(tasks.support, dim=2), query=F.normalize(tasks.query, dim=2)
+        )
         labels = tasks.labels.expand(count, -1)
         for name, kind in LINEAR.items():
             logits = apply_heads(kind.heads(tasks.support, labels, ways), tasks.query)
@@ -74,5 +76,7 @@ def _measured(head: str, logits: torch.Tensor, tasks: Tasks) -> Validated:
 
 if __name__ == "__main__":
     for row in validate(load_many(sys.argv[1])):
-        print(f"{row.head:10} {row.shots}-shot  {row.accuracy:.1f} ± {row.half:.1f} %  "
-              f"temperature {row.temperature:.3g}  calibration error {row.error:.1f} %")  # fmt: skip
+        print(
+            f"{row.head:10} {row.shots}-shot  {row.accuracy:.1f} ± {row.half:.1f} %  "
+            f"temperature {row.temperature:.3g}  calibration error {row.error:.1f} %"
+        )

@@ -33,9 +33,12 @@ class MetricPath(nn.Module):
         super().__init__()
         self.times, size = checked(times), math.prod(shape)
         self.phi = nn.Sequential(
-            nn.Linear(2 * size + 1, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
+            nn.Linear(2 * size + 1, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
             nn.Linear(width, size),
-        )  # fmt: skip
+        )
         nn.init.zeros_(self.phi[-1].weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.phi[-1].bias)  # type: ignore[arg-type]
 
@@ -68,7 +71,9 @@ class Land:
     def __init__(self, points: Tensor, sigma: float = 1.0, epsilon: float = 1e-3) -> None:
         self.points, self.epsilon = points, epsilon
         some = points[:_NEIGHBOURS]
-        apart = torch.cdist(some, points).kthvalue(2, dim=1).values  # the nearest is the point itself
+        apart = (
+            torch.cdist(some, points).kthvalue(2, dim=1).values
+        )  # the nearest is the point itself
         self.sigma = sigma * float(apart.median())
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -27,11 +27,7 @@ class PathSample(NamedTuple):
 
 
 def sample_path(
-    x0: Tensor,
-    x1: Tensor,
-    t: Tensor,
-    sigma: float = 0.0,
-    generator: torch.Generator | None = None,
+    x0: Tensor, x1: Tensor, t: Tensor, sigma: float = 0.0, generator: torch.Generator | None = None
 ) -> PathSample:
     """The path between pairs at given times.
 

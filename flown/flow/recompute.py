@@ -44,8 +44,9 @@ class Recomputed:
 
 class _Evaluation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, velocity: BoundVelocity, t: Tensor, x: Tensor,
-                *parameters: Tensor) -> Tensor:  # fmt: skip
+    def forward(
+        ctx: Any, velocity: BoundVelocity, t: Tensor, x: Tensor, *parameters: Tensor
+    ) -> Tensor:
         ctx.velocity = velocity
         ctx.save_for_backward(t, x, *parameters)
         device = x.device.type
@@ -60,9 +61,13 @@ class _Evaluation(torch.autograd.Function):
             x = x.detach().requires_grad_()
             v = ctx.velocity(x, t)
         if not {id(p) for p in _leaves(v)} <= {id(p) for p in (x, *parameters)}:
-            raise FlownError("recompute: the velocity must depend on the same parameters at all times")
+            raise FlownError(
+                "recompute: the velocity must depend on the same parameters at all times"
+            )
         # The graph is kept for the part of it, the condition's, that all evaluations share.
-        found = torch.autograd.grad(v, (x, *parameters), gradient, retain_graph=True, allow_unused=True)
+        found = torch.autograd.grad(
+            v, (x, *parameters), gradient, retain_graph=True, allow_unused=True
+        )
         return None, None, *found
 
 

@@ -37,9 +37,7 @@ SOLVERS: dict[str, Tableau | None] = {
     "midpoint": Tableau((0, 1 / 2), ((), (1 / 2,)), (0, 1)),
     "heun": Tableau((0, 1), ((), (1,)), (1 / 2, 1 / 2)),
     "rk4": Tableau(
-        (0, 1 / 3, 2 / 3, 1),
-        ((), (1 / 3,), (-1 / 3, 1), (1, -1, 1)),
-        (1 / 8, 3 / 8, 3 / 8, 1 / 8),
+        (0, 1 / 3, 2 / 3, 1), ((), (1 / 3,), (-1 / 3, 1), (1, -1, 1)), (1 / 8, 3 / 8, 3 / 8, 1 / 8)
     ),
     "dopri5": None,
 }
@@ -119,7 +117,9 @@ def integrate(
     return Solution(states[-1], counted.nfe, times, path)
 
 
-def _fixed(velocity: _Counted, x: Tensor, times: Tensor, h: float, tableau: Tableau) -> list[Tensor]:
+def _fixed(
+    velocity: _Counted, x: Tensor, times: Tensor, h: float, tableau: Tableau
+) -> list[Tensor]:
     states = [x]
     for t in times[:-1]:
         states.append(_step(velocity, states[-1], t, h, tableau))
@@ -149,9 +149,14 @@ def _adaptive(
 
     try:
         states: Tensor = odeint(
-            reordered, x0, times, method="dopri5", rtol=rtol, atol=atol,
+            reordered,
+            x0,
+            times,
+            method="dopri5",
+            rtol=rtol,
+            atol=atol,
             options={"max_num_steps": _MAX_ADAPTIVE_STEPS},
-        )  # fmt: skip
+        )
     except AssertionError as error:  # torchdiffeq's way of giving up
         raise _diverged("dopri5", len(times) - 1, str(error)) from None
     return states.unbind()

@@ -90,7 +90,9 @@ class Spline:
             left[i, i] = 2 * (h[i] + h[i + 1])
             if i:
                 left[i, i - 1] = left[i - 1, i] = h[i]
-            right[i, i : i + 3] = 6 * torch.stack([1 / h[i], -1 / h[i] - 1 / h[i + 1], 1 / h[i + 1]])
+            right[i, i : i + 3] = 6 * torch.stack(
+                [1 / h[i], -1 / h[i] - 1 / h[i + 1], 1 / h[i + 1]]
+            )
         self.bends = torch.zeros(outer, outer, dtype=torch.float64)  # M = bends @ knots
         self.bends[1:-1] = torch.linalg.solve(left, right)
 

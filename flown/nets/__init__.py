@@ -28,13 +28,20 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "normalised-head": NormalisedHead,
 }
 INPUT_SIZES = {
-    "cnn-small": 28, "cnn-medium": 32, "resnet20": 32, "resnet18": 32, "vit_base": 224, "convnext_tiny": 224,
-    "linear-head": 1, "normalised-head": 1,
-}  # fmt: skip
+    "cnn-small": 28,
+    "cnn-medium": 32,
+    "resnet20": 32,
+    "resnet18": 32,
+    "vit_base": 224,
+    "convnext_tiny": 224,
+    "linear-head": 1,
+    "normalised-head": 1,
+}
 
 
-def build(name: str, channels: int, classes: int, activation: str,
-          size: int | None = None) -> nn.Module:  # fmt: skip
+def build(
+    name: str, channels: int, classes: int, activation: str, size: int | None = None
+) -> nn.Module:
     """A freshly made network with its own default initialisation.
 
     `name` is one of `NETS`, or `package.module:function`: anything that can be imported and
@@ -50,8 +57,12 @@ def build(name: str, channels: int, classes: int, activation: str,
     make = _imported(name) if ":" in name else NETS.get(name)
     if make is None:
         raise unknown("network", name, NETS)
-    given = {"channels": channels, "classes": classes, "activation": activation,
-             "size": size or INPUT_SIZES.get(name)}  # fmt: skip
+    given = {
+        "channels": channels,
+        "classes": classes,
+        "activation": activation,
+        "size": size or INPUT_SIZES.get(name),
+    }
     try:
         takes = inspect.signature(make).parameters
         net = make(**{key: value for key, value in given.items() if key in takes})

@@ -83,8 +83,12 @@ def influenced(net: nn.Module, tensors: Collection[str], images: Tensor) -> set[
 
 
 @torch.no_grad()
-def statistics(net: nn.Module, tensors: Mapping[str, Tensor], rest: Mapping[str, Tensor],
-               batches: Iterable[Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
+def statistics(
+    net: nn.Module,
+    tensors: Mapping[str, Tensor],
+    rest: Mapping[str, Tensor],
+    batches: Iterable[Tensor],
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Running statistics of n networks under their state_dict names.
 
     Args:

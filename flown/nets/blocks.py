@@ -35,7 +35,9 @@ class End:
 
     def sum(self, values: Tensor) -> Tensor:
         """Edge values (n, A, B, ...) summed for each node, (n, nodes, ...)."""
-        return values.flatten(1, 2) if self.axes == "ab" else values.sum(2 if self.axes == "a" else 1)
+        return (
+            values.flatten(1, 2) if self.axes == "ab" else values.sum(2 if self.axes == "a" else 1)
+        )
 
     def dot(self, nodes: Tensor, edges: Tensor) -> Tensor:
         """Node values (n, V, h, f) times edge values (n, A, B, f), summed over f: (n, A, B, h)."""

@@ -33,8 +33,17 @@ def logits(program: Program, images: Floats, vectors: Floats, threads: int) -> F
     def one(part: tuple[int, int]) -> None:
         i, start = part
         block = slice(start, start + _BLOCK)
-        _run(program.layers, program.taps, program.activations, program.tiles, program.choices,
-             pixels[block], _LANES, vectors[i], found[i, block])  # fmt: skip
+        _run(
+            program.layers,
+            program.taps,
+            program.activations,
+            program.tiles,
+            program.choices,
+            pixels[block],
+            _LANES,
+            vectors[i],
+            found[i, block],
+        )
 
     with ThreadPoolExecutor(threads) as pool:
         starts = range(0, len(images), _BLOCK)
@@ -42,23 +51,43 @@ def logits(program: Program, images: Floats, vectors: Floats, threads: int) -> F
     return found
 
 
-def gradients(program: Program, images: Floats, vectors: Floats, above: Floats,
-              threads: int) -> Floats:  # fmt: skip
+def gradients(
+    program: Program, images: Floats, vectors: Floats, above: Floats, threads: int
+) -> Floats:
     """What gradients (n, N, C) of `logits` are for the weights: (n, D). Activations are computed anew."""
     pixels, found = images.reshape(len(images), -1), np.zeros_like(vectors)
 
     def one(i: int) -> None:
-        _pull_back(program.layers, program.taps, program.activations, program.tiles, program.choices,
-                   pixels, _LANES, vectors[i], above[i], found[i])  # fmt: skip
+        _pull_back(
+            program.layers,
+            program.taps,
+            program.activations,
+            program.tiles,
+            program.choices,
+            pixels,
+            _LANES,
+            vectors[i],
+            above[i],
+            found[i],
+        )
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(one, range(len(vectors))))
     return found
 
 
-def train_epoch(program: Program, images: Floats, labels: Integers, order: Integers, batch: int,
-                vector: Floats, moments: Floats, step: int, rates: NDArray[np.float64],
-                decay: float) -> float:  # fmt: skip
+def train_epoch(
+    program: Program,
+    images: Floats,
+    labels: Integers,
+    order: Integers,
+    batch: int,
+    vector: Floats,
+    moments: Floats,
+    step: int,
+    rates: NDArray[np.float64],
+    decay: float,
+) -> float:
     """Trains one network by Adam on images in order, in place; an incomplete last batch is left out.
 
     Args:
@@ -70,9 +99,22 @@ def train_epoch(program: Program, images: Floats, labels: Integers, order: Integ
     Returns:
         The sum of the steps' losses; NaN or Inf when the network diverged.
     """
-    total: float = _train_epoch(program.layers, program.taps, program.activations,
-                                program.tiles, program.choices, images.reshape(len(images), -1),
-                                labels, order, batch, vector, moments, step, rates, decay)  # fmt: skip
+    total: float = _train_epoch(
+        program.layers,
+        program.taps,
+        program.activations,
+        program.tiles,
+        program.choices,
+        images.reshape(len(images), -1),
+        labels,
+        order,
+        batch,
+        vector,
+        moments,
+        step,
+        rates,
+        decay,
+    )
     return total
 
 
@@ -117,10 +159,20 @@ def _forward(layers, taps, tiles, acts, which, lanes):  # type: ignore[no-untype
         wide = row[At.CONVOLVED] * lanes
         two_plane = 2 * wide + GAP * lanes
         for r in range(row[At.ROWS]):
-            kernels.convolve(x[2 * r * x_row :], offsets, weight, bias, two, 2, wide, x_row,
-                             two_plane)  # fmt: skip
-            kernels.max_pool(two, y[r * run :], chosen[r * run :], row[At.Y_PLANES],
-                             row[At.COLUMNS], wide, two_plane, plane, lanes)  # fmt: skip
+            kernels.convolve(
+                x[2 * r * x_row :], offsets, weight, bias, two, 2, wide, x_row, two_plane
+            )
+            kernels.max_pool(
+                two,
+                y[r * run :],
+                chosen[r * run :],
+                row[At.Y_PLANES],
+                row[At.COLUMNS],
+                wide,
+                two_plane,
+                plane,
+                lanes,
+            )
 
 
 @njit(**FAST)
@@ -133,8 +185,13 @@ def _backward(layers, taps, tiles, found, acts, which, lanes):  # type: ignore[n
         plane, run, x_row = row[At.Y_PLANE] * lanes, row[At.COLUMNS] * lanes, row[At.X_ROW] * lanes
         length = row[At.Y_PLANES] * plane
         if row[At.KIND] == ACTIVATION:
-            kernels.activation_gradient(x[:length], acts[row[At.Y] * lanes :][:length],
-                                        grad[:length], before[:length], row[At.FUNCTION])  # fmt: skip
+            kernels.activation_gradient(
+                x[:length],
+                acts[row[At.Y] * lanes :][:length],
+                grad[:length],
+                before[:length],
+                row[At.FUNCTION],
+            )
             continue
         weight, _ = _tile(row, tiles)
         grad_weight, grad_bias = _tile(row, found)
@@ -147,21 +204,33 @@ def _backward(layers, taps, tiles, found, acts, which, lanes):  # type: ignore[n
         if row[At.WHICH] < 0:
             kernels.weight_gradient(x, offsets, grad, grad_weight, row[At.ROWS], run, x_row, plane)
             if wanted:
-                kernels.input_gradient(before, offsets, weight, grad, row[At.ROWS], run, x_row,
-                                       plane, inputs)  # fmt: skip
+                kernels.input_gradient(
+                    before, offsets, weight, grad, row[At.ROWS], run, x_row, plane, inputs
+                )
             continue
         two, chosen = acts[row[At.ROWS_OF_TWO] * lanes :], which[row[At.WHICH] * lanes :]
         wide = row[At.CONVOLVED] * lanes
         two_plane = 2 * wide + GAP * lanes
         two[: row[At.Y_PLANES] * two_plane] = 0  # an odd last column is not pooled
         for r in range(row[At.ROWS]):
-            kernels.max_pool_gradient(grad[r * run :], chosen[r * run :], two, row[At.Y_PLANES],
-                                      row[At.COLUMNS], wide, two_plane, plane, lanes)  # fmt: skip
-            kernels.weight_gradient(x[2 * r * x_row :], offsets, two, grad_weight, 2, wide, x_row,
-                                    two_plane)  # fmt: skip
+            kernels.max_pool_gradient(
+                grad[r * run :],
+                chosen[r * run :],
+                two,
+                row[At.Y_PLANES],
+                row[At.COLUMNS],
+                wide,
+                two_plane,
+                plane,
+                lanes,
+            )
+            kernels.weight_gradient(
+                x[2 * r * x_row :], offsets, two, grad_weight, 2, wide, x_row, two_plane
+            )
             if wanted:
-                kernels.input_gradient(before[2 * r * x_row :], offsets, weight, two, 2, wide,
-                                       x_row, two_plane, inputs)  # fmt: skip
+                kernels.input_gradient(
+                    before[2 * r * x_row :], offsets, weight, two, 2, wide, x_row, two_plane, inputs
+                )
 
 
 @njit(**FAST)
@@ -190,7 +259,9 @@ def _adam(layers, found, vector, moments, step, rate, decay):  # type: ignore[no
         weight, bias = _tile(row, found)
         for o in range(row[At.Y_PLANES]):
             at = row[At.WEIGHT] + o * row[At.INPUTS]
-            _adam_row(weight[o, : row[At.INPUTS]], vector[at:], moments[:, at:], size, second, decay)
+            _adam_row(
+                weight[o, : row[At.INPUTS]], vector[at:], moments[:, at:], size, second, decay
+            )
         if row[At.BIAS] >= 0:
             at = row[At.BIAS]
             _adam_row(bias[: row[At.Y_PLANES]], vector[at:], moments[:, at:], size, second, decay)
@@ -220,9 +291,21 @@ def _gather(images, rows, acts):  # type: ignore[no-untyped-def]
 
 @njit(**FAST)
 def _train_epoch(  # type: ignore[no-untyped-def]
-    layers, taps, activations, tiles, choices, images, labels, order, batch, vector, moments, step,
-    rates, decay
-):  # fmt: skip
+    layers,
+    taps,
+    activations,
+    tiles,
+    choices,
+    images,
+    labels,
+    order,
+    batch,
+    vector,
+    moments,
+    step,
+    rates,
+    decay,
+):
     acts = np.zeros(activations * batch, np.float32)
     which = np.zeros(choices * batch, np.int8)
     loaded, found = np.zeros(tiles, np.float32), np.zeros(tiles, np.float32)
@@ -262,7 +345,7 @@ def _run(layers, taps, activations, tiles, choices, images, lanes, vector, found
 @njit(**FAST)
 def _pull_back(  # type: ignore[no-untyped-def]
     layers, taps, activations, tiles, choices, images, lanes, vector, above, total
-):  # fmt: skip
+):
     """Adds one network's gradients, from those of its logits (N, C), to `total` (D,)."""
     acts, which = np.zeros(activations * lanes, np.float32), np.zeros(choices * lanes, np.int8)
     loaded, found = np.zeros(tiles, np.float32), np.zeros(tiles, np.float32)

@@ -46,7 +46,9 @@ class NetGraph(nn.Module):
     _weights: Tensor
     _order: Tensor
 
-    def __init__(self, net: nn.Module, example: Tensor, subset: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, net: nn.Module, example: Tensor, subset: Sequence[str] | None = None
+    ) -> None:
         """Reads the graph off a network; of the example (1, ...) only the shape matters.
 
         Args:
@@ -221,7 +223,9 @@ class _Maps:
             self.numbers[name], self.size = grid, self.size + math.prod(shape)
         kernels = [(1,), *(shape[2:] for shape in shapes.values() if len(shape) > 2)]
         rank = max(map(len, kernels))
-        self.kernel = tuple(map(max, zip(*((1,) * (rank - len(k)) + k for k in kernels), strict=True)))
+        self.kernel = tuple(
+            map(max, zip(*((1,) * (rank - len(k)) + k for k in kernels), strict=True))
+        )
         self.copies = self._copies()
         extents = [s * c for s, c in zip(walk.sizes, self.copies, strict=True)]
         stops = torch.tensor(extents).cumsum(0).tolist()
@@ -277,7 +281,9 @@ class _Maps:
         if bias is not None:
             self.biases[targets] = bias.repeat_interleave(copies)
         every = torch.arange(len(self.biases))[None]
-        ends = [end.of(every)[0].expand(block.grid).flatten() for end in (block.target, block.source)]
+        ends = [
+            end.of(every)[0].expand(block.grid).flatten() for end in (block.target, block.source)
+        ]
         pairs = torch.stack(ends, dim=1)
         return block, features.reshape(block.edges, -1), pairs
 
@@ -285,8 +291,9 @@ class _Maps:
         """Numbers (A, B, *kernel) of a layer, its kernels amid the largest one: (A, B, K)."""
         own = (1,) * (len(self.kernel) - numbers.ndim + 2) + tuple(numbers.shape[2:])
         padded = torch.full((*numbers.shape[:2], *self.kernel), self.size)
-        window = [slice((k - o) // 2, (k - o) // 2 + o)
-                  for k, o in zip(self.kernel, own, strict=True)]  # fmt: skip
+        window = [
+            slice((k - o) // 2, (k - o) // 2 + o) for k, o in zip(self.kernel, own, strict=True)
+        ]
         padded[(slice(None), slice(None), *window)] = numbers.reshape(*numbers.shape[:2], *own)
         return padded.flatten(2)
 
@@ -295,4 +302,6 @@ class _Maps:
         placed[self.weights] = placed[self.biases] = True
         for name, numbers in self.numbers.items():
             if not placed[numbers].all():
-                raise FlownError(f"graph: tensor '{name}' has no place in a graph; use another encoder")
+                raise FlownError(
+                    f"graph: tensor '{name}' has no place in a graph; use another encoder"
+                )

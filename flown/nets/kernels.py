@@ -254,7 +254,9 @@ def activation_gradient(x, y, grad, found, kind):  # type: ignore[no-untyped-def
     if kind == TANH:
         for j in range(len(x)):
             found[j] = grad[j] * (one - y[j] * y[j])
-    elif kind == GELU:  # Phi(x) + x phi(x), with exp(-x^2 / 2) = (1 - t) / (1 + t), t = tanh(x^2 / 4)
+    elif (
+        kind == GELU
+    ):  # Phi(x) + x phi(x), with exp(-x^2 / 2) = (1 - t) / (1 + t), t = tanh(x^2 / 4)
         for j in range(len(x)):
             phi = half * (one + _erf(x[j] * np.float32(math.sqrt(0.5))))
             t = _tanh(np.float32(0.25) * x[j] * x[j])

@@ -103,8 +103,14 @@ class _Builder:
         """Adds a layer's row; False when that cannot be done."""
         if isinstance(layer, nn.Flatten):  # a linear layer's taps find its inputs where they are
             return True
-        row = {At.X: self.x, At.GX: self.gx, At.X_ROW: self.width, At.X_PLANE: self.plane,
-               At.X_PLANES: self.planes, At.WHICH: -1}  # fmt: skip
+        row = {
+            At.X: self.x,
+            At.GX: self.gx,
+            At.X_ROW: self.width,
+            At.X_PLANE: self.plane,
+            At.X_PLANES: self.planes,
+            At.WHICH: -1,
+        }
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             if not self._weights(row, layer):
                 return False
@@ -123,8 +129,14 @@ class _Builder:
         places = _up(self.planes) * self.plane
         self.x, self.gx = self.activations, self.activations + places
         self.activations += 2 * places
-        row |= {At.Y: self.x, At.GY: self.gx, At.Y_PLANE: self.plane, At.Y_PLANES: self.planes,
-                At.ROWS: self.height, At.COLUMNS: self.width}  # fmt: skip
+        row |= {
+            At.Y: self.x,
+            At.GY: self.gx,
+            At.Y_PLANE: self.plane,
+            At.Y_PLANES: self.planes,
+            At.ROWS: self.height,
+            At.COLUMNS: self.width,
+        }
 
     def _pool(self) -> bool:
         """Pools what the last layer, a convolution, computes: only two rows of it ever exist."""
@@ -155,8 +167,10 @@ class _Builder:
             return False
         taps = [
             plane * self.plane + y * self.width + x
-            for plane in range(self.planes) for y in range(height) for x in range(width)
-        ]  # fmt: skip
+            for plane in range(self.planes)
+            for y in range(height)
+            for x in range(width)
+        ]
         row |= {At.KIND: WEIGHTED, At.INPUTS: len(taps), At.TAPS: len(self.taps)}
         row |= {At.WEIGHT: self.weights, At.TILE: self.tiles, At.BIAS: -1}
         self.weights += out * len(taps)
@@ -181,7 +195,10 @@ def _up(count: int) -> int:
 
 def _function(layer: nn.Module) -> int:
     functions: list[tuple[type[nn.Module], int]] = [
-        (nn.Tanh, kernels.TANH), (nn.GELU, kernels.GELU), (nn.ReLU, kernels.RELU),
-        (nn.LeakyReLU, kernels.LEAKY_RELU), (nn.SiLU, kernels.SILU),
-    ]  # fmt: skip
+        (nn.Tanh, kernels.TANH),
+        (nn.GELU, kernels.GELU),
+        (nn.ReLU, kernels.RELU),
+        (nn.LeakyReLU, kernels.LEAKY_RELU),
+        (nn.SiLU, kernels.SILU),
+    ]
     return next(code for kind, code in functions if isinstance(layer, kind))

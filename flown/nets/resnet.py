@@ -25,7 +25,7 @@ class _Block(nn.Module):
 def resnet20(channels: int, classes: int) -> nn.Sequential:
     """ResNet-20, 269,722 weights for ten classes and colour; images (N, channels, s, s), s >= 4."""
     layers: list[nn.Module] = [
-        *(nn.Conv2d(channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()),
+        *(nn.Conv2d(channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
     ]
     width = 16
     for target in (16, 32, 64):

@@ -21,8 +21,11 @@ class _Block(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for channels in (inputs, width, width):
-            layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width),
-                       nn.LeakyReLU(_SLOPE)]  # fmt: skip
+            layers += [
+                nn.Conv2d(channels, width, 3, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.LeakyReLU(_SLOPE),
+            ]
         self.body = nn.Sequential(*layers[:-1])
         self.skip = nn.Sequential(nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width))
 

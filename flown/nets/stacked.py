@@ -28,8 +28,12 @@ _NUMBERS, _IMAGES, _GPU = 1 << 24, 64, 8
 _ELEMENTWISE = (nn.Tanh, nn.GELU, nn.ReLU, nn.LeakyReLU, nn.SiLU)
 
 
-def forward(net: nn.Module, tensors: Mapping[str, Tensor], images: Tensor,
-            rest: Mapping[str, Tensor] | None = None) -> Tensor:  # fmt: skip
+def forward(
+    net: nn.Module,
+    tensors: Mapping[str, Tensor],
+    images: Tensor,
+    rest: Mapping[str, Tensor] | None = None,
+) -> Tensor:
     """Logits of n networks.
 
     Args:
@@ -80,9 +84,7 @@ class _CompiledLogits(torch.autograd.Function):
         ctx.save_for_backward(vectors, images)
         ctx.program = program
         pixels, weights = images.detach().numpy(), vectors.detach().numpy()
-        return torch.from_numpy(
-            compiled.logits(program, pixels, weights, torch.get_num_threads())
-        )
+        return torch.from_numpy(compiled.logits(program, pixels, weights, torch.get_num_threads()))
 
     @staticmethod
     @once_differentiable
@@ -90,8 +92,13 @@ class _CompiledLogits(torch.autograd.Function):
         from flown.nets import compiled
 
         vectors, images = ctx.saved_tensors
-        found = compiled.gradients(ctx.program, images.numpy(), vectors.numpy(),
-                                   above.contiguous().numpy(), torch.get_num_threads())  # fmt: skip
+        found = compiled.gradients(
+            ctx.program,
+            images.numpy(),
+            vectors.numpy(),
+            above.contiguous().numpy(),
+            torch.get_num_threads(),
+        )
         return torch.from_numpy(found), None, None
 
 
@@ -135,8 +142,9 @@ def _is_plain(net: nn.Module) -> bool:
     return plain and all(c.groups == 1 and c.padding_mode == "zeros" for c in convs)
 
 
-def _vmapped(net: nn.Module, tensors: Mapping[str, Tensor], images: Tensor,
-             rest: Mapping[str, Tensor]) -> Tensor:  # fmt: skip
+def _vmapped(
+    net: nn.Module, tensors: Mapping[str, Tensor], images: Tensor, rest: Mapping[str, Tensor]
+) -> Tensor:
     def one(some: dict[str, Tensor], x: Tensor) -> Tensor:
         logits: Tensor = torch.func.functional_call(net, {**rest, **some}, (x,))
         return logits

@@ -26,8 +26,15 @@ from torch.nn.modules import batchnorm, conv, dropout, instancenorm, pooling
 
 from flown.errors import FlownError
 
-_ODD = (nn.Identity, nn.Tanh, nn.Softsign, nn.Tanhshrink, nn.Hardshrink, nn.Softshrink,
-        dropout._DropoutNd)  # fmt: skip
+_ODD = (
+    nn.Identity,
+    nn.Tanh,
+    nn.Softsign,
+    nn.Tanhshrink,
+    nn.Hardshrink,
+    nn.Softshrink,
+    dropout._DropoutNd,
+)
 _NOT_ODD = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU),
     *(nn.Mish, nn.Sigmoid, nn.LogSigmoid, nn.Softplus, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish),
@@ -48,10 +55,22 @@ _NOT_ODD_CALLS = {
     *(F.softmax, F.log_softmax, torch.softmax, torch.log_softmax, torch.abs, torch.exp),
     *("relu", "relu_", "sigmoid", "softmax", "log_softmax", "abs", "exp"),
 }
-_MEAN_POOL_CALLS = {F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool1d,
-                    F.adaptive_avg_pool2d, F.adaptive_avg_pool3d}  # fmt: skip
-_MAX_POOL_CALLS = {F.max_pool1d, F.max_pool2d, F.max_pool3d, F.adaptive_max_pool1d,
-                   F.adaptive_max_pool2d, F.adaptive_max_pool3d}  # fmt: skip
+_MEAN_POOL_CALLS = {
+    F.avg_pool1d,
+    F.avg_pool2d,
+    F.avg_pool3d,
+    F.adaptive_avg_pool1d,
+    F.adaptive_avg_pool2d,
+    F.adaptive_avg_pool3d,
+}
+_MAX_POOL_CALLS = {
+    F.max_pool1d,
+    F.max_pool2d,
+    F.max_pool3d,
+    F.adaptive_max_pool1d,
+    F.adaptive_max_pool2d,
+    F.adaptive_max_pool3d,
+}
 _SUMS = {operator.add, operator.iadd, operator.sub, torch.add, torch.sub, "add", "add_", "sub"}
 _PRODUCTS = {operator.mul, operator.imul, operator.truediv, torch.mul, torch.div, "mul", "div"}
 _RESHAPES = {torch.flatten, torch.reshape, torch.squeeze, "flatten", "reshape", "view", "squeeze"}
@@ -161,8 +180,11 @@ class Walk:
         axes: dict[int, list[tuple[str, int, int]]] = {}
         for (name, axis), (space, inner) in self.uses.items():
             axes.setdefault(self._root(space), []).append((name, axis, inner))
-        found = [Group(self.sizes[space], tuple(some), space not in unsigned)
-                 for space, some in axes.items() if space not in fixed]  # fmt: skip
+        found = [
+            Group(self.sizes[space], tuple(some), space not in unsigned)
+            for space, some in axes.items()
+            if space not in fixed
+        ]
         return tuple(group for group in found if group.size > 1 or group.signs)
 
     def visit(self, node: fx.Node) -> None:
@@ -283,8 +305,11 @@ class Walk:
     def _mean(self, node: fx.Node, parent: fx.Node) -> None:
         units, rank = self.units[parent], len(self.shapes[parent])
         dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-        reduced = [int(d) % rank for d in (dims if isinstance(dims, list | tuple) else [dims])
-                   if isinstance(d, int)]  # fmt: skip
+        reduced = [
+            int(d) % rank
+            for d in (dims if isinstance(dims, list | tuple) else [dims])
+            if isinstance(d, int)
+        ]
         if not reduced or units.axis in reduced:
             raise self._refusal(node, "takes the mean over units")
         kept = len(self.shapes[node]) == rank
@@ -305,8 +330,10 @@ class Walk:
             odd = not product
             if any(n.op == "get_attr" for n in both):
                 raise self._refusal(node, "uses a tensor that belongs to no layer")
-            alike = {(u.axis, u.inner, self.shapes[n][u.axis], len(self.shapes[n]))
-                     for n, u in ((n, self.units.get(n, first)) for n in both)}  # fmt: skip
+            alike = {
+                (u.axis, u.inner, self.shapes[n][u.axis], len(self.shapes[n]))
+                for n, u in ((n, self.units.get(n, first)) for n in both)
+            }
             if len(alike) > 1:
                 raise self._refusal(node, "combines values whose units do not correspond")
             if len(known) == 2:

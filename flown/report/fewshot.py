@@ -34,8 +34,15 @@ def write_labelled(path: Path | str, found: Labelled) -> None:
         FlownError: the file cannot be written.
     """
     title = f"{len(found.classes)} classes from {_count(len(found.support))}"
-    parts = [_CSS, f"<h1>{escape(title)}</h1>", html._note(_lead(found)), _warnings(found),
-             _figures(found), _queries(found), _support(found)]  # fmt: skip
+    parts = [
+        _CSS,
+        f"<h1>{escape(title)}</h1>",
+        html._note(_lead(found)),
+        _warnings(found),
+        _figures(found),
+        _queries(found),
+        _support(found),
+    ]
     html.write_page(path, title, parts)
 
 
@@ -61,13 +68,17 @@ def _warnings(found: Labelled) -> str:
 
 
 def _figures(found: Labelled) -> str:
-    body = [[name, str(count), f"{accuracy:.1f}", f"{error:.1f}"]
-            for name, count, accuracy, error in found.figures()]  # fmt: skip
+    body = [
+        [name, str(count), f"{accuracy:.1f}", f"{error:.1f}"]
+        for name, count, accuracy, error in found.figures()
+    ]
     if not body:
         return ""
-    note = ("Percent of images whose class is known. Calibration error: how far confidences are from "
-            "the share that is right, on average over ten bins of confidence; from few images it is "
-            "a rough figure, and never near 0.")  # fmt: skip
+    note = (
+        "Percent of images whose class is known. Calibration error: how far confidences are from "
+        "the share that is right, on average over ten bins of confidence; from few images it is "
+        "a rough figure, and never near 0."
+    )
     head = ["images", "n", "right, %", "expected calibration error, %"]
     return "<h2>How far to trust it</h2>" + html._note(note) + html.table_html(head, body)
 
@@ -78,11 +89,18 @@ def _queries(found: Labelled) -> str:
         return ""
     confidence, chosen = found.probabilities.max(dim=1)
     rows = confidence.argsort(descending=True, stable=True)[:_MOST].tolist()
-    parts = ["<h2>Labelled images</h2>", html._note(
-        "Under each image its confidence and, in brackets, the class that comes second."
-        + (" Green: as its folder says. Orange: another class." if _known(found) else "")
-        + (f" The {_MOST} surest of {len(found.queries)} are shown; all are in predictions.csv."
-           if len(found.queries) > _MOST else ""))]  # fmt: skip
+    parts = [
+        "<h2>Labelled images</h2>",
+        html._note(
+            "Under each image its confidence and, in brackets, the class that comes second."
+            + (" Green: as its folder says. Orange: another class." if _known(found) else "")
+            + (
+                f" The {_MOST} surest of {len(found.queries)} are shown; all are in predictions.csv."
+                if len(found.queries) > _MOST
+                else ""
+            )
+        ),
+    ]
     for label, name in enumerate(found.classes):
         cards = [_query(found, i) for i in rows if chosen[i] == label]
         parts.append(f"<h3>{escape(name)} ({_count(len(cards))})</h3>" + _grid(cards))
@@ -99,15 +117,20 @@ def _query(found: Labelled, i: int) -> str:
     best, second = p.topk(2).indices.tolist()
     said = "" if true < 0 else ("right" if true == best else "wrong")
     is_ = "" if said != "wrong" else f"; is {escape(found.classes[true])}"
-    text = (f"<b>{100 * float(p[best]):.0f} %</b> ({escape(found.classes[second])} "
-            f"{100 * float(p[second]):.0f} %){is_}")  # fmt: skip
+    text = (
+        f"<b>{100 * float(p[best]):.0f} %</b> ({escape(found.classes[second])} "
+        f"{100 * float(p[second]):.0f} %){is_}"
+    )
     return _card(found.queries.images[i], found.queries.files[i], said, float(p[best]), text)
 
 
 def _support(found: Labelled) -> str:
     """The labelled images; where they were left out, what was then said of them."""
-    seen = {row: found.left_out[i] for i, row in enumerate(found.rows.tolist())
-            } if found.left_out is not None else {}  # fmt: skip
+    seen = (
+        {row: found.left_out[i] for i, row in enumerate(found.rows.tolist())}
+        if found.left_out is not None
+        else {}
+    )
     note = "What was learnt from."
     if seen:
         note += " Under each image what a head says of it that has not seen it."

@@ -36,8 +36,17 @@ def curves(of: Curves) -> Figure:
             epochs = [p.epoch for p in points]
             mean = [float(p.val.mean()) for p in points]
             std = [float(p.val.std(correction=min(1, len(p.val) - 1))) for p in points]
-            axis.plot(epochs, mean, color=style.colour, lw=2.2 if own else 1.3, label=style.label,
-                      marker=style.mark, ms=4, markevery=_marks(epochs), zorder=3 if own else 2)  # fmt: skip
+            axis.plot(
+                epochs,
+                mean,
+                color=style.colour,
+                lw=2.2 if own else 1.3,
+                label=style.label,
+                marker=style.mark,
+                ms=4,
+                markevery=_marks(epochs),
+                zorder=3 if own else 2,
+            )
             low, high = ([m + side * s for m, s in zip(mean, std, strict=True)] for side in (-1, 1))
             axis.fill_between(epochs, low, high, color=style.colour, alpha=0.14, lw=0)
         # Linear over the first epoch, logarithmic beyond: what matters happens early.
@@ -90,8 +99,15 @@ def bars(rows: list[Row]) -> Table:
             bar, held = f"lead over {look(row['over']).label}", value > 0
         else:
             continue
-        body.append([row["dataset"] + ("" if known else " (unseen)"), str(epoch), bar,
-                     f"{value:+.1f}", "held" if held else "missed"])  # fmt: skip
+        body.append(
+            [
+                row["dataset"] + ("" if known else " (unseen)"),
+                str(epoch),
+                bar,
+                f"{value:+.1f}",
+                "held" if held else "missed",
+            ]
+        )
     return ["data", "epoch", "bar", "points", ""], body
 
 
@@ -103,8 +119,14 @@ def through(rows: list[Row]) -> Table:
     for name in dict.fromkeys(r["dataset"] for r in rows):
         for method in THROUGH:
             pairs = [(found[name, method, e], found[name, "flown", e]) for e in epochs]
-            body.append([name, look(method).label, f"{pairs[0][0]['until']:g}",
-                         *(_ahead(own, other) for own, other in pairs)])  # fmt: skip
+            body.append(
+                [
+                    name,
+                    look(method).label,
+                    f"{pairs[0][0]['until']:g}",
+                    *(_ahead(own, other) for own, other in pairs),
+                ]
+            )
     return ["data", "networks", "stop", *(f"epoch {epoch}" for epoch in epochs)], body
 
 
@@ -116,30 +138,48 @@ def _ahead(own: Row, other: Row) -> str:
 def print_table3(rows: list[Row], console: Console) -> None:
     """Prints every data set's table, then the bars."""
     for name in dict.fromkeys(row["dataset"] for row in rows):
-        terminal.print_table(console, f"{name}: test accuracy, %, by epochs of fine-tuning",
-                             accuracy_table(rows, name))  # fmt: skip
-    terminal.print_table(console, "A flow through several epochs: points ahead of the other", through(rows))
+        terminal.print_table(
+            console,
+            f"{name}: test accuracy, %, by epochs of fine-tuning",
+            accuracy_table(rows, name),
+        )
+    terminal.print_table(
+        console, "A flow through several epochs: points ahead of the other", through(rows)
+    )
     terminal.print_table(console, "Generated networks against what was to be reached", bars(rows))
 
 
-def write_table3(path: Path | str, scale: str, rows: list[Row], of: Curves,
-                 about: Mapping[str, Any]) -> None:  # fmt: skip
+def write_table3(
+    path: Path | str, scale: str, rows: list[Row], of: Curves, about: Mapping[str, Any]
+) -> None:
     """Writes tables, learning curves and provenance.
 
     Raises:
         FlownError: the file cannot be written.
     """
     title = f"Table 3 at the {scale} scale"
-    parts = [f"<h1>{escape(title)}</h1>", html._note(_LEAD), html.table_html(*bars(rows)),
-             html._note("Points of test accuracy; a lead is that over the best initialisation."),
-             html._figure("Learning curves", curves(of),
-                 "Mean and, shaded, one standard deviation over a method's networks, on validation "
-                 "images; the axis is logarithmic from the first epoch on."),
-             "<h2>Through the epochs</h2>", html._note(_THROUGH), html.table_html(*through(rows)),
-             "<h2>Test accuracy</h2>"]  # fmt: skip
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        html._note(_LEAD),
+        html.table_html(*bars(rows)),
+        html._note("Points of test accuracy; a lead is that over the best initialisation."),
+        html._figure(
+            "Learning curves",
+            curves(of),
+            "Mean and, shaded, one standard deviation over a method's networks, on validation "
+            "images; the axis is logarithmic from the first epoch on.",
+        ),
+        "<h2>Through the epochs</h2>",
+        html._note(_THROUGH),
+        html.table_html(*through(rows)),
+        "<h2>Test accuracy</h2>",
+    ]
     for name in of:
-        parts += [f"<h3>{escape(name)}</h3>", html._note(_about(rows, name)),
-                  html.table_html(*accuracy_table(rows, name))]  # fmt: skip
+        parts += [
+            f"<h3>{escape(name)}</h3>",
+            html._note(_about(rows, name)),
+            html.table_html(*accuracy_table(rows, name)),
+        ]
     record = escape(json.dumps(about, indent=1, ensure_ascii=False))
     parts.append(f"<h2>Provenance</h2><pre>{record}</pre>")
     html.write_page(path, title, parts)
@@ -160,12 +200,14 @@ _THROUGH = (
 
 def _about(rows: list[Row], dataset: str) -> str:
     row = next(r for r in rows if r["dataset"] == dataset and r["method"] == "flown")
-    text = (f"Percent of {row['test_images']} test images, mean ± standard deviation of {row['n']} "
-            f"networks a method; {row['train_images']} training images, batches of "
-            f"{row['batch_size']}, learning rate {row['learning_rate']:g}. Recognised as "
-            f"{row['recognised']} by {row['votes']} support sets, whose activation and preprocessing "
-            "all have; the best lookup was "
-            f"{_lookup(rows, dataset)}'s.")  # fmt: skip
+    text = (
+        f"Percent of {row['test_images']} test images, mean ± standard deviation of {row['n']} "
+        f"networks a method; {row['train_images']} training images, batches of "
+        f"{row['batch_size']}, learning rate {row['learning_rate']:g}. Recognised as "
+        f"{row['recognised']} by {row['votes']} support sets, whose activation and preprocessing "
+        "all have; the best lookup was "
+        f"{_lookup(rows, dataset)}'s."
+    )
     stop = next(r for r in rows if r["dataset"] == dataset and r["method"] == THROUGH[1])
     text += f" The stop chosen is epoch {stop['until']:g} ({stop['selection']})."
     if any(r["paper"] is not None for r in rows if r["dataset"] == dataset):
@@ -174,5 +216,8 @@ def _about(rows: list[Row], dataset: str) -> str:
 
 
 def _lookup(rows: list[Row], dataset: str) -> str:
-    return next(str(r["networks_of"]) for r in rows
-                if r["dataset"] == dataset and r["method"] == "best-lookup")  # fmt: skip
+    return next(
+        str(r["networks_of"])
+        for r in rows
+        if r["dataset"] == dataset and r["method"] == "best-lookup"
+    )

@@ -34,8 +34,15 @@ pre { font-size: .8rem; overflow-x: auto; background: #f6f6f6; padding: 1rem; }
 """
 
 
-def write_report(path: Path | str, title: str, card: Card, histories: Mapping[str, History],
-                 about: Mapping[str, Any], lead: str = "", extra: str = "") -> None:  # fmt: skip
+def write_report(
+    path: Path | str,
+    title: str,
+    card: Card,
+    histories: Mapping[str, History],
+    about: Mapping[str, Any],
+    lead: str = "",
+    extra: str = "",
+) -> None:
     """Writes the report.
 
     Args:
@@ -50,13 +57,17 @@ def write_report(path: Path | str, title: str, card: Card, histories: Mapping[st
     if lead:
         parts.append(f'<p class="note">{escape(lead)}</p>')
     parts += [extra, *_tables(card), *_figures(card, histories)]
-    parts += ["<h2>In detail</h2>", _note(
-        f"Percent of test images. Top {card.top} networks are chosen on validation images and "
-        "measured on test images. L2 ratio: distance to the nearest training network, 0 for a "
-        "copy, 1 for a held-out network. Max IoU: share of errors in common with the training "
-        "network that is most alike; IoU among: with the row's other networks. Rebuilt: encoded "
-        "and decoded again. Lookup: training networks themselves. Gaussian: every weight drawn by "
-        "its own mean and deviation.")]  # fmt: skip
+    parts += [
+        "<h2>In detail</h2>",
+        _note(
+            f"Percent of test images. Top {card.top} networks are chosen on validation images and "
+            "measured on test images. L2 ratio: distance to the nearest training network, 0 for a "
+            "copy, 1 for a held-out network. Max IoU: share of errors in common with the training "
+            "network that is most alike; IoU among: with the row's other networks. Rebuilt: encoded "
+            "and decoded again. Lookup: training networks themselves. Gaussian: every weight drawn by "
+            "its own mean and deviation."
+        ),
+    ]
     for name in card.tasks:
         parts.append(f"<h3>{escape(name)}</h3>" + table_html(*tables.methods(card, name)))
     record = escape(json.dumps(about, indent=1, ensure_ascii=False))
@@ -77,43 +88,73 @@ def write_page(path: Path | str, title: str, parts: list[str]) -> None:
 
 def _tables(card: Card) -> list[str]:
     origin = f"from {SUPPORTS} support sets of {card.shots} images a class"
-    parts = ["<h2>Accuracy</h2>", _note(
-        f"Mean ± standard deviation over all networks, none chosen, in percent of test images; "
-        f"{card.n} networks a task were generated {origin if card.shots else 'unconditionally'}."
-        ), table_html(*tables.summary(card))]  # fmt: skip
+    parts = [
+        "<h2>Accuracy</h2>",
+        _note(
+            f"Mean ± standard deviation over all networks, none chosen, in percent of test images; "
+            f"{card.n} networks a task were generated {origin if card.shots else 'unconditionally'}."
+        ),
+        table_html(*tables.summary(card)),
+    ]
     if card.compares_tasks:
-        parts += ["<h2>Contexts</h2>", _note(
-            "Networks generated for the row's task, tested on the column's images; in the last "
-            "column they were generated for the row's task from other tasks' support sets."),
-            table_html(*tables.confusion(card))]  # fmt: skip
-    parts += ["<h2>Sampling</h2>", _note(
-        f"Seconds for all of a task's networks on {card.device}; NFE: evaluations of the velocity "
-        "network a sample; recognised: support sets whose task the model told by itself."),
-        table_html(*tables.sampling(card))]  # fmt: skip
+        parts += [
+            "<h2>Contexts</h2>",
+            _note(
+                "Networks generated for the row's task, tested on the column's images; in the last "
+                "column they were generated for the row's task from other tasks' support sets."
+            ),
+            table_html(*tables.confusion(card)),
+        ]
+    parts += [
+        "<h2>Sampling</h2>",
+        _note(
+            f"Seconds for all of a task's networks on {card.device}; NFE: evaluations of the velocity "
+            "network a sample; recognised: support sets whose task the model told by itself."
+        ),
+        table_html(*tables.sampling(card)),
+    ]
     return parts
 
 
 def _figures(card: Card, histories: Mapping[str, History]) -> list[str]:
     drawn = [
-        ("Every network", plots.accuracies(card),
-         "Each dot is one network on test images, the black bar and the number their mean, the "
-         "dotted line the mean of the zoo's training networks."),
-        ("Does the context decide?", plots.confusion(card),
-         "Mean test accuracy, %: where the context decides, the diagonal is dark and the rest "
-         "pale; a dash stands where class counts differ."),
-        ("New or copied?", plots.novelty(card),
-         "Right is new, up is accurate: copies of training networks lie at 0, networks trained "
-         "from another seed around 1 (dotted); beyond 1 the axis is logarithmic."),
-        ("On the way from noise to weights", plots.trajectory(card),
-         f"Networks decoded along the flow ({card.steps} {card.solver} steps): mean accuracy and, "
-         "shaded, standard deviation; dotted: the mean of the zoo's training networks."),
-        ("Latents", plots.latents(card),
-         "The zoo's first two principal directions: samples start at the source and should end "
-         "among the task's networks; lines are the paths of some of them."),
-        ("Training", plots.losses(histories),
-         "Losses by step; held-out networks are never trained on, so the gap between the two "
-         "curves of rebuilt networks is what the encoder has learnt by heart."),
-    ]  # fmt: skip
+        (
+            "Every network",
+            plots.accuracies(card),
+            "Each dot is one network on test images, the black bar and the number their mean, the "
+            "dotted line the mean of the zoo's training networks.",
+        ),
+        (
+            "Does the context decide?",
+            plots.confusion(card),
+            "Mean test accuracy, %: where the context decides, the diagonal is dark and the rest "
+            "pale; a dash stands where class counts differ.",
+        ),
+        (
+            "New or copied?",
+            plots.novelty(card),
+            "Right is new, up is accurate: copies of training networks lie at 0, networks trained "
+            "from another seed around 1 (dotted); beyond 1 the axis is logarithmic.",
+        ),
+        (
+            "On the way from noise to weights",
+            plots.trajectory(card),
+            f"Networks decoded along the flow ({card.steps} {card.solver} steps): mean accuracy and, "
+            "shaded, standard deviation; dotted: the mean of the zoo's training networks.",
+        ),
+        (
+            "Latents",
+            plots.latents(card),
+            "The zoo's first two principal directions: samples start at the source and should end "
+            "among the task's networks; lines are the paths of some of them.",
+        ),
+        (
+            "Training",
+            plots.losses(histories),
+            "Losses by step; held-out networks are never trained on, so the gap between the two "
+            "curves of rebuilt networks is what the encoder has learnt by heart.",
+        ),
+    ]
     return [_figure(name, page, caption) for name, page, caption in drawn if page is not None]
 
 

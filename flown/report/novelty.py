@@ -22,8 +22,16 @@ if TYPE_CHECKING:
 Points = dict[str, list[float]]  # metric -> a number a network, or one for all
 Measured = dict[str, dict[str, dict[str, Points]]]  # by data set, variant and method
 
-HEAD = ("networks", "n", "accuracy, %", "agreement, %", "L2 ratio", "aligned",
-        "largest IoU", "IoU among")  # fmt: skip
+HEAD = (
+    "networks",
+    "n",
+    "accuracy, %",
+    "agreement, %",
+    "L2 ratio",
+    "aligned",
+    "largest IoU",
+    "IoU among",
+)
 _METRICS = ("accuracy", "agreement", "l2-ratio", "l2-ratio-aligned", "max-iou", "diversity-iou")
 _LABELS = {"flown": "samples", "latent-gaussian": "random latents"}
 _LEAD = (
@@ -49,10 +57,13 @@ def table(rows: Sequence[Row], dataset: str) -> list[list[str]]:
         if row["dataset"] == dataset:
             found.setdefault((row["variant"], row["method"]), {})[row["metric"]] = row
     return [
-        [f"{variant}: {label(method)}", str(metrics["accuracy"]["n"]),
-         *(_cell(metrics.get(metric)) for metric in _METRICS)]
+        [
+            f"{variant}: {label(method)}",
+            str(metrics["accuracy"]["n"]),
+            *(_cell(metrics.get(metric)) for metric in _METRICS),
+        ]
         for (variant, method), metrics in found.items()
-    ]  # fmt: skip
+    ]
 
 
 def markdown(rows: Sequence[Row], dataset: str) -> str:
@@ -66,19 +77,25 @@ def _cell(row: Row | None) -> str:
         return ""
     if row["metric"] not in ("accuracy", "agreement"):
         return f"{row['value']:.2f}"
-    spread = f" ± {row['std']:.1f}" if row["metric"] == "accuracy" and row["std"] is not None else ""
+    spread = (
+        f" ± {row['std']:.1f}" if row["metric"] == "accuracy" and row["std"] is not None else ""
+    )
     return f"{row['value']:.1f}{spread}"
 
 
 def print_study(rows: Sequence[Row], console: Console) -> None:
     """Prints every data set's table."""
     for dataset in dict.fromkeys(row["dataset"] for row in rows):
-        terminal.print_table(console, f"{dataset}: accuracy on test images, and novelty",
-                        (list(HEAD), table(rows, dataset)))  # fmt: skip
+        terminal.print_table(
+            console,
+            f"{dataset}: accuracy on test images, and novelty",
+            (list(HEAD), table(rows, dataset)),
+        )
 
 
-def write_novelty(path: Path, title: str, rows: Sequence[Row], measured: Measured,
-                  about: Mapping[str, Any]) -> None:  # fmt: skip
+def write_novelty(
+    path: Path, title: str, rows: Sequence[Row], measured: Measured, about: Mapping[str, Any]
+) -> None:
     """Writes figures, tables and provenance into one file that needs nothing else.
 
     Raises:
@@ -86,11 +103,17 @@ def write_novelty(path: Path, title: str, rows: Sequence[Row], measured: Measure
     """
     parts = [f"<h1>{escape(title)}</h1>", html._note(_LEAD)]
     for metric, name, caption in (
-        ("l2-ratio", "Accuracy against distance",
-         "Right is new, up is accurate. Dotted: held-out networks' own mean."),
-        ("max-iou", "Accuracy against errors in common with the most similar training network",
-         "Left is new, up is accurate. Dotted: held-out networks' own mean."),
-    ):  # fmt: skip
+        (
+            "l2-ratio",
+            "Accuracy against distance",
+            "Right is new, up is accurate. Dotted: held-out networks' own mean.",
+        ),
+        (
+            "max-iou",
+            "Accuracy against errors in common with the most similar training network",
+            "Left is new, up is accurate. Dotted: held-out networks' own mean.",
+        ),
+    ):
         parts.append(html._figure(name, scatter(measured, metric), caption))
     for dataset in measured:
         parts.append(f"<h2>{escape(dataset)}</h2>")
@@ -102,36 +125,63 @@ def write_novelty(path: Path, title: str, rows: Sequence[Row], measured: Measure
         f"<title>{escape(title)}</title><style>{html._CSS}</style>"
     )
     body = "\n".join(parts)
-    write_text(path, f'<!doctype html>\n<html lang="en"><head>{head}</head>\n'
-                     f"<body>{body}</body></html>\n")  # fmt: skip
+    write_text(
+        path, f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
+    )
 
 
 def scatter(measured: Measured, metric: str) -> Figure:
     """Every sample's accuracy against a measure of novelty, variants beside what costs nothing."""
     page, axes = panels(len(measured), 6.2, 4.2, room=1.3)
-    fitted = dict.fromkeys(name for variants in measured.values()
-                           for name, methods in variants.items() if "flown" in methods)  # fmt: skip
+    fitted = dict.fromkeys(
+        name
+        for variants in measured.values()
+        for name, methods in variants.items()
+        if "flown" in methods
+    )
     # Seven colours and six marks: no pair comes twice.
-    styles = dict(zip(fitted, zip(cycle(TASK_COLOURS), cycle("o^vDPX"), strict=False), strict=False))
+    styles = dict(
+        zip(fitted, zip(cycle(TASK_COLOURS), cycle("o^vDPX"), strict=False), strict=False)
+    )
     for axis, (dataset, variants) in zip(axes, measured.items(), strict=True):
         for variant, methods in variants.items():
             if "flown" in methods:
                 points = methods["flown"]
                 colour, mark = styles[variant]
-                axis.scatter(points[metric], points["accuracy"], s=22, alpha=0.65, linewidths=0,
-                             color=colour, marker=mark, label=variant, zorder=3)  # fmt: skip
+                axis.scatter(
+                    points[metric],
+                    points["accuracy"],
+                    s=22,
+                    alpha=0.65,
+                    linewidths=0,
+                    color=colour,
+                    marker=mark,
+                    label=variant,
+                    zorder=3,
+                )
                 continue
             for method in (m for m in LOOKS if m in methods and m != "zoo"):
                 points, style = methods[method], look(method)
                 note = ", aligned" if "aligned" in variant else ""
-                axis.scatter(points[metric], points["accuracy"], s=10, alpha=0.5, linewidths=0,
-                             color=style.colour, marker="s" if note else "D",
-                             label=f"{style.label}{note}")  # fmt: skip
+                axis.scatter(
+                    points[metric],
+                    points["accuracy"],
+                    s=10,
+                    alpha=0.5,
+                    linewidths=0,
+                    color=style.colour,
+                    marker="s" if note else "D",
+                    label=f"{style.label}{note}",
+                )
             own = methods["zoo-held-out"][metric]
             axis.axvline(sum(own) / len(own), color="black", lw=0.8, ls=":")
         axis.set_ylim(-2, 102)
-        axis.set_xlabel({"l2-ratio": "L2 to the nearest training network / held-out networks' own",
-                         "max-iou": "largest IoU of errors with a training network"}[metric])
+        axis.set_xlabel(
+            {
+                "l2-ratio": "L2 to the nearest training network / held-out networks' own",
+                "max-iou": "largest IoU of errors with a training network",
+            }[metric]
+        )
         axis.set_ylabel("test accuracy, %")
         axis.set_title(dataset, fontsize=11, loc="left")
     legend(page, axes, 3)

@@ -39,16 +39,29 @@ def accuracies(card: Card) -> Figure:
             mean = values.mean()
             axis.plot([mean, mean], [place - 0.38, place + 0.38], color="black", lw=1.6)
             weight = "bold" if method == "flown" else "normal"
-            axis.text(1.02, place, f"{mean:.1f}", transform=axis.get_yaxis_transform(),
-                      va="center", fontsize=9, fontweight=weight)  # fmt: skip
+            axis.text(
+                1.02,
+                place,
+                f"{mean:.1f}",
+                transform=axis.get_yaxis_transform(),
+                va="center",
+                fontsize=9,
+                fontweight=weight,
+            )
         axis.set_yticks(range(len(shown)), [look(m).label for m in shown])
         for label, method in zip(axis.get_yticklabels(), shown, strict=True):
             label.set_fontweight("bold" if method == "flown" else "normal")
         _zoo_line(axis.axvline, task)
         axis.set_xlim(-2, 102)
         axis.set_xlabel("test accuracy, %")
-        axis.text(1.02, len(shown) - 0.35, "mean", transform=axis.get_yaxis_transform(),
-                  fontsize=8, color="#555555")  # fmt: skip
+        axis.text(
+            1.02,
+            len(shown) - 0.35,
+            "mean",
+            transform=axis.get_yaxis_transform(),
+            fontsize=8,
+            color="#555555",
+        )
         axis.set_title(name, fontsize=11, loc="left")
         axis.grid(axis="x", alpha=0.25)
     return page
@@ -66,8 +79,15 @@ def confusion(card: Card) -> Figure | None:
     axis.set_facecolor("#f0f0f0")
     for i, j in np.ndindex(values.shape):
         text = "–" if np.isnan(values[i, j]) else f"{values[i, j]:.1f}"
-        axis.text(j, i, text, ha="center", va="center", fontsize=11,
-                  color="white" if values[i, j] > 55 else "black")  # fmt: skip
+        axis.text(
+            j,
+            i,
+            text,
+            ha="center",
+            va="center",
+            fontsize=11,
+            color="white" if values[i, j] > 55 else "black",
+        )
     axis.set_xticks(range(len(names)), names, rotation=20, ha="right", rotation_mode="anchor")
     axis.set_yticks(range(len(names)), names)
     axis.set_xlabel("tested on")
@@ -90,9 +110,17 @@ def novelty(card: Card) -> Figure | None:
                 continue
             farthest = max(farthest, float(measured.ratio.max()))
             style = look(method)
-            axis.scatter(measured.ratio, measured.test, s=26 if own else 16, marker=style.mark,
-                         alpha=0.65, color=style.colour, linewidths=0, zorder=3 if own else 2,
-                         label=style.label)  # fmt: skip
+            axis.scatter(
+                measured.ratio,
+                measured.test,
+                s=26 if own else 16,
+                marker=style.mark,
+                alpha=0.65,
+                color=style.colour,
+                linewidths=0,
+                zorder=3 if own else 2,
+                label=style.label,
+            )
         # Linear up to a held-out network's distance, logarithmic beyond: untrained ones are far.
         axis.set_xscale("symlog", linthresh=1, linscale=1.5)
         axis.set_xlim(-0.05, 1.25 * farthest)
@@ -140,8 +168,9 @@ def losses(histories: Mapping[str, History]) -> Figure | None:
     count = len(shown) + bool(rebuilt)
     page, axes = figure(1, count, 4.2 * count, 3.4)
     for axis, (name, history) in zip(axes, shown.items(), strict=False):
-        axis.plot([h["step"] for h in history], [h["loss"] for h in history], "o-", ms=3,
-                  color="#0072B2")  # fmt: skip
+        axis.plot(
+            [h["step"] for h in history], [h["loss"] for h in history], "o-", ms=3, color="#0072B2"
+        )
         if all(h["loss"] > 0 for h in history):
             _log_scale(axis)
         axis.set_title(f"{name}: loss", fontsize=11, loc="left")
@@ -164,13 +193,21 @@ def _log_scale(axis: Any) -> None:
 
 def _rebuilt(axis: Any, history: History) -> None:
     steps = [h["step"] for h in history]
-    for split, method in (("train", "reconstruction-train"),
-                          ("held-out", "reconstruction-held-out")):  # fmt: skip
+    for split, method in (
+        ("train", "reconstruction-train"),
+        ("held-out", "reconstruction-held-out"),
+    ):
         if f"{split} reconstructed" not in history[0]:
             continue
         style = look(method)
-        axis.plot(steps, [h[f"{split} reconstructed"] for h in history], color=style.colour,
-                  marker=style.mark, ms=4, label=f"{split}, rebuilt")  # fmt: skip
+        axis.plot(
+            steps,
+            [h[f"{split} reconstructed"] for h in history],
+            color=style.colour,
+            marker=style.mark,
+            ms=4,
+            label=f"{split}, rebuilt",
+        )
         zoo = look("zoo" if split == "train" else "zoo-held-out").colour
         axis.plot(steps, [h[split] for h in history], color=zoo, ls=":", label=f"{split}, as is")
     axis.set_title("encoder: accuracy of networks", fontsize=11, loc="left")
@@ -199,17 +236,33 @@ def latents(card: Card) -> Figure | None:
     for axis, (name, task) in zip(axes, card.tasks.items(), strict=True):
         if len(card.tasks) > 1:
             axis.scatter(*background.T, s=7, color="#DDDDDD", lw=0, label="zoos of all tasks")
-        for part, style, size in (("source", SOURCE, 26), ("zoo", look("zoo"), 13),
-                                  ("held-out", look("zoo-held-out"), 15),
-                                  ("samples", look("flown"), 18)):  # fmt: skip
+        for part, style, size in (
+            ("source", SOURCE, 26),
+            ("zoo", look("zoo"), 13),
+            ("held-out", look("zoo-held-out"), 15),
+            ("samples", look("flown"), 18),
+        ):
             if part in task.latents:
                 points = project(task.latents[part])
-                axis.scatter(*points.T, s=size, marker=style.mark, alpha=0.8, zorder=3,
-                             color=style.colour, linewidths=0, label=style.label)  # fmt: skip
+                axis.scatter(
+                    *points.T,
+                    s=size,
+                    marker=style.mark,
+                    alpha=0.8,
+                    zorder=3,
+                    color=style.colour,
+                    linewidths=0,
+                    label=style.label,
+                )
         if task.path is not None:
             for i in range(task.path.shape[1]):
-                axis.plot(*project(task.path[:, i]).T, color=look("flown").colour, lw=0.7,
-                          alpha=0.55, zorder=2)  # fmt: skip
+                axis.plot(
+                    *project(task.path[:, i]).T,
+                    color=look("flown").colour,
+                    lw=0.7,
+                    alpha=0.55,
+                    zorder=2,
+                )
         axis.set_title(name, fontsize=11, loc="left")
         axis.set_xlabel("first principal direction")
         axis.set_ylabel("second principal direction")

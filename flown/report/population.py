@@ -39,8 +39,15 @@ def zoo_table(zoo: Zoo) -> Table:
     for layout in zoo.layouts:
         for group in groups(zoo, layout.task.name):
             means = (UNKNOWN if x is None else f"{x.mean:.1f}" for x in (group.train, group.val))
-            table.add_row(layout.task.name, layout.net, str(layout.size), group.split,
-                          str(group.epoch), str(group.networks), *means)  # fmt: skip
+            table.add_row(
+                layout.task.name,
+                layout.net,
+                str(layout.size),
+                group.split,
+                str(group.epoch),
+                str(group.networks),
+                *means,
+            )
     return table
 
 
@@ -48,10 +55,14 @@ def accuracy_rows(zoo: Zoo, task: str) -> tuple[list[str], list[list[str]]]:
     """Head and body of a task's table: a row per split and epoch, from the index."""
     head = ["split, epoch", "networks", "train %", "min – max", "validation %", "min – max"]
     body = [
-        [f"{group.split}, {group.epoch:g}", str(group.networks), *_accuracy(group.train),
-         *_accuracy(group.val)]
+        [
+            f"{group.split}, {group.epoch:g}",
+            str(group.networks),
+            *_accuracy(group.train),
+            *_accuracy(group.val),
+        ]
         for group in groups(zoo, task)
-    ]  # fmt: skip
+    ]
     return head, body
 
 
@@ -60,22 +71,30 @@ def facts(task: TaskPopulation) -> Lines:
     d, m = task.distances, task.norm.n if task.norm else 0
     return [
         ("apart", f"{_figure(Spread.of(d.pairs.tolist()))}, L2 of two among {m} training networks"),
-        ("nearest", f"{_figure(Spread.of(d.nearest.tolist()))} from a training network to another, "
-                    f"{_figure(Spread.of(d.held_out.tolist()))} from a held-out one"),
+        (
+            "nearest",
+            f"{_figure(Spread.of(d.nearest.tolist()))} from a training network to another, "
+            f"{_figure(Spread.of(d.held_out.tolist()))} from a held-out one",
+        ),
         ("norm", _figure(task.norm)),
         ("NaN or Inf", _broken(task)),
         ("duplicates", _duplicates(task)),
         ("dead units", _dead(task)),
-        ("on disk", f"{_bytes(task.size)} in {_count(task.shards, 'shard')}, "
-                    f"{_count(task.checkpoints, 'checkpoint')} of {task.weights:,} weights"),
-    ]  # fmt: skip
+        (
+            "on disk",
+            f"{_bytes(task.size)} in {_count(task.shards, 'shard')}, "
+            f"{_count(task.checkpoints, 'checkpoint')} of {task.weights:,} weights",
+        ),
+    ]
 
 
 def named(task: TaskPopulation) -> Lines:
     """The networks to look at one by one: those that hold NaN or Inf, and duplicates."""
     lines = [("NaN or Inf", _name(row)) for row in task.broken[:_LISTED]]
-    lines += [("the same", " = ".join(map(_name, rows[:_LISTED])) + _more(rows))
-              for rows in task.duplicates[:_LISTED]]  # fmt: skip
+    lines += [
+        ("the same", " = ".join(map(_name, rows[:_LISTED])) + _more(rows))
+        for rows in task.duplicates[:_LISTED]
+    ]
     for what, found in (("NaN or Inf", task.broken), ("the same", task.duplicates)):
         if more := _more(found):
             lines.append((what, more.strip()))
@@ -112,9 +131,13 @@ def write_population(path: Path | str, zoo: Zoo, population: Population) -> None
     title = f"Population of {zoo.path.resolve().name}"
     count = _count(len(zoo), "checkpoint")
     looked = sum(task.looked for task in population.tasks)
-    parts = [f"<h1>{escape(title)}</h1>", html._note(
-        f"{count} of {_count(len(zoo.layouts), 'task')} in {zoo.path}; the weights of {looked:,} "
-        "were looked at.")]  # fmt: skip
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        html._note(
+            f"{count} of {_count(len(zoo.layouts), 'task')} in {zoo.path}; the weights of {looked:,} "
+            "were looked at."
+        ),
+    ]
     parts.append("<h2>In numbers</h2>")
     for task in population.tasks:
         parts.append(f"<h3>{escape(task.task)}: {escape(task.net)}</h3>")
@@ -126,27 +149,42 @@ def write_population(path: Path | str, zoo: Zoo, population: Population) -> None
         f"<title>{escape(title)}</title><style>{html._CSS}{_CSS}</style>"
     )
     body = "\n".join(parts)
-    write_text(path, f'<!doctype html>\n<html lang="en"><head>{head}</head>\n'
-                     f"<body>{body}</body></html>\n")  # fmt: skip
+    write_text(
+        path, f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
+    )
 
 
 def _sections(zoo: Zoo, population: Population) -> Iterator[str]:
     drawn: list[tuple[str, Figure | None, str, str]] = [
-        ("Accuracy by epoch", population_plots.accuracies(zoo, population),
-         "Validation accuracy: a faint line (or, of one epoch, a dot) is a network, the bold line "
-         "is the mean of its split.", "No validation accuracy is known."),
-        ("Accuracy, network by network", population_plots.spreads(zoo, population),
-         "Share of each split's networks by validation accuracy of their last checkpoint: splits "
-         "by seed should look alike.", "No validation accuracy is known."),
-        ("Distances", population_plots.distances(population),
-         "Between the last checkpoints of sampled networks. Held-out networks should lie as far "
-         "from the training networks as these lie from each other; a distance of 0 is a copy.",
-         "Needs two training networks."),
-        ("Directions", population_plots.plane(population),
-         "Weights in the two directions in which they differ most, a mark a checkpoint; lines "
-         "join the epochs of a network to its last, the large mark. Ringed: held-out networks.",
-         "Needs three checkpoints that differ."),
-    ]  # fmt: skip
+        (
+            "Accuracy by epoch",
+            population_plots.accuracies(zoo, population),
+            "Validation accuracy: a faint line (or, of one epoch, a dot) is a network, the bold line "
+            "is the mean of its split.",
+            "No validation accuracy is known.",
+        ),
+        (
+            "Accuracy, network by network",
+            population_plots.spreads(zoo, population),
+            "Share of each split's networks by validation accuracy of their last checkpoint: splits "
+            "by seed should look alike.",
+            "No validation accuracy is known.",
+        ),
+        (
+            "Distances",
+            population_plots.distances(population),
+            "Between the last checkpoints of sampled networks. Held-out networks should lie as far "
+            "from the training networks as these lie from each other; a distance of 0 is a copy.",
+            "Needs two training networks.",
+        ),
+        (
+            "Directions",
+            population_plots.plane(population),
+            "Weights in the two directions in which they differ most, a mark a checkpoint; lines "
+            "join the epochs of a network to its last, the large mark. Ringed: held-out networks.",
+            "Needs three checkpoints that differ.",
+        ),
+    ]
     for name, page, caption, instead in drawn:
         yield html._figure(name, page, caption) if page else _missing(name, instead)
     yield "<h2>Weights</h2>" + html._note(
@@ -158,13 +196,17 @@ def _sections(zoo: Zoo, population: Population) -> Iterator[str]:
         yield f"<h3>{escape(task.task)}</h3>" + (
             f'<img alt="weights of {escape(task.task)}" '
             f'src="data:image/png;base64,{encode(histograms)}">'
-            if histograms else html._note("No network to look at."))  # fmt: skip
+            if histograms
+            else html._note("No network to look at.")
+        )
     yield _dead_section(population)
 
 
 def _dead_section(population: Population) -> str:
-    caption = ("Units that are the same for every image tell nothing: percent of a hidden layer's, "
-               "the mean over sampled training networks.")  # fmt: skip
+    caption = (
+        "Units that are the same for every image tell nothing: percent of a hidden layer's, "
+        "the mean over sampled training networks."
+    )
     page = population_plots.dead(population)
     if page is None and any(task.dead is not None for task in population.tasks):
         caption += " There is none."
@@ -203,8 +245,10 @@ def _broken(task: TaskPopulation) -> str:
 def _duplicates(task: TaskPopulation) -> str:
     if not task.duplicates:
         return f"none among {task.checkpoints:,} checkpoints"
-    text = (f"{sum(map(len, task.duplicates)):,} checkpoints in "
-            f"{_count(len(task.duplicates), 'group')} of equal weights")  # fmt: skip
+    text = (
+        f"{sum(map(len, task.duplicates)):,} checkpoints in "
+        f"{_count(len(task.duplicates), 'group')} of equal weights"
+    )
     if across := sum(len({row.split for row in rows}) > 1 for rows in task.duplicates):
         text += f"; {_count(across, 'group')} in training and held-out at once"
     return text

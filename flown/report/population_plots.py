@@ -65,8 +65,14 @@ def _lines(axis: Any, zoo: Zoo, task: str, split: str) -> None:
     paths = _known(zoo, task, split)
     faint = min(0.25, max(0.06, 8 / max(1, len(paths))))  # together they must not hide the mean
     for path in paths:
-        axis.plot([row.epoch for row in path], [row.val_accuracy for row in path], lw=0.6,
-                  alpha=faint, color=_look(split).colour, zorder=1)  # fmt: skip
+        axis.plot(
+            [row.epoch for row in path],
+            [row.val_accuracy for row in path],
+            lw=0.6,
+            alpha=faint,
+            color=_look(split).colour,
+            zorder=1,
+        )
 
 
 def _strip(axis: Any, zoo: Zoo, task: str, split: str) -> None:
@@ -74,8 +80,14 @@ def _strip(axis: Any, zoo: Zoo, task: str, split: str) -> None:
     rows = list(chain.from_iterable(_known(zoo, task, split)))
     style, side = _look(split), -0.35 if split == "train" else 0.35
     spread = side + np.random.default_rng(0).uniform(-0.2, 0.2, len(rows))
-    axis.scatter(np.array([row.epoch for row in rows]) + spread, [row.val_accuracy for row in rows],
-                 s=14, alpha=0.6, color=style.colour, linewidths=0)  # fmt: skip
+    axis.scatter(
+        np.array([row.epoch for row in rows]) + spread,
+        [row.val_accuracy for row in rows],
+        s=14,
+        alpha=0.6,
+        color=style.colour,
+        linewidths=0,
+    )
 
 
 def _mean_line(axis: Any, split: str, groups: list[Group]) -> None:
@@ -86,21 +98,39 @@ def _mean_line(axis: Any, split: str, groups: list[Group]) -> None:
     means = [g.val.mean for g in groups if g.val]
     if len(groups) == 1:
         x = groups[0].epoch + (-0.35 if split == "train" else 0.35)
-        axis.plot([x - 0.25, x + 0.25], [means[0]] * 2, lw=2.2, color=style.colour, path_effects=edge,
-                  label=f"{split}, mean")  # fmt: skip
+        axis.plot(
+            [x - 0.25, x + 0.25],
+            [means[0]] * 2,
+            lw=2.2,
+            color=style.colour,
+            path_effects=edge,
+            label=f"{split}, mean",
+        )
     elif groups:
-        axis.plot([g.epoch for g in groups], means, lw=2.2, marker=style.mark, ms=4.5,
-                  color=style.colour, label=f"{split}, mean", path_effects=edge, zorder=3)  # fmt: skip
+        axis.plot(
+            [g.epoch for g in groups],
+            means,
+            lw=2.2,
+            marker=style.mark,
+            ms=4.5,
+            color=style.colour,
+            label=f"{split}, mean",
+            path_effects=edge,
+            zorder=3,
+        )
 
 
 def spreads(zoo: Zoo, population: Population) -> Figure | None:
     """Histograms of the validation accuracy of each network's last checkpoint, a split each."""
     values = {
         (task.task, split): [
-            accuracy for places in networks(zoo, task.task, split)
+            accuracy
+            for places in networks(zoo, task.task, split)
             if (accuracy := zoo.rows[places[-1]].val_accuracy) is not None
-        ] for task in population.tasks for split in SPLITS
-    }  # fmt: skip
+        ]
+        for task in population.tasks
+        for split in SPLITS
+    }
 
     def draw(axis: Any, task: TaskPopulation) -> None:
         parts = [(split, _look(split), values[task.task, split]) for split in SPLITS]
@@ -118,19 +148,26 @@ def distances(population: Population) -> Figure | None:
 
     def draw(axis: Any, task: TaskPopulation) -> None:
         d = task.distances
-        _histogram(axis, [
-            ("two training networks", look("zoo")._replace(colour=_PALE), d.pairs.tolist()),
-            ("training network to the nearest other", near, d.nearest.tolist()),
-            ("held-out network to the nearest training network",
-             look("flown"), d.held_out.tolist()),
-        ])  # fmt: skip
+        _histogram(
+            axis,
+            [
+                ("two training networks", look("zoo")._replace(colour=_PALE), d.pairs.tolist()),
+                ("training network to the nearest other", near, d.nearest.tolist()),
+                (
+                    "held-out network to the nearest training network",
+                    look("flown"),
+                    d.held_out.tolist(),
+                ),
+            ],
+        )
         axis.set_xlabel("L2 distance of weights")
 
     return _panels(population, draw, columns=1 if len(population.tasks) == 1 else 3)
 
 
-def _panels(population: Population, draw: Callable[[Any, TaskPopulation], None],
-            columns: int = 3) -> Figure:  # fmt: skip
+def _panels(
+    population: Population, draw: Callable[[Any, TaskPopulation], None], columns: int = 3
+) -> Figure:
     page, axes = panels(len(population.tasks), 5.4, 2.9, room=0.4 if columns > 1 else 0.8)
     for axis, task in zip(axes, population.tasks, strict=True):
         draw(axis, task)
@@ -155,9 +192,15 @@ def _histogram(axis: Any, parts: list[tuple[str, Look, list[float]]]) -> None:
             continue
         counts = np.histogram(values, edges)[0]
         first, last = np.flatnonzero(counts)[[0, -1]]  # an outline ends where its values do
-        axis.stairs(100 * counts[first : last + 1] / len(values), edges[first : last + 2],
-                    fill=not number, lw=1.8, color=style.colour, alpha=0.55 if not number else 1,
-                    label=label)  # fmt: skip
+        axis.stairs(
+            100 * counts[first : last + 1] / len(values),
+            edges[first : last + 2],
+            fill=not number,
+            lw=1.8,
+            color=style.colour,
+            alpha=0.55 if not number else 1,
+            label=label,
+        )
 
 
 def plane(population: Population) -> Figure | None:
@@ -189,8 +232,13 @@ def _trajectories(axis: Any, shown: Plane) -> None:
     for i, row in enumerate(shown.rows):
         paths.setdefault((row.split, row.model), []).append(i)
     for (split, _), places in paths.items():
-        axis.plot(*shown.points[places].T.numpy(), lw=0.6, alpha=0.5, zorder=1,
-                  color=_DARK if split == "held-out" else "#9AA0A6")  # fmt: skip
+        axis.plot(
+            *shown.points[places].T.numpy(),
+            lw=0.6,
+            alpha=0.5,
+            zorder=1,
+            color=_DARK if split == "held-out" else "#9AA0A6",
+        )
 
 
 def _points(axis: Any, shown: Plane) -> Any:
@@ -208,11 +256,16 @@ def _points(axis: Any, shown: Plane) -> Any:
         sizes = [26 if row.epoch == ends[split, row.model] else 7 for row in some]
         about: dict[str, Any] = {"color": _look(split).colour}
         if len(known) == len(values):
-            about = {"c": [values[i] for i in places], "cmap": "viridis_r", "vmin": limits[0],
-                     "vmax": limits[1]}  # fmt: skip
+            about = {
+                "c": [values[i] for i in places],
+                "cmap": "viridis_r",
+                "vmin": limits[0],
+                "vmax": limits[1],
+            }
         ring = {"edgecolors": "black", "linewidths": 0.7} if split == "held-out" else {"lw": 0}
-        drawn = axis.scatter(x, y, s=sizes, zorder=3, **about, marker=_look(split).mark,
-                             label=split, **ring)  # fmt: skip
+        drawn = axis.scatter(
+            x, y, s=sizes, zorder=3, **about, marker=_look(split).mark, label=split, **ring
+        )
         shades = drawn if "c" in about else None
     return shades
 
@@ -229,8 +282,14 @@ def weights(task: TaskPopulation) -> Figure | None:
         edges = np.linspace(*tensor.edges, len(tensor.counts) + 1)
         axis.stairs(tensor.counts.numpy(), edges, fill=True, color=look("zoo").colour, alpha=0.7)
         axis.set_title(tensor.name, fontsize=9, loc="left", pad=16)
-        axis.text(0, 1.03, f"{tensor.mean:.2g} ± {tensor.std:.2g}", transform=axis.transAxes,
-                  fontsize=8, color="#555555")  # fmt: skip
+        axis.text(
+            0,
+            1.03,
+            f"{tensor.mean:.2g} ± {tensor.std:.2g}",
+            transform=axis.transAxes,
+            fontsize=8,
+            color="#555555",
+        )
         axis.spines["left"].set_visible(False)
         axis.set_yticks([])
         axis.locator_params(axis="x", nbins=4)

@@ -88,8 +88,15 @@ def legend(page: Figure, axes: Any, columns: int) -> None:
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    marks = page.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns,
-                        fontsize=9, frameon=False, markerscale=1.6)  # fmt: skip
+    marks = page.legend(
+        found.values(),
+        found.keys(),
+        loc="outside lower center",
+        ncols=columns,
+        fontsize=9,
+        frameon=False,
+        markerscale=1.6,
+    )
     for handle in marks.legend_handles:
         if handle is not None:
             handle.set_alpha(1)

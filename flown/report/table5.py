@@ -38,12 +38,17 @@ def _cell(row: Row | None) -> str:
 
 def bars(rows: list[Row]) -> Table:
     """What was to be reached on each set, and whether it was, in points."""
-    found = {(row["dataset"], row["method"]): row["value"] for row in rows
-             if row["interval"] is not None and row["selection"] == "all"}  # fmt: skip
-    compared = (("flown", "d2nwg", 0, "above D2NWG"),
-                ("flown", "d2nwg-v", 0, "above D2NWG with v-prediction"),
-                ("flown", "linear-probe", -_UNDER, f"at most {_UNDER} under the linear probe"),
-                ("flown+5", "linear-probe", 0, "after 5 steps not below the linear probe"))  # fmt: skip
+    found = {
+        (row["dataset"], row["method"]): row["value"]
+        for row in rows
+        if row["interval"] is not None and row["selection"] == "all"
+    }
+    compared = (
+        ("flown", "d2nwg", 0, "above D2NWG"),
+        ("flown", "d2nwg-v", 0, "above D2NWG with v-prediction"),
+        ("flown", "linear-probe", -_UNDER, f"at most {_UNDER} under the linear probe"),
+        ("flown+5", "linear-probe", 0, "after 5 steps not below the linear probe"),
+    )
     body = []
     for name in dict.fromkeys(dataset for dataset, _ in found):
         for method, other, least, bar in compared:
@@ -54,8 +59,9 @@ def bars(rows: list[Row]) -> Table:
 
 def print_table5(rows: list[Row], console: Console) -> None:
     """Prints accuracies, then the bars."""
-    terminal.print_table(console, "5-way 1-shot accuracy, % of queries, 95 % intervals over tasks",
-                         accuracies(rows))  # fmt: skip
+    terminal.print_table(
+        console, "5-way 1-shot accuracy, % of queries, 95 % intervals over tasks", accuracies(rows)
+    )
     terminal.print_table(console, "Generated heads against what was to be reached", bars(rows))
 
 
@@ -65,16 +71,22 @@ def write_table5(path: Path | str, title: str, rows: list[Row], about: Mapping[s
     Raises:
         FlownError: the file cannot be written.
     """
-    others = [[row["dataset"], row["method"], row["metric"], f"{row['value']:.3g}"]
-              for row in rows if row["interval"] is None]  # fmt: skip
+    others = [
+        [row["dataset"], row["method"], row["metric"], f"{row['value']:.3g}"]
+        for row in rows
+        if row["interval"] is None
+    ]
     record = escape(json.dumps(about, indent=1, ensure_ascii=False))
     parts = [
-        f"<h1>{escape(title)}</h1>", html._note(_LEAD), html.table_html(*accuracies(rows)),
-        "<h2>What was to be reached</h2>", html.table_html(*bars(rows)),
+        f"<h1>{escape(title)}</h1>",
+        html._note(_LEAD),
+        html.table_html(*accuracies(rows)),
+        "<h2>What was to be reached</h2>",
+        html.table_html(*bars(rows)),
         "<h2>Other figures</h2>",
         html.table_html(["data", "method", "metric", "value"], others),
         f"<h2>Provenance</h2><pre>{record}</pre>",
-    ]  # fmt: skip
+    ]
     html.write_page(path, title, parts)
 
 

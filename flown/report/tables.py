@@ -19,27 +19,44 @@ def summary(card: Card) -> Table:
     """Mean and deviation of all networks: a row per method, a column per task."""
     methods = list(dict.fromkeys(m for task in card.tasks.values() for m in ordered(task)))
     body = [
-        [look(m).label, *(_mean(t.methods[m].test) if m in t.methods else NONE
-                          for t in card.tasks.values())]
+        [
+            look(m).label,
+            *(_mean(t.methods[m].test) if m in t.methods else NONE for t in card.tasks.values()),
+        ]
         for m in methods
-    ]  # fmt: skip
+    ]
     return ["networks", *card.tasks], body
 
 
 def methods(card: Card, task: str) -> Table:
     """One task's methods: accuracy over all networks, the chosen few, novelty, diversity."""
-    head = ["networks", "n", "mean ± std", "median", "min – max", f"top {card.top}", "L2 ratio",
-            "max IoU", "IoU among"]  # fmt: skip
+    head = [
+        "networks",
+        "n",
+        "mean ± std",
+        "median",
+        "min – max",
+        f"top {card.top}",
+        "L2 ratio",
+        "max IoU",
+        "IoU among",
+    ]
     body = []
     for method in ordered(card.tasks[task]):
         m = card.tasks[task].methods[method]
-        body.append([
-            look(method).label, str(len(m.test)), _mean(m.test),
-            f"{float(m.test.quantile(0.5)):.1f}",
-            f"{float(m.test.min()):.1f} – {float(m.test.max()):.1f}", _top(m, card.top, method),
-            _figure(m.ratio), _figure(m.iou),
-            NONE if m.diversity is None else f"{m.diversity:.2f}",
-        ])  # fmt: skip
+        body.append(
+            [
+                look(method).label,
+                str(len(m.test)),
+                _mean(m.test),
+                f"{float(m.test.quantile(0.5)):.1f}",
+                f"{float(m.test.min()):.1f} – {float(m.test.max()):.1f}",
+                _top(m, card.top, method),
+                _figure(m.ratio),
+                _figure(m.iou),
+                NONE if m.diversity is None else f"{m.diversity:.2f}",
+            ]
+        )
     return head, body
 
 
@@ -56,10 +73,17 @@ def confusion(card: Card) -> Table:
 def sampling(card: Card) -> Table:
     """What samples cost, and how often the support set's task was told right."""
     body = [
-        [name, str(card.n), card.solver, str(card.steps), str(task.nfe), f"{task.seconds:.1f}",
-         NONE if task.recognised is None else f"{task.recognised:.0f} %"]
+        [
+            name,
+            str(card.n),
+            card.solver,
+            str(card.steps),
+            str(task.nfe),
+            f"{task.seconds:.1f}",
+            NONE if task.recognised is None else f"{task.recognised:.0f} %",
+        ]
         for name, task in card.tasks.items()
-    ]  # fmt: skip
+    ]
     return ["task", "networks", "solver", "steps", "NFE", "seconds", "recognised"], body
 
 

@@ -16,6 +16,7 @@ L2 ratio: distance to the nearest training network, 0 for a copy, 1 for a held-o
 max IoU: errors in common with a training network. IoU among: with the others of the row.
 """
 
+
 def print_card(card: Card, console: Console | None = None) -> None:
     """Prints every table of the card: one a task, then contexts and sampling.
 
@@ -23,15 +24,20 @@ def print_card(card: Card, console: Console | None = None) -> None:
     """
     console = console or Console()
     for name in card.tasks:
-        print_table(console, f"{name}: accuracy on test images, %, and novelty",
-               tables.methods(card, name))  # fmt: skip
+        print_table(
+            console, f"{name}: accuracy on test images, %, and novelty", tables.methods(card, name)
+        )
     console.print(_NOTES.format(top=card.top), style="dim", highlight=False)
     if card.compares_tasks:
-        print_table(console, "Mean test accuracy, %, by task generated for and images tested on",
-               tables.confusion(card))  # fmt: skip
+        print_table(
+            console,
+            "Mean test accuracy, %, by task generated for and images tested on",
+            tables.confusion(card),
+        )
     shots = f", {card.shots} images a class" if card.shots else ""
-    print_table(console, f"Sampling on {card.device}, seed {card.seed}{shots}",
-           tables.sampling(card))  # fmt: skip
+    print_table(
+        console, f"Sampling on {card.device}, seed {card.seed}{shots}", tables.sampling(card)
+    )
 
 
 def print_table(console: Console, title: str, content: tables.Table) -> None:

@@ -67,9 +67,17 @@ def curves(rows: Sequence[Row]) -> Figure:
         for method in dict.fromkeys(r["method"] for r in found):
             own = [r for r in found if r["method"] == method and r["epoch"] == further]
             style = _look(method)
-            axis.errorbar([r["until"] for r in own], [r["value"] for r in own],
-                          [r["std"] for r in own], color=style.colour, marker=style.mark, ms=4,
-                          lw=1.5, elinewidth=0.6, label=style.label)  # fmt: skip
+            axis.errorbar(
+                [r["until"] for r in own],
+                [r["value"] for r in own],
+                [r["std"] for r in own],
+                color=style.colour,
+                marker=style.mark,
+                ms=4,
+                lw=1.5,
+                elinewidth=0.6,
+                label=style.label,
+            )
         axis.set_title(_name(further), fontsize=11, loc="left")
         axis.set_xlabel("epoch of the zoo at which generation stopped")
         axis.set_ylabel("test accuracy, %")
@@ -84,8 +92,11 @@ def write_trajectory(path: Path, title: str, rows: Sequence[Row], about: Mapping
     Raises:
         FlownError: the file cannot be written.
     """
-    parts = [f"<h1>{escape(title)}</h1>", html._note(_LEAD),
-             html._figure("Accuracy by epoch", curves(rows), "Bars: one standard deviation.")]  # fmt: skip
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        html._note(_LEAD),
+        html._figure("Accuracy by epoch", curves(rows), "Bars: one standard deviation."),
+    ]
     for further in sorted({r["epoch"] for r in rows if r["metric"] == "accuracy"}):
         parts += [f"<h2>{_name(further)}</h2>", html.table_html(*table(rows, further))]
     record = escape(json.dumps(about, indent=1, ensure_ascii=False))

@@ -6,5 +6,14 @@ from flown.zoo.recipes import RECIPES, Recipe, recipe
 from flown.zoo.store import Zoo
 from flown.zoo.train import train
 
-__all__ = ["RECIPES", "Recipe", "Skipped", "Zoo", "align_zoo", "from_checkpoints",
-           "from_modelzoos", "recipe", "train"]  # fmt: skip
+__all__ = [
+    "RECIPES",
+    "Recipe",
+    "Skipped",
+    "Zoo",
+    "align_zoo",
+    "from_checkpoints",
+    "from_modelzoos",
+    "recipe",
+    "train",
+]

@@ -18,8 +18,20 @@ from torch.nn.modules.conv import _ConvNd
 from flown.weights import WeightBatch
 
 TOLERANCE = 1e-6  # of a unit's largest activation
-_ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish,
-                nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Hardswish)  # fmt: skip
+_ACTIVATIONS = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.PReLU,
+    nn.ELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Mish,
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.Softplus,
+    nn.Hardswish,
+)
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,15 @@ _ADAM = ("step", "exp_avg", "exp_avg_sq")
 class Base:
     """Trains the base network into a zoo's folder; its bits follow from recipe and seed."""
 
-    def __init__(self, recipe: Recipe, layout: WeightLayout, images: ImageData, out: Path,
-                 seed: int, device: str = "cpu") -> None:  # fmt: skip
+    def __init__(
+        self,
+        recipe: Recipe,
+        layout: WeightLayout,
+        images: ImageData,
+        out: Path,
+        seed: int,
+        device: str = "cpu",
+    ) -> None:
         self.recipe, self.layout, self.out, self.device = recipe, layout, out, device
         self.train = images.train[: recipe.max_train_images]
         self.seed, self.note = seed, ""

@@ -27,8 +27,15 @@ RETRIES = 8  # of a shard whose worker was lost
 _AHEAD = 2  # shards in flight a processor: enough to keep all busy, few enough to hold
 
 
-def train_shards(plan: Plan, layout: WeightLayout, images: ImageData, out: Path, address: str,
-                 device: str, update: Callable[[int, str], None]) -> None:  # fmt: skip
+def train_shards(
+    plan: Plan,
+    layout: WeightLayout,
+    images: ImageData,
+    out: Path,
+    address: str,
+    device: str,
+    update: Callable[[int, str], None],
+) -> None:
     """Trains the shards of a zoo that are not on disk yet.
 
     Args:
@@ -45,10 +52,15 @@ def train_shards(plan: Plan, layout: WeightLayout, images: ImageData, out: Path,
     update(done, "")
     with _cluster(address) as ray:
         cpus = _processors(layout)
-        given = {path.name: path.read_bytes() for path in out.glob("*.safetensors")
-                 if path.name.startswith(("base", "rest"))}  # fmt: skip
+        given = {
+            path.name: path.read_bytes()
+            for path in out.glob("*.safetensors")
+            if path.name.startswith(("base", "rest"))
+        }
         shared = ray.put((plan, layout, images, given))
-        task = ray.remote(num_cpus=cpus, num_gpus=float(device == "cuda"), max_retries=RETRIES)(_task)
+        task = ray.remote(num_cpus=cpus, num_gpus=float(device == "cuda"), max_retries=RETRIES)(
+            _task
+        )
         ahead = _AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)) // cpus)
         running: dict[Any, int] = {}
         while missing or running:
@@ -62,8 +74,12 @@ def train_shards(plan: Plan, layout: WeightLayout, images: ImageData, out: Path,
             update(done := done + 1, note)
 
 
-def _task(shared: tuple[Plan, WeightLayout, ImageData, dict[str, bytes]], index: int, device: str,
-          threads: int) -> tuple[dict[str, bytes], str]:  # fmt: skip
+def _task(
+    shared: tuple[Plan, WeightLayout, ImageData, dict[str, bytes]],
+    index: int,
+    device: str,
+    threads: int,
+) -> tuple[dict[str, bytes], str]:
     """Trains one shard; its files by name, the index last."""
     plan, layout, images, given = shared
     torch.set_num_threads(threads)

@@ -114,9 +114,7 @@ def from_modelzoos(
         FlownError: no folder, no trial in it, not one checkpoint that can be used (the first
             reasons are named), an unknown network, or `out` exists or overlaps `path`.
     """
-    naming = Naming.of(
-        net, task, prefixes=(*statefiles.PREFIXES, modelzoos.PREFIX), by_order=True
-    )  # fmt: skip
+    naming = Naming.of(net, task, prefixes=(*statefiles.PREFIXES, modelzoos.PREFIX), by_order=True)
     path = _folder(path)
     found, skipped, notes = modelzoos.trials(path, task.activation, epochs)
     job = _Import("modelzoos", path, naming, skipped, notes=notes)
@@ -143,10 +141,12 @@ def _checkpoints(path: Path) -> list[Found]:
     """Every state dict in a folder; epochs of one model together, those models first."""
     suffixes = statefiles.SUFFIXES + statefiles.INDEX_SUFFIXES
     files = [
-        file for file in path.rglob("*")
-        if file.name.endswith(suffixes) and file.is_file()
+        file
+        for file in path.rglob("*")
+        if file.name.endswith(suffixes)
+        and file.is_file()
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
-    ]  # fmt: skip
+    ]
     parts: set[Path] = set()
     for index in files:
         if index.name.endswith(statefiles.INDEX_SUFFIXES):
@@ -184,8 +184,16 @@ def _model(name: Path) -> tuple[str, int]:
 class _Import:
     """One import: reads what was found, writes shards as they fill, keeps account."""
 
-    def __init__(self, kind: str, path: Path, naming: Naming, skipped: list[Skipped], *,
-                 distinct: bool = False, notes: Sequence[str] = ()) -> None:  # fmt: skip
+    def __init__(
+        self,
+        kind: str,
+        path: Path,
+        naming: Naming,
+        skipped: list[Skipped],
+        *,
+        distinct: bool = False,
+        notes: Sequence[str] = (),
+    ) -> None:
         self.kind, self.path, self.naming, self.skipped = kind, path, naming, skipped
         self.distinct, self.notes = distinct, notes
         self.seen: dict[bytes, str] = {}
@@ -193,8 +201,9 @@ class _Import:
         self.buffers: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
 
-    def run(self, found: Sequence[Found], out: Path | str, held_out: float, seed: int,
-            overwrite: bool) -> Zoo:  # fmt: skip
+    def run(
+        self, found: Sequence[Found], out: Path | str, held_out: float, seed: int, overwrite: bool
+    ) -> Zoo:
         if not 0 <= held_out < 1:
             raise FlownError(
                 f"held_out: a share of the models, at least 0 and below 1, got {held_out}"
@@ -217,8 +226,12 @@ class _Import:
         split = splits(models, seed, held_out)
         rows = [row._replace(split=split[row.model]) for row in writer.rows]
         write_json(out / "import.json", self._report(rows))
-        about = {"import": {"format": self.kind, "source": str(self.path)}, "recipes": {},
-                 "seed": seed, "flown": __version__}  # fmt: skip
+        about = {
+            "import": {"format": self.kind, "source": str(self.path)},
+            "recipes": {},
+            "seed": seed,
+            "flown": __version__,
+        }
         zoo = Zoo.write(out, [self.naming.layout], rows, about)
         (out / "progress.json").unlink()
         return zoo
@@ -235,9 +248,18 @@ class _Import:
                     self.skipped.append(Skipped(one.name, reason))
                 else:
                     model = models.setdefault(one.model, len(models))
-                    row = Row(task=task, model=model, seed=model if one.seed is None else one.seed,
-                              epoch=one.epoch, step=0, split="", train_accuracy=one.train_accuracy,
-                              val_accuracy=one.val_accuracy, shard="", offset=0)  # fmt: skip
+                    row = Row(
+                        task=task,
+                        model=model,
+                        seed=model if one.seed is None else one.seed,
+                        epoch=one.epoch,
+                        step=0,
+                        split="",
+                        train_accuracy=one.train_accuracy,
+                        val_accuracy=one.val_accuracy,
+                        shard="",
+                        offset=0,
+                    )
                     writer.add(fitted.vector, row)
                 update(done, f"{len(self.skipped)} skipped" if self.skipped else "")
 
@@ -256,19 +278,26 @@ class _Import:
         layout, mapping = self.naming.layout, self.naming.mapping
         held_out = {row.model for row in rows if row.split == "held-out"}
         return {
-            "format": self.kind, "source": str(self.path), "net": layout.net,
-            "task": layout.task.name, "flown": __version__,
-            "models": rows[-1].model + 1, "models held out": len(held_out),
+            "format": self.kind,
+            "source": str(self.path),
+            "net": layout.net,
+            "task": layout.task.name,
+            "flown": __version__,
+            "models": rows[-1].model + 1,
+            "models held out": len(held_out),
             "checkpoints": {
-                "imported": len(rows), "skipped": len(self.skipped),
+                "imported": len(rows),
+                "skipped": len(self.skipped),
                 "with training accuracy": sum(row.train_accuracy is not None for row in rows),
                 "with validation accuracy": sum(row.val_accuracy is not None for row in rows),
                 **{kind: count for kind, count in sorted(self.counts.items()) if count},
             },
             "dropped_buffers": dict(sorted(self.buffers.items())),
-            "mapping": dict(mapping), "renamed": self.renamed, "notes": list(self.notes),
+            "mapping": dict(mapping),
+            "renamed": self.renamed,
+            "notes": list(self.notes),
             "skipped": [one._asdict() for one in self.skipped],
-        }  # fmt: skip
+        }
 
 
 class _Writer:

@@ -107,8 +107,14 @@ def groups_of(layout: WeightLayout) -> tuple[Group, ...]:
 
 
 @torch.no_grad()
-def align(batch: WeightBatch, reference: Tensor | Literal["mean"] = "mean", *,
-          groups: Sequence[Group] | None = None, rounds: int = 50, seed: int = 0) -> Aligned:  # fmt: skip
+def align(
+    batch: WeightBatch,
+    reference: Tensor | Literal["mean"] = "mean",
+    *,
+    groups: Sequence[Group] | None = None,
+    rounds: int = 50,
+    seed: int = 0,
+) -> Aligned:
     """Brings networks into the order of a reference, or of their own mean.
 
     Args:
@@ -150,8 +156,10 @@ def align(batch: WeightBatch, reference: Tensor | Literal["mean"] = "mean", *,
 
 
 def _differ(one: Orders, other: Orders) -> bool:
-    return any(not (torch.equal(p, q) and torch.equal(s, t))
-               for (p, s), (q, t) in zip(one, other, strict=True))  # fmt: skip
+    return any(
+        not (torch.equal(p, q) and torch.equal(s, t))
+        for (p, s), (q, t) in zip(one, other, strict=True)
+    )
 
 
 class _Matching:
@@ -174,8 +182,9 @@ class _Matching:
     def best(self, reference: Tensor, orders: Orders, fresh: bool = True) -> Orders:
         """As `_Part.best`, of all networks."""
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            found = pool.map(lambda part, own: part.best(reference, own, fresh),
-                             self.parts, self._apart(orders))  # fmt: skip
+            found = pool.map(
+                lambda part, own: part.best(reference, own, fresh), self.parts, self._apart(orders)
+            )
             return self._joined(list(found))
 
     def _apart(self, orders: Orders) -> list[Orders]:
@@ -183,8 +192,10 @@ class _Matching:
         return [[(p[i], s[i]) for p, s in split] for i in range(len(self.parts))]
 
     def _joined(self, parts: Sequence[Orders]) -> Orders:
-        return [(torch.cat([own[k][0] for own in parts]), torch.cat([own[k][1] for own in parts]))
-                for k in range(len(self.groups))]  # fmt: skip
+        return [
+            (torch.cat([own[k][0] for own in parts]), torch.cat([own[k][1] for own in parts]))
+            for k in range(len(self.groups))
+        ]
 
 
 class _Part:
@@ -199,8 +210,13 @@ class _Part:
     @property
     def identity(self) -> Orders:
         n, device = len(self.vectors), self.vectors.device
-        return [(torch.arange(group.size, device=device).repeat(n, 1),
-                 torch.ones(n, group.size, device=device)) for group in self.groups]  # fmt: skip
+        return [
+            (
+                torch.arange(group.size, device=device).repeat(n, 1),
+                torch.ones(n, group.size, device=device),
+            )
+            for group in self.groups
+        ]
 
     def apply(self, orders: Orders) -> dict[str, Tensor]:
         """The networks in these orders, name -> (n, *shape)."""

@@ -67,8 +67,14 @@ def trials(
     return found, skipped, notes
 
 
-def _trial(root: Path, folder: Path, activation: str, epochs: Sequence[int] | None,
-           skipped: list[Skipped], notes: list[str]) -> list[Found]:  # fmt: skip
+def _trial(
+    root: Path,
+    folder: Path,
+    activation: str,
+    epochs: Sequence[int] | None,
+    skipped: list[Skipped],
+    notes: list[str],
+) -> list[Found]:
     name = folder.relative_to(root).as_posix()
     params = _params(folder / "params.json", name, notes)
     theirs = params.get("model::nlin")
@@ -87,12 +93,18 @@ def _trial(root: Path, folder: Path, activation: str, epochs: Sequence[int] | No
     for epoch, file in sorted(files.items()):
         result = results.get(epoch, {})
         val = _percent(result, "validation_acc", "val_acc")
-        found.append(Found(
-            path=file, name=file.relative_to(root).as_posix(), model=name, epoch=epoch,
-            seed=seed if type(seed) is int else None,
-            train_accuracy=_percent(result, "train_acc"), val_accuracy=val,
-            test_only=val is None and "test_acc" in result,
-        ))  # fmt: skip
+        found.append(
+            Found(
+                path=file,
+                name=file.relative_to(root).as_posix(),
+                model=name,
+                epoch=epoch,
+                seed=seed if type(seed) is int else None,
+                train_accuracy=_percent(result, "train_acc"),
+                val_accuracy=val,
+                test_only=val is None and "test_acc" in result,
+            )
+        )
     return found
 
 

@@ -127,8 +127,14 @@ class Population:
     tasks: tuple[TaskPopulation, ...]
 
 
-def describe(zoo: Zoo, *, sample: int = SAMPLE, images: Mapping[str, ImageData] | None = None,
-             everything: bool = False, seed: int = 0) -> Population:  # fmt: skip
+def describe(
+    zoo: Zoo,
+    *,
+    sample: int = SAMPLE,
+    images: Mapping[str, ImageData] | None = None,
+    everything: bool = False,
+    seed: int = 0,
+) -> Population:
     """Looks at a zoo.
 
     Args:
@@ -142,9 +148,10 @@ def describe(zoo: Zoo, *, sample: int = SAMPLE, images: Mapping[str, ImageData] 
     """
     if sample < 2:
         raise FlownError(f"describe: needs a sample of 2 networks at least, got {sample}")
-    return Population(zoo.path, tuple(
-        _task(zoo, layout, sample, images or {}, everything, seed) for layout in zoo.layouts
-    ))  # fmt: skip
+    return Population(
+        zoo.path,
+        tuple(_task(zoo, layout, sample, images or {}, everything, seed) for layout in zoo.layouts),
+    )
 
 
 def groups(zoo: Zoo, task: str) -> tuple[Group, ...]:
@@ -155,11 +162,15 @@ def groups(zoo: Zoo, task: str) -> tuple[Group, ...]:
             found.setdefault((row.split, row.epoch), []).append(row)
     order = sorted(found, key=lambda key: (key[0] != SPLITS[0], *key))
     return tuple(
-        Group(split, epoch, len(found[split, epoch]),
-              Spread.of([row.train_accuracy for row in found[split, epoch]]),
-              Spread.of([row.val_accuracy for row in found[split, epoch]]))
+        Group(
+            split,
+            epoch,
+            len(found[split, epoch]),
+            Spread.of([row.train_accuracy for row in found[split, epoch]]),
+            Spread.of([row.val_accuracy for row in found[split, epoch]]),
+        )
         for split, epoch in order
-    )  # fmt: skip
+    )
 
 
 def networks(zoo: Zoo, task: str, split: str) -> list[list[int]]:
@@ -200,8 +211,14 @@ def duplicates(zoo: Zoo, task: str) -> tuple[tuple[Row, ...], ...]:
     return tuple(found)
 
 
-def _task(zoo: Zoo, layout: WeightLayout, sample: int, images: Mapping[str, ImageData],
-          everything: bool, seed: int) -> TaskPopulation:  # fmt: skip
+def _task(
+    zoo: Zoo,
+    layout: WeightLayout,
+    sample: int,
+    images: Mapping[str, ImageData],
+    everything: bool,
+    seed: int,
+) -> TaskPopulation:
     name, limit = layout.task.name, max(2, min(sample, _NUMBERS // layout.size))
     places, generator = _places(zoo, name), torch.Generator().manual_seed(seed)
     train, held_out = (_some(networks(zoo, name, x), limit, generator) for x in SPLITS)
@@ -219,15 +236,23 @@ def _task(zoo: Zoo, layout: WeightLayout, sample: int, images: Mapping[str, Imag
     shards = {zoo.path / zoo.rows[place].shard for place in places}
     shown = [place for place in paths if place in at]
     return TaskPopulation(
-        task=name, net=layout.net, weights=layout.size, checkpoints=len(places),
-        shards=len(shards), size=sum(x.stat().st_size for x in shards if x.is_file()),
-        groups=groups(zoo, name), looked=len(looked),
+        task=name,
+        net=layout.net,
+        weights=layout.size,
+        checkpoints=len(places),
+        shards=len(shards),
+        size=sum(x.stat().st_size for x in shards if x.is_file()),
+        groups=groups(zoo, name),
+        looked=len(looked),
         broken=tuple(zoo.rows[place] for place in broken),
-        norm=Spread.of(ends[0].norm(dim=1).tolist()), distances=_distances(*ends),
-        duplicates=duplicates(zoo, name), dead=dead, dead_note=note,
+        norm=Spread.of(ends[0].norm(dim=1).tolist()),
+        distances=_distances(*ends),
+        duplicates=duplicates(zoo, name),
+        dead=dead,
+        dead_note=note,
         plane=_plane([zoo.rows[p] for p in shown], vectors[[at[p] for p in shown]]),
         histograms=_histograms(layout, ends[0]),
-    )  # fmt: skip
+    )
 
 
 def _places(zoo: Zoo, task: str) -> list[int]:
@@ -278,8 +303,11 @@ def _distances(train: Tensor, held_out: Tensor) -> Distances:
     among, across = _cdist(train, train), _cdist(held_out, train)
     pairs = among[tuple(torch.triu_indices(m, m, 1))]
     others = among.fill_diagonal_(torch.inf)
-    return Distances(pairs, others.amin(dim=1) if m > 1 else others.new_empty(0),
-                     across.amin(dim=1) if m else across.new_empty(0))  # fmt: skip
+    return Distances(
+        pairs,
+        others.amin(dim=1) if m > 1 else others.new_empty(0),
+        across.amin(dim=1) if m else across.new_empty(0),
+    )
 
 
 def _cdist(a: Tensor, b: Tensor) -> Tensor:
@@ -321,8 +349,9 @@ def _histograms(layout: WeightLayout, vectors: Tensor) -> tuple[Histogram, ...]:
     return tuple(found)
 
 
-def _dead(batch: WeightBatch, given: Mapping[str, ImageData]
-          ) -> tuple[tuple[Layer, ...] | None, str]:  # fmt: skip
+def _dead(
+    batch: WeightBatch, given: Mapping[str, ImageData]
+) -> tuple[tuple[Layer, ...] | None, str]:
     """Dead units of networks and what they were told from, or None and why."""
     task = batch.layout.task.name
     if not len(batch):

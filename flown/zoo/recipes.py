@@ -56,7 +56,9 @@ class Recipe(Config):
     size: Optional[int] = None
     keep_steps: tuple[int, ...] = ()
     shared_order: bool = False
-    grid: dict[Literal["init", "learning_rate", "weight_decay"], tuple[Any, ...]] = Field(default={})
+    grid: dict[Literal["init", "learning_rate", "weight_decay"], tuple[Any, ...]] = Field(
+        default={}
+    )
     seeds: Literal["random", "fixed"] = "random"
     subset: Union[str, tuple[str, ...], None] = None
     base_epochs: int = 0
@@ -77,7 +79,9 @@ class Recipe(Config):
             FlownError: a step beyond the end, or data for less than a batch.
         """
         if steps < 1:
-            raise FlownError(f"{self.name}: fewer training images than a batch of {self.batch_size}")
+            raise FlownError(
+                f"{self.name}: fewer training images than a batch of {self.batch_size}"
+            )
         last = self.epochs * steps
         if self.keep_steps and not 0 < min(self.keep_steps) <= max(self.keep_steps) <= last:
             raise FlownError(f"{self.name}: keep_steps {self.keep_steps}: not within 1..{last}")
@@ -111,7 +115,9 @@ class Recipe(Config):
                 "a subset needs an epoch, whole networks have no base"
             )
         if self.subset is not None and (self.init != "default" or "init" in self.grid):
-            raise FlownError(f"{self.name}: networks of a subset start from their base; drop `init`")
+            raise FlownError(
+                f"{self.name}: networks of a subset start from their base; drop `init`"
+            )
         for model in range(len(self.cells)):
             self.variant(model)
         _ = self.kept
@@ -206,17 +212,37 @@ def _norms(name: str, scale: str) -> Recipe:
     """At smaller scales fewer images and steps, and 32x32 for networks made for 224x224."""
     of = _NORMS[name]
     resnet = of["net"] == "resnet18"
-    shared = {"name": name, "subset": "last-2-norms", "keep": (), "size": None if resnet else 32,
-              "activation": "relu" if resnet else "gelu",
-              "learning_rate": 1e-3 if resnet else 1e-4}  # fmt: skip
+    shared = {
+        "name": name,
+        "subset": "last-2-norms",
+        "keep": (),
+        "size": None if resnet else 32,
+        "activation": "relu" if resnet else "gelu",
+        "learning_rate": 1e-3 if resnet else 1e-4,
+    }
     sizes: dict[str, dict[str, Any]] = {
-        "smoke": {"base_epochs": 1, "epochs": 1, "keep_steps": (4, 8), "batch_size": 16,
-                  "max_train_images": 128},
-        "cpu": {"base_epochs": 6, "epochs": 4, "keep_steps": tuple(range(10, 201, 10)),
-                "batch_size": 64, "max_train_images": 4000},
-        "paper": {"base_epochs": 100, "epochs": 30, "keep_steps": tuple(range(5, 1001, 5)),
-                  "batch_size": 128, "size": None},
-    }  # fmt: skip
+        "smoke": {
+            "base_epochs": 1,
+            "epochs": 1,
+            "keep_steps": (4, 8),
+            "batch_size": 16,
+            "max_train_images": 128,
+        },
+        "cpu": {
+            "base_epochs": 6,
+            "epochs": 4,
+            "keep_steps": tuple(range(10, 201, 10)),
+            "batch_size": 64,
+            "max_train_images": 4000,
+        },
+        "paper": {
+            "base_epochs": 100,
+            "epochs": 30,
+            "keep_steps": tuple(range(5, 1001, 5)),
+            "batch_size": 128,
+            "size": None,
+        },
+    }
     return Recipe(**(of | shared | sizes[scale]))
 
 
@@ -224,10 +250,20 @@ def _whole(name: str, scale: str) -> Recipe:
     """At smaller scales fewer images, of half the side, and fewer steps."""
     shared = {"name": name, "keep": (), "activation": "relu", "learning_rate": 1e-3}
     sizes: dict[str, dict[str, Any]] = {
-        "smoke": {"epochs": 1, "keep_steps": (5, 6, 7, 8), "batch_size": 16, "max_train_images": 128,
-                  "size": 16},
-        "cpu": {"epochs": 6, "keep_steps": tuple(range(306, 373, 6)), "batch_size": 64,
-                "max_train_images": 4000, "size": 16},
+        "smoke": {
+            "epochs": 1,
+            "keep_steps": (5, 6, 7, 8),
+            "batch_size": 16,
+            "max_train_images": 128,
+            "size": 16,
+        },
+        "cpu": {
+            "epochs": 6,
+            "keep_steps": tuple(range(306, 373, 6)),
+            "batch_size": 64,
+            "max_train_images": 4000,
+            "size": 16,
+        },
         "paper": {"epochs": 100, "keep_steps": tuple(range(30_000, 34_000, 20)), "batch_size": 128},
-    }  # fmt: skip
+    }
     return Recipe(**(_WHOLE[name] | shared | sizes[scale]))

@@ -57,8 +57,12 @@ class Plan:
 
     def json(self) -> dict[str, object]:
         recipe = self.recipe.model_dump(mode="json")
-        return {"recipe": recipe, "models": self.models, "seed": self.seed,
-                "held_out": self.held_out}  # fmt: skip
+        return {
+            "recipe": recipe,
+            "models": self.models,
+            "seed": self.seed,
+            "held_out": self.held_out,
+        }
 
 
 def initial(layout: WeightLayout, init: str, seed: int) -> dict[str, Tensor]:
@@ -89,8 +93,15 @@ def initial(layout: WeightLayout, init: str, seed: int) -> dict[str, Tensor]:
 class Shard:
     """The networks `members` of a zoo, trained together."""
 
-    def __init__(self, plan: Plan, layout: WeightLayout, images: ImageData, out: Path,
-                 index: int, device: str = "cpu") -> None:  # fmt: skip
+    def __init__(
+        self,
+        plan: Plan,
+        layout: WeightLayout,
+        images: ImageData,
+        out: Path,
+        index: int,
+        device: str = "cpu",
+    ) -> None:
         self.plan, self.recipe, self.layout, self.out = plan, plan.recipe, layout, out
         self.members, self.device = plan.shards[index], device
         self.note, self.images = "", images
@@ -126,9 +137,18 @@ class Shard:
         if self.rest is None:  # networks with a frozen rest are large, and so are their inputs
             x, val = self._prepared(x), (self._prepared(val[0]), val[1])
         variants = [self.recipe.variant(model) for model in self.members]
-        engine = trainer(self.net, self.layout, self._starts(variants), x, y,
-                         self.recipe.batch_size, [v.learning_rate for v in variants],
-                         [v.weight_decay for v in variants], self.device, self.rest)  # fmt: skip
+        engine = trainer(
+            self.net,
+            self.layout,
+            self._starts(variants),
+            x,
+            y,
+            self.recipe.batch_size,
+            [v.learning_rate for v in variants],
+            [v.weight_decay for v in variants],
+            self.device,
+            self.rest,
+        )
         parts = (x[:_MEASURE], y[:_MEASURE]), val
         kept: Kept = {}
         for epoch in range(self._restore(engine, kept) + 1, self._last + 1):
@@ -170,10 +190,12 @@ class Shard:
         """Trains an epoch, stopping at each step whose weights are to be kept."""
         n, first, size = len(self.train[0]), (epoch - 1) * self.steps, self.recipe.batch_size
         seeds = [self.plan.seed] * len(self.seeds) if self.recipe.shared_order else self.seeds
-        orders = torch.stack([
-            torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000 + epoch))
-            for seed in seeds
-        ])  # fmt: skip
+        orders = torch.stack(
+            [
+                torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000 + epoch))
+                for seed in seeds
+            ]
+        )
         stops = [s for s in self.recipe.kept_steps(self.steps) if first < s <= first + self.steps]
         done = first
         for stop in sorted({*stops, first + self.steps}):
@@ -232,14 +254,23 @@ class Shard:
         name = self.weights.name
         save_tensors(self.weights, self.layout.unpack(torch.cat([e[0] for e in kept.values()])))
         rows = [
-            Row(task=self.layout.task.name, model=model, seed=self.seeds[i],
-                epoch=_epoch(step, self.steps), step=step, split="",
-                train_accuracy=round(float(train[i]), 3), val_accuracy=round(float(val[i]), 3),
-                shard=name, offset=k * len(self.members) + i, checksum=checksum(vectors[i]),
-                grid=self.recipe.cell(model))
+            Row(
+                task=self.layout.task.name,
+                model=model,
+                seed=self.seeds[i],
+                epoch=_epoch(step, self.steps),
+                step=step,
+                split="",
+                train_accuracy=round(float(train[i]), 3),
+                val_accuracy=round(float(val[i]), 3),
+                shard=name,
+                offset=k * len(self.members) + i,
+                checksum=checksum(vectors[i]),
+                grid=self.recipe.cell(model),
+            )
             for k, (step, (vectors, train, val)) in enumerate(kept.items())
             for i, model in enumerate(self.members)
-        ]  # fmt: skip
+        ]
         write_rows(self.index, rows)
         self.progress.unlink(missing_ok=True)
 

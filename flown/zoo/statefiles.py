@@ -209,8 +209,10 @@ class Naming:
         return Fitted(
             vector=self.layout.pack({name: tensor[None] for name, tensor in tensors.items()})[0],
             renamed={old: name for name, old in theirs.items() if old != name},
-            by_order=ordered, buffers=buffers, dtypes=tuple(sorted(types - {"float32"})),
-        )  # fmt: skip
+            by_order=ordered,
+            buffers=buffers,
+            dtypes=tuple(sorted(types - {"float32"})),
+        )
 
     def _names(self, entries: Mapping[str, Any]) -> dict[str, str]:
         """Ours: theirs, in the file's order."""

@@ -25,13 +25,7 @@ import torch
 from torch import Tensor
 
 from flown.errors import FlownError, unknown
-from flown.files import (
-    load_tensors,
-    prepare_output,
-    read_json,
-    save_tensors,
-    write_json,
-)
+from flown.files import load_tensors, prepare_output, read_json, save_tensors, write_json
 from flown.layout import JointLayout, WeightLayout
 from flown.progress import bar
 from flown.weights import WeightBatch
@@ -45,8 +39,13 @@ _CHUNK = 1 << 22  # weights that are verified at a time
 class Zoo:
     """A population of trained networks for one task or several."""
 
-    def __init__(self, path: Path, layouts: Sequence[WeightLayout], rows: Sequence[Row],
-                 about: dict[str, Any]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        path: Path,
+        layouts: Sequence[WeightLayout],
+        rows: Sequence[Row],
+        about: dict[str, Any],
+    ) -> None:
         self.path = path
         self.layouts = tuple(layouts)
         self.rows = tuple(rows)
@@ -80,8 +79,9 @@ class Zoo:
         return cls(path, layouts, rows, about)
 
     @classmethod
-    def write(cls, path: Path, layouts: Sequence[WeightLayout], rows: Sequence[Row],
-              about: dict[str, Any]) -> Zoo:  # fmt: skip
+    def write(
+        cls, path: Path, layouts: Sequence[WeightLayout], rows: Sequence[Row], about: dict[str, Any]
+    ) -> Zoo:
         """Writes index and manifest beside shards that are there already; the manifest last."""
         write_rows(path / "index.jsonl", rows)
         content = {
@@ -145,15 +145,18 @@ class Zoo:
             raise unknown("task", task, self.tasks)
         return self.layouts[self.tasks.index(task)]
 
-    def select(self, task: str | None = None, split: str | None = None,
-               epochs: Sequence[int] | None = None) -> Zoo:  # fmt: skip
+    def select(
+        self, task: str | None = None, split: str | None = None, epochs: Sequence[int] | None = None
+    ) -> Zoo:
         """The same zoo with only some of its rows; `epochs` may count from the last with -1, -2..."""
         last = {t: sorted({row.epoch for row in self.rows if row.task == t}) for t in self.tasks}
 
         def wanted(row: Row) -> bool:
-            chosen = None if epochs is None else {
-                last[row.task][e] if -len(last[row.task]) <= e < 0 else e for e in epochs
-            }  # fmt: skip
+            chosen = (
+                None
+                if epochs is None
+                else {last[row.task][e] if -len(last[row.task]) <= e < 0 else e for e in epochs}
+            )
             return (
                 (task is None or row.task == task)
                 and (split is None or row.split == split)
@@ -219,8 +222,10 @@ class Zoo:
         return vectors
 
     def _name(self, row: Row) -> str:
-        return (f"{self.path / row.shard}: row {row.offset}, model {row.model} (seed {row.seed}, "
-                f"epoch {row.epoch}) of task '{row.task}',")  # fmt: skip
+        return (
+            f"{self.path / row.shard}: row {row.offset}, model {row.model} (seed {row.seed}, "
+            f"epoch {row.epoch}) of task '{row.task}',"
+        )
 
     def _shard(self, name: str, layout: WeightLayout) -> Mapped:
         if name not in self._mapped:
@@ -261,8 +266,10 @@ class Zoo:
         if beyond := len(places) - len(inside):
             found.append(f"{path}: has {count} rows, {beyond} that the index names lie beyond them")
         if unnamed := sorted(set(range(count)) - named):
-            found.append(f"{path}: no row of the index names {len(unnamed)} of its {count} rows, "
-                         f"row {unnamed[0]} the first")  # fmt: skip
+            found.append(
+                f"{path}: no row of the index names {len(unnamed)} of its {count} rows, "
+                f"row {unnamed[0]} the first"
+            )
         size = max(1, _CHUNK // layout.size)
         for some in (inside[start : start + size] for start in range(0, len(inside), size)):
             try:

@@ -85,7 +85,11 @@ def _finished(out: Path, plan: Plan) -> Zoo:
     """The zoo that is there, if it is the plan's."""
     zoo = Zoo.open(out)
     wanted = {plan.recipe.dataset: plan.json()["recipe"]}, plan.seed, plan.models
-    if wanted != (zoo.about.get("recipes"), zoo.about.get("seed"), len({x.model for x in zoo.rows})):
+    if wanted != (
+        zoo.about.get("recipes"),
+        zoo.about.get("seed"),
+        len({x.model for x in zoo.rows}),
+    ):
         raise FlownError(f"{out}: holds a zoo of another recipe, seed or number of models")
     return zoo
 
@@ -94,8 +98,11 @@ def finish(plan: Plan, layout: WeightLayout, out: Path) -> Zoo:
     """Joins the shards' indices to the zoo's and clears what was only for resuming."""
     parts = sorted(out.glob("index-*.jsonl"))
     rows = split_rows(plan, [row for part in parts for row in read_rows(part)])
-    about = {"recipes": {layout.task.name: plan.json()["recipe"]}, "seed": plan.seed,
-             "flown": __version__}  # fmt: skip
+    about = {
+        "recipes": {layout.task.name: plan.json()["recipe"]},
+        "seed": plan.seed,
+        "flown": __version__,
+    }
     zoo = Zoo.write(out, [layout], rows, about)
     begun = out.glob("progress-*.safetensors")  # of shards that a cluster then trained
     for scratch in [out / "progress.json", start_file(out), *begun, *parts]:
@@ -108,9 +115,14 @@ def layout_for(recipe: Recipe, images: data.ImageData) -> WeightLayout:
     recipe.check()
     channels = 1 if recipe.grey else images.train.images.shape[1]
     task = Task(
-        name=recipe.dataset, channels=channels, size=recipe.size or nets.input_size(recipe.net),
-        mean=recipe.mean, std=recipe.std, classes=images.classes, activation=recipe.activation,
-    )  # fmt: skip
+        name=recipe.dataset,
+        channels=channels,
+        size=recipe.size or nets.input_size(recipe.net),
+        mean=recipe.mean,
+        std=recipe.std,
+        classes=images.classes,
+        activation=recipe.activation,
+    )
     net = nets.build(recipe.net, channels, len(images.classes), recipe.activation, task.size)
     chosen = None if recipe.subset is None else subsets.patterns(net, recipe.subset)
     return WeightLayout.of(net, recipe.net, task, chosen)

@@ -37,9 +37,18 @@ class Trainer(Protocol):
         """
 
 
-def trainer(net: nn.Module, layout: WeightLayout, vectors: Tensor, x: Tensor, y: Tensor, batch: int,
-            rates: Sequence[float], decays: Sequence[float], device: str,
-            rest: Mapping[str, Tensor] | None = None) -> Trainer:  # fmt: skip
+def trainer(
+    net: nn.Module,
+    layout: WeightLayout,
+    vectors: Tensor,
+    x: Tensor,
+    y: Tensor,
+    batch: int,
+    rates: Sequence[float],
+    decays: Sequence[float],
+    device: str,
+    rest: Mapping[str, Tensor] | None = None,
+) -> Trainer:
     """The fastest trainer for these networks.
 
     Args:
@@ -67,16 +76,32 @@ def prepared(task: Task, images: Tensor) -> Tensor:
 class Threads:
     """Networks as compiled programs, each in one thread, as many at once as torch has threads."""
 
-    def __init__(self, program: Program, vectors: Tensor, x: Tensor, y: Tensor, batch: int,
-                 rates: Sequence[float], decays: Sequence[float]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        program: Program,
+        vectors: Tensor,
+        x: Tensor,
+        y: Tensor,
+        batch: int,
+        rates: Sequence[float],
+        decays: Sequence[float],
+    ) -> None:
         self.program, self.batch, self.rates, self.decays = program, batch, rates, decays
         self.x, self.y = x.contiguous().numpy(), y.contiguous().numpy()
         self.vectors = vectors.clone()
         self.moments = vectors.new_zeros(len(vectors), 2, vectors.shape[1])
 
     @classmethod
-    def of(cls, net: nn.Module, vectors: Tensor, x: Tensor, y: Tensor, batch: int,
-           rates: Sequence[float], decays: Sequence[float]) -> Threads | None:  # fmt: skip
+    def of(
+        cls,
+        net: nn.Module,
+        vectors: Tensor,
+        x: Tensor,
+        y: Tensor,
+        batch: int,
+        rates: Sequence[float],
+        decays: Sequence[float],
+    ) -> Threads | None:
         """None when the network is not a plain sequence of layers that can be compiled."""
         from flown.nets.program import Program  # numba takes a second to import
 
@@ -90,9 +115,18 @@ class Threads:
             scale = torch.ones(orders.shape[1] // self.batch, dtype=torch.float64)
 
         def one(i: int) -> float:
-            return train_epoch(self.program, self.x, self.y, orders[i].numpy(), self.batch,
-                               self.vectors[i].numpy(), self.moments[i].numpy(), step,
-                               (self.rates[i] * scale).numpy(), self.decays[i])  # fmt: skip
+            return train_epoch(
+                self.program,
+                self.x,
+                self.y,
+                orders[i].numpy(),
+                self.batch,
+                self.vectors[i].numpy(),
+                self.moments[i].numpy(),
+                step,
+                (self.rates[i] * scale).numpy(),
+                self.decays[i],
+            )
 
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             return torch.tensor(list(pool.map(one, range(len(self.vectors)))))
@@ -101,9 +135,19 @@ class Threads:
 class Stacked:
     """Networks as one batched network, in torch."""
 
-    def __init__(self, net: nn.Module, layout: WeightLayout, vectors: Tensor, x: Tensor, y: Tensor,
-                 batch: int, rates: Sequence[float], decays: Sequence[float],
-                 device: str, rest: Mapping[str, Tensor] | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        net: nn.Module,
+        layout: WeightLayout,
+        vectors: Tensor,
+        x: Tensor,
+        y: Tensor,
+        batch: int,
+        rates: Sequence[float],
+        decays: Sequence[float],
+        device: str,
+        rest: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.net, self.layout, self.batch = net.to(device), layout, batch
         self.rest = {name: tensor.to(device) for name, tensor in (rest or {}).items()}
         self.x, self.y = x.contiguous().to(device), y.to(device)

@@ -7,13 +7,14 @@ accuracies = flown.evaluate(batch, test_images, test_labels)
 """
 
 from flown.base.errors import FlownError
-from flown.generator.fit import FlownConfig
+from flown.generator.config import FlownConfig
 from flown.generator.model import Flown
 from flown.measure.evaluate import evaluate
 from flown.tasks import load as load_data
+from flown.tasks.task import Task
 from flown.version import __version__ as __version__
 from flown.weights.batch import WeightBatch
-from flown.weights.layout import Task, WeightLayout
+from flown.weights.layout import WeightLayout
 from flown.zoo import Recipe, Zoo, recipe
 from flown.zoo.train.train import train_zoo
 

@@ -9,7 +9,8 @@ import torch
 
 import flown
 from flown.flow import VelocityConfig
-from flown.generator.fit import ContextConfig, FlownConfig
+from flown.generator.config import FlownConfig
+from flown.context.tokens import ContextConfig
 from flown.training import TrainConfig
 from flown.zoo import Recipe
 

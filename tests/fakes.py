@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from flown import nets
 from flown.base.files import save_tensors
-from flown.generator.fit import FlownConfig
-from flown.generator.model import Samples
+from flown.generator.config import FlownConfig
+from flown.flow.samplers import Samples
 from flown.tasks import ImageData, Split
 from flown.weights.batch import WeightBatch
 from flown.weights.layout import JointLayout, Standardizer, Task, WeightLayout

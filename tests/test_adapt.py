@@ -13,7 +13,8 @@ from flown.base.errors import FlownError
 from flown.encoders import IdentityConfig, VAEConfig
 from flown.flow import VelocityConfig, integrate
 from flown.generator.adapt import AdaptConfig, Objective, adapt, endpoint, load_reward
-from flown.generator.fit import ContextConfig, FlowConfig, FlownConfig
+from flown.generator.config import FlowConfig, FlownConfig
+from flown.context.tokens import ContextConfig
 from flown.tasks import draw_support
 from flown.training import TrainConfig
 from flown.weights.batch import WeightBatch

@@ -12,7 +12,7 @@ import torch
 from flown import FlownError, Zoo
 from flown.base.provenance import digest, provenance, write_results
 from flown.generator.card import Card, Measured, _Sampler, _supports, report_card
-from flown.generator.fit import FlownConfig
+from flown.generator.config import FlownConfig
 from flown.generator.model import Flown
 from flown.measure.baselines import BASELINES
 from flown.measure.evaluate import evaluate

@@ -16,7 +16,8 @@ from torch import Tensor
 import flown
 from flown.base.errors import FlownError
 from flown.flow import UNet, VelocityConfig, diffusion, guided
-from flown.generator.fit import FlownConfig, FlowObjective
+from flown.generator.config import FlownConfig
+from flown.generator.fit import FlowObjective
 from flown.tasks import draw_support, load
 
 pytest.importorskip("diffusers")

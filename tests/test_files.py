@@ -10,7 +10,7 @@ import torch
 
 from flown.base.errors import FlownError
 from flown.base.files import load_tensors, prepare_output, replacing, save_tensors, write_json
-from flown.generator.fit import FlownConfig
+from flown.generator.config import FlownConfig
 
 
 def test_failure_leaves_the_old_file(tmp_path: Path) -> None:

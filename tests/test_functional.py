@@ -13,7 +13,8 @@ import flown
 from flown.base.errors import FlownError
 from flown.encoders import IdentityConfig
 from flown.encoders.functional import FunctionalConfig, FunctionalError, divergence, spread_error
-from flown.generator.fit import FlownConfig, Population, fit_encoder
+from flown.generator.config import FlownConfig
+from flown.generator.fit import Population, fit_encoder
 from flown.tasks import load
 from flown.training import TrainConfig
 from flown.weights.layout import JointLayout, Standardizer

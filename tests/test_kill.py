@@ -30,7 +30,8 @@ flown.train_zoo(recipe, 20, sys.argv[1], resume=True)
 
 FIT = """
 import sys, flown
-from flown.generator.fit import ContextConfig, FlownConfig
+from flown.generator.config import FlownConfig
+from flown.context.tokens import ContextConfig
 from flown.flow import VelocityConfig
 from flown.training import TrainConfig
 config = FlownConfig(

@@ -13,7 +13,9 @@ from flown.base.errors import FlownError
 from flown.encoders import VAEConfig
 from flown.flow import VelocityConfig, integrate
 from flown.flow.marginals import PathName, time_of, trajectories
-from flown.generator.fit import ContextConfig, FlowConfig, FlownConfig, Population
+from flown.generator.config import FlowConfig, FlownConfig
+from flown.context.tokens import ContextConfig
+from flown.generator.fit import Population
 from flown.training import TrainConfig
 from tests import fakes
 

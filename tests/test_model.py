@@ -13,7 +13,7 @@ import flown
 from flown.base.errors import FlownError
 from flown.base.files import load_tensors, save_tensors
 from flown.generator import files as modelfiles
-from flown.generator.fit import FlownConfig
+from flown.generator.config import FlownConfig
 from flown.tasks import draw_support, load
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from flown.base.provenance import provenance
 from flown.generator.card import Card, report_card
-from flown.generator.fit import FlownConfig
+from flown.generator.config import FlownConfig
 from flown.generator.model import Flown
 from flown.measure.baselines import BASELINES
 from flown.report import plots, print_card, tables, write_report

@@ -15,7 +15,8 @@ from flown.experiments import evaluation
 from flown.flow import VelocityConfig
 from flown.generator import files as modelfiles
 from flown.generator.card import report_card
-from flown.generator.fit import ContextConfig, FlownConfig
+from flown.generator.config import FlownConfig
+from flown.context.tokens import ContextConfig
 from flown.measure.baselines import SUBSET_BASELINES, fitting
 from flown.nets.batched import batchnorm
 from flown.tasks import ImageData

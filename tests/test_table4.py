@@ -16,7 +16,8 @@ from flown.experiments.transfer import from_best, from_default_init, match_class
 from flown.experiments.unconditional import Cell
 from flown.flow import VelocityConfig
 from flown.generator.adapt import AdaptConfig
-from flown.generator.fit import ContextConfig, FlownConfig
+from flown.generator.config import FlownConfig
+from flown.context.tokens import ContextConfig
 from flown.measure.evaluate import evaluate
 from flown.tasks import load
 from flown.training import TrainConfig

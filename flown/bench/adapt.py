@@ -75,9 +75,7 @@ def adapt(name: str, repeats: int, scratch: Path) -> list[Row]:
     static = Flown.from_pretrained(name)
     rows += _quality("static", static, images)
     for method in trained:
-        model = library.adapt(
-            static, images, configs[method], out=scratch / method, task=static.tasks[0]
-        )
+        model = library.adapt(static, images, configs[method], out=scratch / method, layout=0)
         rows += _quality(method, model, images)
     return rows
 
@@ -109,13 +107,13 @@ def _watched(name: str, config: AdaptConfig) -> float:
 def _step(name: str, config: AdaptConfig) -> Callable[[], object]:
     """One forward and backward pass."""
     model = Flown.from_pretrained(name)
-    objective = Objective(model, data.load(DATA), model.tasks[0], config)
+    objective = Objective(model, data.load(DATA), 0, config)
     model.velocity.requires_grad_(True)
     return lambda: objective(step_generator(0, 0)).backward()
 
 
 def _quality(method: str, model: Flown, images: ImageData) -> list[Row]:
-    batch = library.sample(model, images, model.tasks[0], SAMPLES, 1, _BASE.solver, _BASE.steps)
+    batch = library.sample(model, images, 0, SAMPLES, 1, _BASE.solver, _BASE.steps)
     wrong = predictions(batch, images.test.images) != images.test.labels
     accuracy = 100 * (1 - wrong.float().mean(dim=1))
     done = 0 if method == "static" else _BASE.training.steps

@@ -19,8 +19,9 @@ from flown.encoders import GraphConfig, GraphEncoder
 from flown.encoders.graph import run
 from flown.encoders.netgraph import NetGraph
 from flown.encoders.relational import EdgeUpdate, RelationalAttention, RelationalLayer
-from flown.nets import INPUT_SIZES, build
-from flown.weights.layout import JointLayout, Task, WeightLayout
+from flown.nets import INPUT_SIZES
+from flown.nets.architecture import Architecture
+from flown.weights.layout import JointLayout, WeightLayout
 
 NET, BATCH = "cnn-medium", 32
 
@@ -78,19 +79,21 @@ class Case:
     def __init__(
         self, net: str, batch: int, config: GraphConfig, dtype: torch.dtype = torch.float32
     ) -> None:
-        task = Task(
-            name="noise",
+        architecture = Architecture(
+            net=net,
             channels=3,
             size=INPUT_SIZES[net],
+            outputs=10,
+            activation="gelu",
             mean=0.5,
             std=0.5,
-            classes=tuple("0123456789"),
-            activation="gelu",
         )
-        layout = WeightLayout.of(build(net, 3, 10, "gelu"), net, task)
+        layout = WeightLayout.of(architecture.build(), architecture)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            encoder = encoders.build(config, JointLayout.of([layout]))
+            encoder = encoders.build(
+                config, JointLayout.of([layout]), layout.size + 2 * len(layout.names)
+            )
         assert isinstance(encoder, GraphEncoder)
         self.layers, self.graph = encoder.encoder, encoder.graph
         generator = torch.Generator().manual_seed(0)

@@ -10,9 +10,10 @@ import torch
 from flown.base.provenance import Row
 from flown.bench.timing import medians, timed_rows
 from flown.measure.evaluate import predictions
-from flown.nets import INPUT_SIZES, build
+from flown.nets import INPUT_SIZES
+from flown.nets.architecture import Architecture
 from flown.weights.batch import WeightBatch
-from flown.weights.layout import Task, WeightLayout
+from flown.weights.layout import WeightLayout
 
 
 def evaluate(repeats: int, networks: int = 100, images: int = 10_000) -> list[Row]:
@@ -20,17 +21,16 @@ def evaluate(repeats: int, networks: int = 100, images: int = 10_000) -> list[Ro
 
     The loop is timed with batches of 100 and of 1000 images; the faster one is its best setting.
     """
-    net = build("cnn-small", 1, 10, "tanh")
-    task = Task(
-        name="noise",
+    architecture = Architecture(
+        net="cnn-small",
         channels=1,
         size=INPUT_SIZES["cnn-small"],
+        outputs=10,
+        activation="tanh",
         mean=0.5,
         std=0.5,
-        classes=tuple("0123456789"),
-        activation="tanh",
     )
-    layout = WeightLayout.of(net, "cnn-small", task)
+    layout = WeightLayout.of(architecture.build(), architecture)
     generator = torch.Generator().manual_seed(0)
     batch = WeightBatch(layout, 0.1 * torch.randn(networks, layout.size, generator=generator))
     pixels = torch.randint(0, 256, (images, 1, 28, 28), generator=generator, dtype=torch.uint8)
@@ -38,7 +38,7 @@ def evaluate(repeats: int, networks: int = 100, images: int = 10_000) -> list[Ro
 
     @torch.no_grad()
     def loop(size: int) -> torch.Tensor:
-        x = task.preprocess(pixels)
+        x = architecture.preprocess(pixels)
         return torch.stack(
             [torch.cat([m(some).argmax(-1) for some in x.split(size)]) for m in modules]
         )

@@ -10,9 +10,12 @@ from flown import flow
 from flown import tasks as data
 from flown.base.provenance import Row
 from flown.bench.timing import medians, timed_rows
+from flown.context.tokens import Contexts
 from flown.flow.diffusion import denoise
+from flown.generator.config import FlowConfig
+from flown.generator.data import TrainingSet
 from flown.generator.files import shipped_zoo
-from flown.generator.fit import FlowConfig, Population, context_bank, fit_flow
+from flown.generator.fit import fit_flow
 from flown.generator.model import Flown
 from flown.measure.evaluate import evaluate as accuracy
 from flown.zoo import Zoo
@@ -32,17 +35,17 @@ def sample(name: str, repeats: int, scratch: Path, networks: int = 100) -> list[
     model, zoo = Flown.from_pretrained(name), Zoo.open(shipped_zoo(name))
     images = {task: data.load(task) for task in zoo.tasks}
     assert model.support is not None and model.head is not None
-    bank = context_bank(model.support, images, model.tasks, model.classes, model.config)
+    known = list(model.tasks.values())
+    contexts = Contexts(model.support, known, images, model.config.context, model.classes)
     config = model.config.model_copy(update={"flow": FlowConfig(process="diffusion")})
-    people = Population.of(zoo, config.epochs)
-    rival, head, *_ = fit_flow(
-        people, model.encoder, model.source(), bank, config, scratch, True, "cpu"
-    )
+    learnt = TrainingSet.of(zoo, config.epochs)
+    parts = fit_flow(learnt, model.space, model.source(), contexts, config, scratch, True, "cpu")
+    rival, head = parts.velocity, parts.head
     assert head is not None
-    task, one = model.tasks[0], bank[:1, 0]
+    task, one = known[0].id, contexts.one(0, torch.Generator().manual_seed(0))[None]
     context = model.head(one)
     test = images[task].test
-    x0 = torch.randn(networks, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    x0 = torch.randn(networks, *model.space.shape, generator=torch.Generator().manual_seed(0))
     many = context.expand(networks, -1)
 
     def euler(steps: int) -> torch.Tensor:
@@ -71,7 +74,11 @@ def sample(name: str, repeats: int, scratch: Path, networks: int = 100) -> list[
         rows = timed_rows(seconds, "flown-euler-100", networks)
         drawn = {"ddpm-1000": ddpm()} | {f"flown-euler-{s}": euler(s) for s in STEPS}
     for method, latent in drawn.items():
-        values = accuracy(model.decode(latent, task), test.images, test.labels)
+        values = accuracy(
+            model.decode(latent, model.space.joint.layouts.index(zoo.layout(task))),
+            test.images,
+            test.labels,
+        )
         rows.append(
             {
                 "dataset": task,

@@ -15,30 +15,28 @@ from flown import tasks as data
 from flown.base.files import save_tensors
 from flown.base.provenance import Row
 from flown.encoders import VAEConfig
-from flown.generator.fit import FlownConfig, Population, fit_encoder
-from flown.nets import build
+from flown.generator.config import FlownConfig
+from flown.generator.data import TrainingSet
+from flown.generator.fit import fit_encoder
+from flown.nets.architecture import Architecture
+from flown.tasks.task import Task
 from flown.training import TrainConfig
-from flown.weights.layout import Task, WeightLayout
+from flown.weights.layout import WeightLayout
 from flown.zoo import Zoo
 from flown.zoo.rows import Row as Checkpoint
 from flown.zoo.rows import checksum
 
 CHECKPOINTS = 100_000
 _SHARD, _BATCH, _STEPS = 1000, 1024, 30
-_TASK = Task(
-    name="digits",
-    channels=1,
-    size=28,
-    mean=0.5,
-    std=0.5,
-    classes=tuple("0123456789"),
-    activation="tanh",
+_TASK = Task(id="digits", dataset="digits", classes=tuple("0123456789"))
+_SMALL = Architecture(
+    net="cnn-small", channels=1, size=28, outputs=10, activation="tanh", mean=0.5, std=0.5
 )
 
 
 def noise_zoo(out: Path, checkpoints: int) -> Zoo:
     """A zoo of `cnn-small` checkpoints made of noise, 1,000 a shard; about 10 kB each."""
-    layout = WeightLayout.of(build("cnn-small", 1, 10, "tanh"), "cnn-small", _TASK)
+    layout = WeightLayout.of(_SMALL.build(), _SMALL)
     rows = []
     for start in range(0, checkpoints, _SHARD):
         count = min(_SHARD, checkpoints - start)
@@ -58,11 +56,11 @@ def noise_zoo(out: Path, checkpoints: int) -> Zoo:
                 None,
                 shard,
                 i,
-                checksum(vector),
+                checksum=checksum(vector),
             )
             for i, vector in enumerate(vectors)
         ]
-    return Zoo.write(out, [layout], rows, {})
+    return Zoo.write(out, [layout], [_TASK], rows, {})
 
 
 def store(repeats: int, scratch: Path, checkpoints: int = CHECKPOINTS) -> list[Row]:
@@ -129,7 +127,7 @@ def _train_encoder(path: Path) -> float:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    fit_encoder(Population.of(zoo, config.epochs), config, images, path / "run", False, "cpu")
+    fit_encoder(TrainingSet.of(zoo, config.epochs), config, images, path / "run", False, "cpu")
     done.set()
     watcher.join()
     return most[0]

@@ -53,7 +53,7 @@ class _Contest:
         images = data.load("mnist5k")
         self.recipe, self.device = recipe, device
         self.layout: WeightLayout = layout_for(recipe, images)
-        self.x = self.layout.task.preprocess(images.train.images).contiguous().to(device)
+        self.x = self.layout.architecture.preprocess(images.train.images).contiguous().to(device)
         self.y = images.train.labels.to(device)
         self.val = images.val
         self.steps = len(self.x) // recipe.batch_size
@@ -68,7 +68,7 @@ class _Contest:
         return torch.stack([torch.randperm(len(self.x), generator=g) for g in generators])
 
     def ours(self, models: int) -> Trainer:
-        net = WeightBatch(self.layout, torch.empty(0, self.layout.size)).architecture
+        net = self.layout.architecture.build().eval()
         rates, decays = [self.recipe.learning_rate] * models, [0.0] * models
         return trainer(
             net, self.layout, self.start(models), self.x, self.y, 32, rates, decays, self.device

@@ -104,7 +104,7 @@ def fit(
     device: Device = "auto",
 ) -> None:
     """Fit weight encoder and conditional flow on a zoo."""
-    from flown.generator.fit import FlownConfig
+    from flown.generator.config import FlownConfig
     from flown.generator.model import Flown
     from flown.zoo import Zoo
 
@@ -138,7 +138,12 @@ def generate(
     solver: str = "euler",
     steps: int = 100,
     guidance: float = 1.0,
-    task: Annotated[Optional[str], typer.Option(help="Force a known task.")] = None,
+    layout: Annotated[
+        Optional[int],
+        typer.Option(
+            help="Which of the model's layouts; by default what the support set asks for."
+        ),
+    ] = None,
     until: Annotated[
         Optional[float],
         typer.Option(help="Stop at an epoch, of a model whose flow.path leads through epochs."),
@@ -155,13 +160,21 @@ def generate(
     generator = Flown.from_pretrained(model).to(device_of(device))
     some, classes = data.load_support(support, shots, seed)
     samples = generator.sample(
-        some.images, some.labels, n, seed, solver, steps, guidance, task, until=until
+        some.images,
+        some.labels,
+        n,
+        seed,
+        solver,
+        steps,
+        guidance,
+        layout,
+        until=until,
+        classes=classes,
     )
     samples.batch.provenance |= {"model": model, "support": support, "classes": list(classes)}
     samples.batch.to("cpu").save(out)
     console.print(
-        f"{n} x {samples.batch.layout.net} for images like '{samples.batch.layout.task.name}': "
-        f"{samples.seconds:.2f} s, NFE {samples.nfe}",
+        f"{n} x {samples.batch.name}: {samples.seconds:.2f} s, NFE {samples.nfe}",
         highlight=False,
     )
     wrote(out)

@@ -23,9 +23,9 @@ def adapt(
     model: Annotated[str, typer.Argument(help="A folder, a shipped model, a hub id.")],
     data: Annotated[str, typer.Option(help="A data set's name or a folder.")],
     out: Out,
-    task: Annotated[
-        Optional[str],
-        typer.Option(help="Whose networks to start from; by default the task most like the data."),
+    layout: Annotated[
+        Optional[int],
+        typer.Option(help="Which of the model's layouts; by default what the data asks for."),
     ] = None,
     method: Annotated[
         str,
@@ -58,7 +58,7 @@ def adapt(
         images.load(data),
         config,
         out=out,
-        task=task,
+        layout=layout,
         reward=None if reward is None else library.load_reward(reward),
         resume=resume,
         overwrite=overwrite,

@@ -122,7 +122,7 @@ def zoo_import(
     Pickles are opened as weights only; one that would run code is refused and named.
     """
     from flown.report.population import zoo_table
-    from flown.tasks import load
+    from flown.tasks import Task, load
     from flown.zoo import Recipe, from_checkpoints, from_modelzoos
     from flown.zoo.train.train import layout_for
 
@@ -140,14 +140,16 @@ def zoo_import(
         size=size,
         grey=grey,
     )
-    task = layout_for(about, load(data)).task
+    images = load(data)
+    architecture = layout_for(about, images).architecture
+    task = Task(id=data, dataset=data, classes=images.classes)
     if form is Format.modelzoos:
         made, skipped = from_modelzoos(
-            path, net, task, out, epochs=epochs, seed=seed, overwrite=overwrite
+            path, architecture, task, out, epochs=epochs, seed=seed, overwrite=overwrite
         )
     else:
         made, skipped = from_checkpoints(
-            path, net, task, out, mapping=mapping, seed=seed, overwrite=overwrite
+            path, architecture, task, out, mapping=mapping, seed=seed, overwrite=overwrite
         )
     console.print(zoo_table(made))
     for one in skipped[:10]:  # names in foreign files are not markup

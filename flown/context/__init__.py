@@ -6,7 +6,6 @@ from flown.context.caml import CAML, CAMLConfig
 from flown.context.elmes import elmes
 from flown.context.episodes import FeatureSet, episode_accuracy, train_caml
 from flown.context.head import CONTEXT_DIM, ContextHead
-from flown.context.known import KnownTasks
 from flown.context.published import load_published
 from flown.context.support import SupportConfig, SupportEncoder
 
@@ -21,7 +20,6 @@ __all__ = [
     "Context",
     "ContextHead",
     "FeatureSet",
-    "KnownTasks",
     "SupportConfig",
     "SupportEncoder",
     "build",

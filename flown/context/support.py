@@ -103,12 +103,24 @@ class SupportEncoder(nn.Module):
         Raises:
             FlownError: a class without support or query image, or too many classes.
         """
-        support = self.features(images)
+        asked = None if queries is None else (self.features(queries[0]), queries[1])
+        return self.outputs(self.features(images), labels, classes, generator, asked)
+
+    @torch.no_grad()
+    def outputs(
+        self,
+        support: Tensor,
+        labels: Tensor,
+        classes: int,
+        generator: torch.Generator,
+        queries: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """As `encode`, of features (K, F) in place of images."""
         if queries is None:
             rows = torch.stack([_pick(labels, k, generator) for k in range(classes)])
             asked, targets = support[rows], labels[rows]
         else:
-            asked, targets = self.features(queries[0]), queries[1]
+            asked, targets = queries
             _check_all_classes(targets, classes, "queries")
             _check_all_classes(labels, classes, "support set")
         # Every query repeats the support: large sets go through in parts.

@@ -6,7 +6,6 @@ from flown.encoders.base import (
     EncoderConfig,
     build,
     from_values,
-    reconstruction_error,
 )
 from flown.encoders.chunked import Chunked, ChunkedConfig
 from flown.encoders.graph import GraphConfig, GraphEncoder
@@ -33,5 +32,4 @@ __all__ = [
     "VAEConfig",
     "build",
     "from_values",
-    "reconstruction_error",
 ]

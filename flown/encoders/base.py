@@ -65,13 +65,8 @@ def from_values(values: Mapping[str, Any], where: str = "encoder") -> Config:
     return ENCODERS[kind][0].parse(values, where)
 
 
-def reconstruction_error(decoded: Tensor, vectors: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared error of the real weights among vectors (n, D); padding is ignored."""
-    return ((decoded - vectors).square() * mask).sum() / mask.sum()
-
-
-def build(config: Config, joint: JointLayout) -> nn.Module:
-    """An encoder for the networks of a joint layout."""
+def build(config: Config, joint: JointLayout, size: int) -> nn.Module:
+    """An encoder for the networks of a joint layout, as scaled vectors of `size` numbers."""
     kind: str = config.kind  # type: ignore[attr-defined]
-    module: nn.Module = ENCODERS[kind][1](config, joint)
+    module: nn.Module = ENCODERS[kind][1](config, joint, size)
     return module

@@ -38,18 +38,18 @@ class ChunkedConfig(LatentConfig):
 class Chunked(GaussianLatent):
     """Standardised weight vectors (n, D) <-> latents (n, latent_channels, rows * s, columns * s)."""
 
-    def __init__(self, config: ChunkedConfig, joint: JointLayout) -> None:
+    def __init__(self, config: ChunkedConfig, joint: JointLayout, size: int) -> None:
         shrink = 2 ** (len(config.multipliers) - 1)
         if config.side % shrink or config.chunk < 1:
             raise FlownError(
                 f"chunked: side {config.side} is not divisible by {shrink}, or chunk "
                 f"{config.chunk} is not positive"
             )
-        chunks, tile = math.ceil(joint.size / config.chunk), config.side // shrink
+        chunks, tile = math.ceil(size / config.chunk), config.side // shrink
         columns = _even(math.ceil(math.sqrt(chunks)))
         rows = _even(math.ceil(chunks / columns))
         super().__init__(config, (config.latent_channels, rows * tile, columns * tile))
-        self.config, self.size = config, joint.size
+        self.config, self.size = config, size
         self.chunks, self.rows, self.columns = chunks, rows, columns
         pixels, channels = config.side**2, config.latent_channels
         widths = [config.width * m for m in config.multipliers]

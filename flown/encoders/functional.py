@@ -27,7 +27,8 @@ from torch import Tensor
 from flown.base.config import Config
 from flown.tasks import Split
 from flown.weights.batch import WeightBatch
-from flown.weights.layout import JointLayout, Standardizer
+from flown.weights.layout import JointLayout
+from flown.weights.scale import NetworkScale
 
 _TINY = 1e-6  # a variance whose root still has a gradient
 
@@ -56,6 +57,7 @@ class FunctionalError:
     """The functional part of the loss for networks of several tasks.
 
     Args:
+        layouts: the place of its networks' layout, task by task.
         splits: training images, task by task.
         rests: what networks of a subset share, task by task; nothing for whole networks.
     """
@@ -64,25 +66,27 @@ class FunctionalError:
         self,
         config: FunctionalConfig,
         joint: JointLayout,
-        standardizer: Standardizer,
+        scale: NetworkScale,
+        layouts: Sequence[int],
         splits: Sequence[Split],
         rests: Sequence[Mapping[str, Tensor]],
         device: str,
     ) -> None:
         self.config, self.joint, self.device = config, joint, device
-        self.standardizer = copy.deepcopy(standardizer).to(device)
+        self.scale, self.layouts = copy.deepcopy(scale).to(device), layouts
         self.splits, self.rests = splits, rests
 
     def __call__(
         self, decoded: Tensor, vectors: Tensor, tasks: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """kl, ce and spread, weighted, of standardised vectors (n, D) of tasks (n,), a scalar.
+        """kl, ce and spread, weighted, of scaled vectors (n, D + 2 T) of tasks (n,), a scalar.
 
         Raises:
             FlownError: networks cannot be run: BatchNorm statistics are not known.
         """
         total = decoded.new_zeros(())
-        found, wanted = (self.standardizer.invert(v, tasks) for v in (decoded, vectors))
+        layouts = torch.tensor(self.layouts, device=tasks.device)[tasks]
+        found, wanted = (self.scale.invert(v, layouts) for v in (decoded, vectors))
         for task in tasks.unique().tolist():
             split, own = self.splits[task], tasks == task
             rows = torch.randint(
@@ -97,9 +101,10 @@ class FunctionalError:
         return total / len(tasks)
 
     def _logits(self, raw: Tensor, task: int, images: Tensor) -> Tensor:
-        layout = self.joint.layouts[task]
-        batch = WeightBatch(layout, self.joint.extract(raw, task), rest=self.rests[task])
-        return batch.logits(layout.task.preprocess(images))
+        index = self.layouts[task]
+        layout = self.joint.layouts[index]
+        batch = WeightBatch(layout, self.joint.extract(raw, index), rest=self.rests[task])
+        return batch.logits(layout.architecture.preprocess(images))
 
     def _error(self, logits: Tensor, target: Tensor, labels: Tensor) -> Tensor:
         c = self.config

@@ -53,12 +53,14 @@ class GraphConfig(LatentConfig):
 class GraphEncoder(GaussianLatent):
     """Standardised weight vectors (n, D) <-> latents (n, *latent_shape) by way of graphs."""
 
-    def __init__(self, config: GraphConfig, joint: JointLayout) -> None:
+    def __init__(self, config: GraphConfig, joint: JointLayout, size: int) -> None:
         super().__init__(config, config.latent_shape)
         if config.node % config.heads:
             raise FlownError(f"graph: node {config.node} is not divisible by heads {config.heads}")
         self.config, self.graph = config, NetGraph.of(joint)
         latent, graph = math.prod(config.latent_shape), self.graph
+        self.statistics = size - graph.size  # numbers behind the weights: every tensor's scale
+        self.scale = nn.Linear(self.statistics, 2 * latent)
         self.embed_nodes = nn.Linear(1, config.node)
         self.embed_edges = nn.Linear(graph.kernel, config.edge)
         counts = torch.bincount(graph.positions)
@@ -70,7 +72,7 @@ class GraphEncoder(GaussianLatent):
             nn.Linear(len(counts) * config.node, 2 * latent),
         )
         self.draft = nn.Sequential(
-            nn.Linear(latent, 4 * latent), nn.GELU(), nn.Linear(4 * latent, graph.size)
+            nn.Linear(latent, 4 * latent), nn.GELU(), nn.Linear(4 * latent, size)
         )
         self.node_queries = nn.Parameter(torch.randn(graph.nodes, config.node))
         self.edge_queries = nn.Parameter(torch.randn(graph.edges, config.edge))
@@ -88,7 +90,7 @@ class GraphEncoder(GaussianLatent):
 
     def embed(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors (n, D) to what the layers start from: nodes (n, V, node), edges (n, E, edge)."""
-        nodes, edges = self.graph.features(vectors)
+        nodes, edges = self.graph.features(vectors[:, : self.graph.size])
         nodes = self.embed_nodes(nodes) + self.position(self.graph.positions)
         return nodes, self.embed_edges(edges)
 
@@ -99,18 +101,20 @@ class GraphEncoder(GaussianLatent):
     def _posterior(self, vectors: Tensor) -> Tensor:
         nodes, _ = run(self.encoder, self.graph, *self.embed(vectors))
         pooled = torch.einsum("pv,nvd->npd", self._share, nodes)
-        return self.posterior(pooled)  # type: ignore[no-any-return]
+        scale = self.scale(vectors[:, self.graph.size :])
+        return self.posterior(pooled) + scale  # type: ignore[no-any-return]
 
     def decode(self, latents: Tensor) -> Tensor:
         return _in_groups(self._decode, latents.flatten(1))
 
     def _decode(self, z: Tensor) -> Tensor:
-        draft: Tensor = self.draft(z)
+        draft, scale = self.draft(z).split([self.graph.size, self.statistics], dim=1)
         nodes, edges = self.graph.features(draft)
         nodes = self.node_queries + self.node_draft(nodes) + self.node_latent(z)[:, None]
         edges = self.edge_queries + self.edge_draft(edges)
         nodes, edges = run(self.decoder, self.graph, nodes, edges)
-        return draft + self.graph.vectors(self.biases(nodes), self.weights(edges))
+        weights = draft + self.graph.vectors(self.biases(nodes), self.weights(edges))
+        return torch.cat([weights, scale], dim=1)
 
 
 def _in_groups(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:

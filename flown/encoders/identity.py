@@ -19,10 +19,10 @@ class IdentityConfig(Config):
 class Identity(nn.Module):
     """Weights (n, D), zero-padded and reshaped to a square image (n, 1, s, s), s a multiple of 4."""
 
-    def __init__(self, config: IdentityConfig, joint: JointLayout) -> None:
+    def __init__(self, config: IdentityConfig, joint: JointLayout, size: int) -> None:
         super().__init__()
-        self.config, self.size = config, joint.size
-        side = 4 * math.ceil(math.sqrt(joint.size) / 4)
+        self.config, self.size = config, size
+        side = 4 * math.ceil(math.sqrt(size) / 4)
         self.latent_shape = (1, side, side)
 
     def encode(self, vectors: Tensor) -> Tensor:

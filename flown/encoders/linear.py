@@ -29,13 +29,13 @@ class LinearConfig(LatentConfig):
 class Linear(GaussianLatent):
     """Standardised weight vectors (n, D) <-> latents (n, *latent_shape)."""
 
-    def __init__(self, config: LinearConfig, joint: JointLayout) -> None:
+    def __init__(self, config: LinearConfig, joint: JointLayout, size: int) -> None:
         super().__init__(config, config.latent_shape)
         self.config = config
-        size = math.prod(config.latent_shape)
-        self.posterior = nn.Linear(joint.size, size)
-        self.logvar = nn.Parameter(torch.full((size,), -6.0))
-        self.contract = nn.Linear(size, joint.size)
+        latent = math.prod(config.latent_shape)
+        self.posterior = nn.Linear(size, latent)
+        self.logvar = nn.Parameter(torch.full((latent,), -6.0))
+        self.contract = nn.Linear(latent, size)
 
     def moments(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z | w), each (n, L), the mean not yet at unit scale."""

@@ -27,7 +27,7 @@ from flown.base.errors import FlownError
 from flown.encoders.netblocks import Block
 from flown.nets import build
 from flown.nets.structure.symmetry import Units, Walk, trace
-from flown.weights.layout import JointLayout, Task
+from flown.weights.layout import JointLayout
 
 _NORMS = batchnorm._BatchNorm, instancenorm._InstanceNorm, nn.GroupNorm, nn.LayerNorm
 
@@ -85,10 +85,10 @@ class NetGraph(nn.Module):
             FlownError: as the constructor, or the layouts differ in more than channels and classes.
         """
         first = joint.layouts[0]
-        tasks: list[Task] = [layout.task for layout in joint.layouts]
-        channels, classes = max(t.channels for t in tasks), max(len(t.classes) for t in tasks)
-        size = max(t.size for t in tasks)
-        net = build(first.net, channels, classes, tasks[0].activation, size)
+        every = [layout.architecture for layout in joint.layouts]
+        channels, classes = max(a.channels for a in every), max(a.outputs for a in every)
+        size = max(a.size for a in every)
+        net = build(first.net, channels, classes, every[0].activation, size)
         shapes = dict(zip(first.names, joint.shapes, strict=True))
         for name, p in net.named_parameters():
             if name in shapes and shapes[name] != tuple(p.shape):

@@ -51,14 +51,14 @@ class PDiff(nn.Module):
     latent_mean: Tensor
     latent_std: Tensor
 
-    def __init__(self, config: PDiffConfig, joint: JointLayout) -> None:
+    def __init__(self, config: PDiffConfig, joint: JointLayout, size: int) -> None:
         super().__init__()
         kernel, stride, channels = config.kernel, config.stride, config.channels
         if kernel < stride or kernel % 2 == 0:
             raise FlownError(f"pdiff: kernel {kernel} must be odd and at least the stride {stride}")
-        self.config, self.size, self.latent_shape = config, joint.size, config.latent_shape
-        length = math.ceil(joint.size / stride ** len(channels))  # of the last level
-        self.padding = length * stride ** len(channels) - joint.size
+        self.config, self.size, self.latent_shape = config, size, config.latent_shape
+        length = math.ceil(size / stride ** len(channels))  # of the last level
+        self.padding = length * stride ** len(channels) - size
         latents, shortest = math.prod(config.latent_shape), (channels[-1], length)
         layers: list[nn.Module] = []
         for inputs, outputs in zip((1, *channels), channels, strict=False):

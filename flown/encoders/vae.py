@@ -40,20 +40,20 @@ class VAEConfig(LatentConfig):
 class VAE(GaussianLatent):
     """Standardised weight vectors (n, D) <-> latents (n, latent_channels, s, s)."""
 
-    def __init__(self, config: VAEConfig, joint: JointLayout) -> None:
+    def __init__(self, config: VAEConfig, joint: JointLayout, size: int) -> None:
         shrink = 2 ** (len(config.multipliers) - 1)
         if config.side % shrink:
             raise FlownError(f"vae: side {config.side} is not divisible by {shrink}")
         side = config.side // shrink
         super().__init__(config, (config.latent_channels, side, side))
-        self.config, self.size = config, joint.size
+        self.config, self.size = config, size
         pixels = config.side**2
         widths = [config.width * m for m in config.multipliers]
-        self.expand = nn.Linear(joint.size, pixels)
+        self.expand = nn.Linear(size, pixels)
         self.down = down(widths, config.blocks, 2 * config.latent_channels)
         self.posterior = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
         self.up = up(widths[::-1], config.blocks, config.latent_channels)
-        self.contract = nn.Linear(pixels, joint.size)
+        self.contract = nn.Linear(pixels, size)
 
     def moments(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z | w), each (n, L), the mean not yet at unit scale."""

@@ -13,13 +13,14 @@ from flown import tasks as data
 from flown import zoo
 from flown.base.config import Config
 from flown.base.provenance import write_results
+from flown.context.tokens import ContextConfig
 from flown.encoders import ChunkedConfig
 from flown.experiments.begin import begin
 from flown.experiments.clock import Clock
 from flown.experiments.retrieval import Retrieval
 from flown.flow import VelocityConfig
 from flown.generator.card import report_card
-from flown.generator.fit import ContextConfig, FlownConfig
+from flown.generator.config import FlownConfig
 from flown.generator.model import Flown
 from flown.report import write_report
 from flown.tasks import ImageData

@@ -13,7 +13,7 @@ from flown.base.provenance import write_results
 from flown.encoders import VAEConfig
 from flown.experiments.retrieval import Retrieval, RetrievalConfig, present, run
 from flown.flow import VelocityConfig
-from flown.generator.fit import FlownConfig
+from flown.generator.config import FlownConfig
 from flown.report import write_report
 from flown.training import TrainConfig
 from flown.zoo import recipe

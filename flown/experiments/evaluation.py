@@ -23,7 +23,7 @@ def evaluate_file(
     """
     batch = WeightBatch.load(file)
     images = data.load(name)
-    classes = len(batch.layout.task.classes)
+    classes = batch.layout.architecture.outputs
     if classes != len(images.classes):
         raise FlownError(
             f"{file}: networks of {classes} classes, '{name}' has {len(images.classes)}"
@@ -46,15 +46,15 @@ def evaluate_file(
     yield f"IoU of errors among them: {mutual_iou(wrong):.2f}"
     if zoo is None:
         return
-    task = batch.layout.task.name
-    last = zoo.select(task=task if task in zoo.tasks else zoo.tasks[0], epochs=[-1])
-    train = last.select(split="train").batch(last.tasks[0])
-    held_out = last.select(split="held-out").batch(last.tasks[0])
+    task = batch.task.id if batch.task and batch.task.id in zoo.tasks else next(iter(zoo.tasks))
+    last = zoo.select(task=task, epochs=[-1])
+    train = last.select(split="train").batch(task)
+    held_out = last.select(split="held-out").batch(task)
     batch.layout.check_same_weights(train.layout, str(zoo_path))
     ratio = l2_ratio(batch.vectors, train.vectors, held_out.vectors)
     ready = train.calibrated(images.train.images)
     wrong_train = predictions(ready, images.test.images) != images.test.labels
     accuracy = 100 * (1 - wrong_train.float().mean())
-    yield f"zoo '{last.tasks[0]}', {len(train)} training networks: {float(accuracy):.1f} %"
+    yield f"zoo '{task}', {len(train)} training networks: {float(accuracy):.1f} %"
     yield f"L2 to the nearest of them over held-out's own: {float(ratio.mean()):.2f}"
     yield f"largest IoU of errors with one of them: {float(largest_iou(wrong, wrong_train).mean()):.2f}"

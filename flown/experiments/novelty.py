@@ -20,11 +20,12 @@ from flown.base.config import Config
 from flown.base.files import read_json, write_json
 from flown.base.progress import bar
 from flown.base.provenance import Row, write_results
+from flown.context.tokens import ContextConfig
 from flown.encoders.functional import FunctionalConfig
 from flown.experiments.begin import begin
 from flown.experiments.clock import Clock
 from flown.flow import VelocityConfig
-from flown.generator.fit import ContextConfig, FlownConfig
+from flown.generator.config import FlownConfig
 from flown.generator.model import Flown
 from flown.measure.baselines import BASELINES
 from flown.measure.evaluate import predictions
@@ -145,7 +146,7 @@ class _Yardstick:
     def __init__(self, whole: Zoo, images: ImageData) -> None:
         last, self.test = whole.select(epochs=[-1]), images.test
         self.train, self.held_out = (
-            last.select(split=s).batch(last.tasks[0]) for s in ("train", "held-out")
+            last.select(split=s).batch(next(iter(last.tasks))) for s in ("train", "held-out")
         )
         self.classes = predictions(self.train, self.test.images)
         self.wrong = self.classes != self.test.labels
@@ -192,16 +193,15 @@ class _Yardstick:
 
     def model(self, model: Flown, n: int, steps: int, seed: int) -> dict[str, Points]:
         """Reconstructions, samples of the flow, and decoded latents from N(0, I)."""
-        task = self.train.layout.task.name
         some, generator = self.train[:n], torch.Generator().manual_seed(seed)
-        drawn = torch.randn(n, *model.latent_shape, generator=generator)
+        drawn = torch.randn(n, *model.space.shape, generator=generator)
         return {
             "reconstruction-train": self.measure(model.reconstruct(some), some),
             "reconstruction-held-out": self.measure(
                 model.reconstruct(self.held_out), self.held_out
             ),
             "flown": self.measure(model.generate(n=n, seed=seed, steps=steps)),
-            "latent-gaussian": self.measure(model.decode(drawn, task)),
+            "latent-gaussian": self.measure(model.decode(drawn)),
         }
 
 

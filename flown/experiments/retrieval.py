@@ -17,7 +17,7 @@ from flown.base.config import Config
 from flown.base.provenance import Row
 from flown.experiments.clock import Clock
 from flown.generator.card import Card, report_card
-from flown.generator.fit import FlownConfig
+from flown.generator.config import FlownConfig
 from flown.generator.model import Flown
 from flown.zoo import Recipe, Zoo
 

@@ -18,11 +18,11 @@ INITS = ("recipe-init", "default-init", "kaiming")
 
 
 class Starts(NamedTuple):
-    """n networks a method, and the task that was recognised.
+    """n networks a method, and the task whose layout they have.
 
-    All have the recognised task's activation and preprocessing, but `best-lookup`: checkpoints of
-    its own task. `votes` of n support sets chose the task. `stops` are the trajectory's networks at
-    each of its epochs, those of the last one among the methods.
+    All have the layout that most support sets ask for, `votes` of n, but `best-lookup`: checkpoints of
+    its own task. `stops` are the trajectory's networks at each of its epochs, those of the last one
+    among the methods.
     """
 
     batches: dict[str, WeightBatch]
@@ -31,10 +31,13 @@ class Starts(NamedTuple):
     votes: int
 
 
-def recognised(model: Flown, supports: list[Support], seed: int) -> tuple[str, int]:
-    """The task that most support sets look like, and how many they are."""
+def asked_layout(model: Flown, supports: list[Support], seed: int) -> tuple[int, int]:
+    """The layout that most support sets ask for, and how many they are."""
     votes = Counter(
-        model.recognise(some.images, some.labels, seed + i) for i, some in enumerate(supports)
+        model.space.place(
+            model.generate(support.images, support.labels, 1, seed + i, steps=1).layout
+        )
+        for i, support in enumerate(supports)
     )
     return votes.most_common(1)[0]
 
@@ -42,18 +45,20 @@ def recognised(model: Flown, supports: list[Support], seed: int) -> tuple[str, i
 def generated(
     model: Flown,
     supports: list[Support],
-    task: str,
+    layout: int,
     steps: int,
     seed: int,
     until: float | None = None,
 ) -> WeightBatch:
-    """A network from each support set, all for one task."""
+    """A network from each support set, all of one layout."""
     batches = [
-        model.generate(some.images, some.labels, 1, seed + i, steps=steps, task=task, until=until)
+        model.generate(
+            some.images, some.labels, 1, seed + i, steps=steps, layout=layout, until=until
+        )
         for i, some in enumerate(supports)
     ]
     joined = torch.cat([batch.vectors for batch in batches]).cpu()
-    return WeightBatch(batches[0].layout, joined, batches[0].provenance)
+    return WeightBatch(batches[0].layout, joined, batches[0].provenance, task=batches[0].task)
 
 
 def starts(
@@ -69,11 +74,13 @@ def starts(
     draw, classes = torch.Generator().manual_seed(seed + 20_011), len(images.classes)
     shots = model.config.context.shots
     supports = [draw_support(images.train, classes, shots, draw) for _ in range(n)]
-    task, votes = recognised(model, supports, seed)
+    layout, votes = asked_layout(model, supports, seed)
+    wanted = model.space.joint.layouts[layout]
+    task = next(name for name in zoo.tasks if zoo.layout(name) == wanted)
     train = zoo.batch(task)
     init = zoo.about["recipes"][task]["init"]
     stops = {
-        epoch: generated(trajectory, supports, task, steps, seed, epoch)
+        epoch: generated(trajectory, supports, layout, steps, seed, epoch)
         for epoch in trajectory.epochs
     }
 
@@ -83,7 +90,7 @@ def starts(
     mean = train.vectors.mean(dim=0, keepdim=True).repeat(n, 1)
     return Starts(
         {
-            "flown": generated(model, supports, task, steps, seed),
+            "flown": generated(model, supports, layout, steps, seed),
             "flown-trajectory": stops[trajectory.epochs[-1]],
             "recipe-init": fresh(init),
             "default-init": fresh("default"),

@@ -19,7 +19,7 @@ from flown.experiments.retrieval import Retrieval, RetrievalConfig, paper_rows, 
 from flown.experiments.unconditional import lend_encoder
 from flown.flow import VelocityConfig
 from flown.generator.card import Card, report_card
-from flown.generator.fit import FlowConfig, FlownConfig
+from flown.generator.config import FlowConfig, FlownConfig
 from flown.generator.model import Flown
 from flown.report import write_report
 from flown.report.html import table_html

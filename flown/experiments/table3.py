@@ -27,7 +27,7 @@ from flown.experiments.clock import Clock
 from flown.experiments.retrieval import build_zoo, present
 from flown.experiments.starts import INITS, Starts, starts
 from flown.flow import VelocityConfig
-from flown.generator.fit import FlownConfig
+from flown.generator.config import FlownConfig
 from flown.generator.model import Flown
 from flown.measure.evaluate import evaluate
 from flown.measure.finetune import FinetuneConfig, Point, finetune
@@ -325,7 +325,7 @@ class _Target:
             "paper": paper,
             "until": until,
             "selection": f"val-best-of-{len(stops)}-stops" if method == STOPPED else "all",
-            "networks_of": self.images.name if batch is None else batch.layout.task.name,
+            "networks_of": self.images.name if batch is None else (batch.task and batch.task.id),
             "recognised": self.made.task,
             "votes": f"{self.made.votes} of {self.settings.samples}",
             "learning_rate": self.rate,

@@ -324,21 +324,17 @@ def _transfer(
     device: str,
     clock: Clock,
 ) -> Transfer:
-    out, source, generator = out / name, model.tasks[0], exchange.generators[0]
-    images = match_classes(theirs, model.joint.layouts[0].task.classes)
+    out, source, generator = out / name, next(iter(model.tasks)), exchange.generators[0]
+    images = match_classes(theirs, model.tasks[source].classes)
 
     def drawn(model: Flown) -> WeightBatch:
-        return sample(
-            model, images, source, exchange.samples, settings.seed, "euler", settings.steps
-        )
+        return sample(model, images, 0, exchange.samples, settings.seed, "euler", settings.steps)
 
     static = drawn(model)
     methods, seconds = {"static": measure(static, images)}, {}
     clock.lap(f"{name}: measuring")
     for method, how in exchange.adaptations.items():
-        adapted = adapt(
-            model, images, how, out=out / method, task=source, resume=True, device=device
-        )
+        adapted = adapt(model, images, how, out=out / method, layout=0, resume=True, device=device)
         clock.lap(stage := f"{name}: {method}")
         seconds[method] = clock.spent[stage]
         methods[method] = measure(drawn(adapted), images)
@@ -371,7 +367,7 @@ def _transfer(
 
 def last_trained(zoo: Zoo) -> WeightBatch:
     """Every network's last checkpoint that is not held out; of a lone training the very last are."""
-    return zoo.select(split="train").select(epochs=[-1]).batch(zoo.tasks[0])
+    return zoo.select(split="train").select(epochs=[-1]).batch(next(iter(zoo.tasks)))
 
 
 def _kept(path: Path, make: Any) -> WeightBatch:

@@ -17,13 +17,14 @@ from flown import zoo
 from flown.base.config import Config
 from flown.base.progress import bar
 from flown.base.provenance import Row, write_results
+from flown.context.tokens import ContextConfig
 from flown.encoders import VAEConfig
 from flown.experiments.begin import begin
 from flown.experiments.clock import Clock
 from flown.experiments.unconditional import lend_encoder
 from flown.flow import VelocityConfig, stations
 from flown.flow.marginals import PathName
-from flown.generator.fit import ContextConfig, FlowConfig, FlownConfig
+from flown.generator.config import FlowConfig, FlownConfig
 from flown.generator.model import Flown
 from flown.measure.finetune import FinetuneConfig, finetune
 from flown.report.trajectory import GAP, write_trajectory
@@ -167,7 +168,7 @@ def _on_the_way(model: Flown, settings: TrajectoryConfig) -> dict[float, WeightB
     assert samples.path is not None
     times = stations(len(epochs))
     return {
-        epoch: model.decode(samples.path[round(t * settings.steps)], model.tasks[0])
+        epoch: model.decode(samples.path[round(t * settings.steps)])
         for epoch, t in zip(epochs, times, strict=True)
     }
 

@@ -96,9 +96,13 @@ def _trained(
     """`starts` trained for so many batches each; rate and stopping chosen on validation images."""
     layout, rest, n = starts.layout, starts.rest or None, len(starts)
     rates = [rate for rate in RATES for _ in range(n)]
-    net = layout.build().eval()
+    net = layout.architecture.build().eval()
     batchnorm.by_batch(net, batchnorm.layers(net))
-    x = images.train.images if rest else layout.task.preprocess(images.train.images).contiguous()
+    x = (
+        images.train.images
+        if rest
+        else layout.architecture.preprocess(images.train.images).contiguous()
+    )
     device = starts.vectors.device
     engine = trainer(
         net,

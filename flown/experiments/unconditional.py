@@ -24,7 +24,7 @@ from flown.base.progress import bar
 from flown.base.provenance import Row, digest
 from flown.experiments.clock import Clock
 from flown.generator.card import CHOICE, Card, Measured, TaskCard
-from flown.generator.fit import FlowConfig, FlownConfig
+from flown.generator.config import FlowConfig, FlownConfig
 from flown.generator.model import Flown
 from flown.measure.baselines import fitting
 from flown.measure.evaluate import predictions

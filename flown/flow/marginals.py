@@ -104,12 +104,12 @@ class _PathObjective(nn.Module):
         path: flow.MetricPath,
         source: flow.Source,
         knots: Tensor,
-        tasks: Tensor,
+        layouts: Tensor,
         batch: int,
         seed: int,
     ) -> None:
         super().__init__()
-        self.path, self.source, self.knots, self.tasks = path, source, knots, tasks
+        self.path, self.source, self.knots, self.layouts = path, source, knots, layouts
         self.batch = batch
         points = knots.flatten(0, 1).flatten(1)
         order = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))
@@ -117,9 +117,9 @@ class _PathObjective(nn.Module):
 
     def forward(self, generator: torch.Generator) -> Tensor:
         rows = torch.randint(
-            len(self.knots), (self.batch,), generator=generator, device=self.tasks.device
+            len(self.knots), (self.batch,), generator=generator, device=self.layouts.device
         )
-        x0 = self.source.sample(self.tasks[rows], generator)
+        x0 = self.source.sample(self.layouts[rows], generator)
         t = torch.rand(self.batch, generator=generator, device=x0.device)
         return flow.energy(self.path(x0, self.knots[rows], t), self.metric)
 
@@ -128,7 +128,7 @@ def fit_path(
     name: PathName,
     source: flow.Source,
     knots: Tensor,
-    tasks: Tensor,
+    layouts: Tensor,
     config: TrainConfig,
     *,
     out: File,
@@ -136,7 +136,7 @@ def fit_path(
     resume: bool,
     device: str,
 ) -> Path:
-    """The path of that name, not the linear one, through latents (m, K, *L) of tasks (m,).
+    """The path of that name, not the linear one, through latents (m, K, *L) of networks of layouts (m,).
 
     The metric path is trained, and saved in `out` as it is.
     """
@@ -146,7 +146,7 @@ def fit_path(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         path = flow.MetricPath(times, knots.shape[2:])
-    objective = _PathObjective(path.to(device), source, knots, tasks, config.batch_size, seed)
+    objective = _PathObjective(path.to(device), source, knots, layouts, config.batch_size, seed)
     train(objective, config, out=out, name="path", seed=seed, resume=resume, device=device)
 
     @torch.no_grad()

@@ -4,9 +4,9 @@
     kaiming-*        x_0 = encode(w),  w a freshly initialised base model,  Var w = 2 / fan_in
     checkpoint       x_0 = encode(w) + noise eps,  w a given network with a redrawn classifier head
 
-A source knows tasks by index. Two callables tell it where weights live: `pack` takes one task's
+A source knows layouts by their place. Two callables tell it where weights live: `pack` takes one layout's
 stacked tensors, name -> (n, *shape), to the joint space (n, D); `encode` takes raw vectors (n, D)
-of given tasks (n,) to latents (n, *L), standardising them on the way.
+of given layouts (n,) to latents (n, *L), standardising them on the way.
 """
 
 from __future__ import annotations

@@ -24,12 +24,12 @@ from flown import flow
 from flown.base.config import Config, describes
 from flown.base.errors import FlownError, unknown
 from flown.base.files import prepare_output, read_json, write_json
+from flown.context.tokens import Contexts
 from flown.flow.adjoint import adjoint_matching_loss
-from flown.generator.fit import context_bank
 from flown.generator.model import Flown
 from flown.measure.evaluate import evaluate
 from flown.nets.batched import batchnorm, stacked
-from flown.tasks import ImageData, draw_support
+from flown.tasks import ImageData, Task, draw_support
 from flown.training import History, TrainConfig, step_generator, train
 from flown.version import __version__
 from flown.weights.batch import WeightBatch
@@ -118,7 +118,7 @@ class Objective(nn.Module):
 
     Args:
         model: is changed by training.
-        images: the new task's; labels are outputs of the networks of `task`.
+        images: the new task's; labels are outputs of the networks of the model's layout `layout`.
         reward: replaces the cross-entropy; weights alone decide it.
 
     Raises:
@@ -129,28 +129,30 @@ class Objective(nn.Module):
         self,
         model: Flown,
         images: ImageData,
-        task: str,
+        layout: int,
         config: AdaptConfig,
         reward: Reward | None = None,
     ) -> None:
         super().__init__()
-        self.model, self.images, self.task, self.config = model, images, task, config
+        self.model, self.images, self.place, self.config = model, images, layout, config
         self.reward, self.source = reward, model.source()
-        layout = model.joint.layouts[model.tasks.index(task)]
-        if len(layout.task.classes) != len(images.classes):
+        self.layout = model.space.joint.layouts[layout]
+        outputs = self.layout.architecture.outputs
+        if outputs != len(images.classes):
             raise FlownError(
-                f"{images.name}: has {len(images.classes)} classes, networks for task '{task}' name "
-                f"{len(layout.task.classes)}; adapt to data of as many classes"
+                f"{images.name}: has {len(images.classes)} classes, networks of layout {layout} name "
+                f"{outputs}; adapt to data of as many classes"
             )
-        self.layout, self.net = layout, layout.build().to(model.device).eval()
+        self.net = self.layout.architecture.build().to(model.device).eval()
         # Statistics of images unlike the old ones: the batch's, as `WeightBatch.calibrated` has it.
         batchnorm.by_batch(self.net, batchnorm.layers(self.net))
         self.net.requires_grad_(False)
-        self.bank: Tensor | None = None  # (draws, classes, width)
+        self.contexts: Contexts | None = None
         if model.support is not None:
-            self.bank = context_bank(
-                model.support, {task: images}, (task,), model.classes, model.config
-            )[0]
+            task = Task.of(images)
+            self.contexts = Contexts(
+                model.support, [task], {task.dataset: images}, model.config.context, model.classes
+            )
         self.base = self.base_head = None
         if config.method == "adjoint":
             how = model.config.flow
@@ -174,19 +176,17 @@ class Objective(nn.Module):
 
     def _loss(self, generator: torch.Generator) -> Tensor:
         c, n, device = self.config, self.config.networks, self.model.device
-        index = self.model.tasks.index(self.task)
-        x0 = self.source.sample(torch.full((n,), index, device=device), generator)
+        x0 = self.source.sample(torch.full((n,), self.place, device=device), generator)
         outputs = None
-        if self.bank is not None:
-            draws = torch.randint(len(self.bank), (n,), generator=generator, device=device)
-            outputs = self.bank[draws]
+        if self.contexts is not None:
+            outputs = self.contexts.draw(torch.zeros(n, dtype=torch.int64), generator)
         rows = torch.randint(
             len(self.images.train), (c.training.batch_size,), generator=generator, device=device
         ).cpu()
         velocity = _bound(self.model.velocity, self.model.head, outputs)
 
         def rewards(latents: Tensor) -> Tensor:
-            return self.rewards(self.model.decode(latents, self.task), rows)
+            return self.rewards(self.model.decode(latents, self.place), rows)
 
         if self.base is None:
             return -rewards(endpoint(velocity, x0, c.solver, c.steps, c.detach, c.recompute)).mean()
@@ -209,7 +209,7 @@ class Objective(nn.Module):
             return found
         some = self.images.train[rows]
         x, y = (t.to(self.model.device) for t in (some.images, some.labels))
-        own, seen = self.layout.unpack(batch.vectors), self.layout.task.preprocess(x)
+        own, seen = self.layout.unpack(batch.vectors), self.layout.architecture.preprocess(x)
         logits = stacked.forward(self.net, own, seen.to(batch.vectors), batch.rest)  # (n, B, C)
         each = F.cross_entropy(logits.flatten(0, 1), y.repeat(len(batch)), reduction="none")
         losses: Tensor = each.unflatten(0, (len(batch), -1)).mean(dim=1)
@@ -224,7 +224,7 @@ class Objective(nn.Module):
         modules = {
             "flow": self.model.velocity,
             "head": self.model.head,
-            "decoder": self.model.encoder,
+            "decoder": self.model.space.encoder,
         }
         chosen = {
             part: list(module.parameters()) if (module := modules[part]) is not None else []
@@ -251,7 +251,7 @@ class Objective(nn.Module):
         batch = sample(
             self.model,
             self.images,
-            self.task,
+            self.place,
             self.config.validated,
             self.config.seed,
             self.config.solver,
@@ -271,7 +271,7 @@ def _bound(
 def sample(
     model: Flown,
     images: ImageData,
-    task: str,
+    layout: int | None,
     n: int,
     seed: int,
     solver: str = "euler",
@@ -284,7 +284,9 @@ def sample(
         generator = torch.Generator().manual_seed(seed)
         shots = model.config.context.shots
         some, labels = draw_support(images.train, len(images.classes), shots, generator)
-    batch = model.generate(some, labels, n, seed, solver, steps, task=task)
+    batch = model.generate(
+        some, labels, n, seed, solver, steps, layout=layout, classes=images.classes
+    )
     return batch.calibrated(images.train.images, seed=seed)
 
 
@@ -294,7 +296,7 @@ def adapt(
     config: AdaptConfig | None = None,
     *,
     out: Path | str,
-    task: str | None = None,
+    layout: int | None = None,
     reward: Reward | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -305,8 +307,8 @@ def adapt(
     Args:
         images: the new task. Its training part is learnt from, its validation part measured in the
             history; labels are the networks' outputs, in the data's own order of classes.
-        task: whose networks (architecture, activation, preprocessing) are generated; by default the
-            one that the new images resemble most, or a model without context's first.
+        layout: which of the model's layouts (architecture, preprocessing) is generated, by its place;
+            by default what a support set of the new images asks for.
         reward: what to make large instead of minus the cross-entropy: a differentiable function of
             a batch of n networks that returns (n,), as
 
@@ -318,23 +320,24 @@ def adapt(
         resume: go on from the checkpoint in `out`; ends with the same weights.
 
     Raises:
-        FlownError: unknown task or solver, another number of classes, a part that cannot be
+        FlownError: no such layout, an unknown solver, another number of classes, a part that cannot be
             trained, `out` exists or belongs to another run.
         TrainingError: the loss became NaN.
     """
     config = config or AdaptConfig()
     config.check(device)
     out = prepare_output(out, overwrite, resume)
-    if task is not None and task not in model.tasks:
-        raise unknown("task", task, model.tasks)
     new = copy.deepcopy(model).to(device)
-    objective = Objective(new, images, task or _nearest(new, images), config, reward)
-    task = objective.task
+    if layout is None:
+        layout = _layout(new, images)
+    elif not 0 <= layout < len(model.space.joint.layouts):
+        raise FlownError(f"layout {layout} is out of range 0..{len(model.space.joint.layouts) - 1}")
+    objective = Objective(new, images, layout, config, reward)
     run = {
         "config": config.model_dump(mode="json"),
         "data": images.name,
-        "task": task,
-        "model": [_fingerprint(part) for part in (model.encoder, model.velocity)],
+        "layout": layout,
+        "model": [_fingerprint(part) for part in (model.space.encoder, model.velocity)],
         "reward": None if reward is None else getattr(reward, "__name__", type(reward).__name__),
         "flown": __version__,
     }
@@ -364,8 +367,6 @@ def adapt(
         device=device,
     )
     new.eval().requires_grad_(False)
-    if new.known is not None and objective.bank is not None:  # the new images are now `task`'s
-        new.known.replace(new.tasks.index(task), objective.bank)
     new.history = {"adapt": history}
     new.card = {"adapted": run | {"static": history[0]["val"], "val": _kept(history, training)}}
     write_json(out / "history.json", new.history)
@@ -383,13 +384,9 @@ def _fingerprint(part: nn.Module) -> int:
     return checksum(torch.cat([p.flatten() for p in part.parameters()] or [torch.empty(0)]))
 
 
-def _nearest(model: Flown, images: ImageData) -> str:
-    """The task that a support set of the new images is recognised as."""
-    if model.support is None:
-        return model.tasks[0]
-    generator = torch.Generator().manual_seed(0)
-    shots, classes = model.config.context.shots, len(images.classes)
-    return model.recognise(*draw_support(images.train, classes, shots, generator))
+def _layout(model: Flown, images: ImageData) -> int:
+    """The layout that a support set of the new images asks for."""
+    return model.space.place(sample(model, images, None, 1, 0, steps=1).layout)
 
 
 def load_reward(name: str) -> Reward:

@@ -17,7 +17,9 @@ from torch import Tensor
 from flown.base.errors import FlownError, unknown
 from flown.base.progress import bar
 from flown.base.provenance import Row, digest
-from flown.generator.model import Flown, Samples
+from flown.context.tokens import held_out_images
+from flown.flow.samplers import Samples
+from flown.generator.model import Flown
 from flown.measure.baselines import fitting
 from flown.measure.evaluate import predictions
 from flown.measure.novelty import (
@@ -135,18 +137,19 @@ def report_card(
     """
     if n < 1 or top < 1:
         raise FlownError(f"report card: n and top must be at least 1, got {n} and {top}")
-    for task in model.tasks:
+    for task in zoo.tasks:
         if task not in images:
             raise FlownError(f"report card: {unknown('task', task, images)}")
-    supports = {task: _supports(images[task], shots, seed) for task in model.tasks}
-    sampler = _Sampler(model, supports, n, seed, solver, steps)
+    supports = {task: _supports(images[task], shots, seed) for task in zoo.tasks}
+    layouts = {task: model.space.place(zoo.layout(task)) for task in zoo.tasks}
+    sampler = _Sampler(model, supports, layouts, n, seed, solver, steps)
     cards = {}
-    with bar("report card", len(model.tasks)) as update:
-        for index, task in enumerate(model.tasks):
+    with bar("report card", len(zoo.tasks)) as update:
+        for index, task in enumerate(zoo.tasks):
             cards[task] = _task_card(sampler, zoo, images, task, full)
             update(index + 1, task)
-    counts = {task: _counts(images[task]) for task in model.tasks}
-    device = str(model.standardizer.mean.device)
+    counts = {task: _counts(images[task]) for task in zoo.tasks}
+    device = str(model.device)
     return Card(
         cards,
         n,
@@ -164,7 +167,8 @@ def report_card(
 
 def _supports(images: ImageData, shots: int, seed: int) -> list[Support]:
     draw, classes = torch.Generator().manual_seed(seed + 10_007), len(images.classes)
-    return [draw_support(images.train, classes, shots, draw) for _ in range(SUPPORTS)]
+    apart = held_out_images(images.train)
+    return [draw_support(apart, classes, shots, draw) for _ in range(SUPPORTS)]
 
 
 def _counts(data: ImageData) -> dict[str, int]:
@@ -177,6 +181,7 @@ class _Sampler:
 
     model: Flown
     supports: Mapping[str, list[Support]]
+    layouts: Mapping[str, int]
     n: int
     seed: int
     solver: str
@@ -197,23 +202,23 @@ class _Sampler:
                     self.seed + i,
                     self.solver,
                     self.steps,
-                    task=task,
+                    layout=self.layouts[task],
                     trajectory=trajectory and i == 0,
                 )
             )
         return drawn
 
     def recognised(self, task: str) -> float | None:
-        """Percent of the support sets from which the model tells the task by itself."""
+        """Percent of the support sets that ask for the layout of the task's own networks."""
         if self.model.config.context.mode == "none":
             return None
-        names = [
-            self.model.sample(
-                s.images, s.labels, 1, self.seed, self.solver, 1
-            ).batch.layout.task.name
+        asked = [
+            self.model.space.place(
+                self.model.sample(s.images, s.labels, 1, self.seed, self.solver, 1).batch.layout
+            )
             for s in self.supports[task]
         ]
-        return 100 * names.count(task) / len(names)
+        return 100 * asked.count(self.layouts[task]) / len(asked)
 
 
 def _joined(samples: list[Samples]) -> WeightBatch:
@@ -299,7 +304,7 @@ def _task_card(
     card.nfe = max(s.nfe for s in samples)
     if full:
         _explain(card, sampler, images, generated)
-        _follow(card, model, samples[0], images[task])
+        _follow(card, model, sampler.layouts[task], samples[0], images[task])
         encoded = {"zoo": train, "held-out": held_out}
         card.latents = {k: model.encode(x).flatten(1).cpu() for k, x in encoded.items() if x}
         card.latents["samples"] = torch.cat([s.latents for s in samples]).flatten(1).cpu()
@@ -325,7 +330,7 @@ def _explain(
 ) -> None:
     """Does the context decide? Confusion of tasks, and networks from others' support sets."""
     classes = len(images[card.task].classes)
-    others = [t for t in sampler.model.tasks if t != card.task]
+    others = [t for t in sampler.layouts if t != card.task]
     comparable = [t for t in others if len(images[t].classes) == classes]
     card.on_others = dict.fromkeys(others)
     card.on_others[card.task] = card.methods["flown"].test
@@ -338,14 +343,14 @@ def _explain(
         card.shuffled = torch.cat([_accuracy(_wrong(x, own, own.test)[0]) for x in drawn])
 
 
-def _follow(card: TaskCard, model: Flown, samples: Samples, data: ImageData) -> None:
+def _follow(card: TaskCard, model: Flown, layout: int, samples: Samples, data: ImageData) -> None:
     """Accuracy of the networks decoded at eleven times on the way from source to weights."""
     if samples.path is None or samples.times is None:
         return
     path = samples.path[:, :_FEW]
     places = sorted({round(i * (len(path) - 1) / 10) for i in range(11)})
     card.times = samples.times.cpu()[places]
-    (wrong,) = _wrong(model.decode(path[places].flatten(0, 1), card.task), data, data.test)
+    (wrong,) = _wrong(model.decode(path[places].flatten(0, 1), layout), data, data.test)
     card.along = _accuracy(wrong).view(len(places), -1)
     card.path = path.flatten(2).cpu()
 

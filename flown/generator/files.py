@@ -19,8 +19,9 @@ from flown.base.files import (
     write_json,
     write_text,
 )
+from flown.tasks import TaskTable
 
-FORMAT = "flown-model-1"
+FORMAT = "flown-model-2"
 PARTS = ("encoder", "flow", "context")
 SHIPPED = ("flown-small",)
 
@@ -28,7 +29,11 @@ Tensors = Mapping[str, Tensor]
 
 
 def write(
-    folder: Path, parts: Mapping[str, Tensors], values: Mapping[str, Any], readme: str
+    folder: Path,
+    parts: Mapping[str, Tensors],
+    values: Mapping[str, Any],
+    tasks: TaskTable,
+    readme: str,
 ) -> None:
     """Writes all files; `config.json` last, so that its presence means a whole model.
 
@@ -39,23 +44,32 @@ def write(
         check_finite(parts[part], folder / f"{part}.safetensors")
     for part in PARTS:
         save_tensors(folder / f"{part}.safetensors", parts[part])
+    tasks.write(folder / "tasks.jsonl")
     write_text(folder / "README.md", readme)
     write_json(folder / "config.json", {"format": FORMAT, **values})
 
 
-def read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    """The values of `config.json` and the tensors of each part.
+def read(folder: Path) -> tuple[dict[str, Any], TaskTable, dict[str, dict[str, Tensor]]]:
+    """The values of `config.json`, the tasks of training, and the tensors of each part.
 
     Raises:
         FlownError: a file is missing or broken.
     """
-    for name in ("config.json", *(f"{part}.safetensors" for part in PARTS)):
-        if not (folder / name).is_file():
-            raise FlownError(f"{folder}: not a whole model, {name} is missing")
+    if not (folder / "config.json").is_file():
+        raise FlownError(f"{folder}: not a whole model, config.json is missing")
     values = read_json(folder / "config.json")
+    if values.get("format") == "flown-model-1":
+        raise FlownError(
+            f"{folder}: a model of flown 0.1, which tells tasks by their number; fit it again: "
+            "flown zoo convert ZOO --out NEW, then flown fit --zoo NEW"
+        )
     if values.get("format") != FORMAT:
         raise FlownError(f"{folder}/config.json: format {values.get('format')!r}, not {FORMAT!r}")
-    return values, {part: load_tensors(folder / f"{part}.safetensors")[0] for part in PARTS}
+    for name in ("tasks.jsonl", *(f"{part}.safetensors" for part in PARTS)):
+        if not (folder / name).is_file():
+            raise FlownError(f"{folder}: not a whole model, {name} is missing")
+    tensors = {part: load_tensors(folder / f"{part}.safetensors")[0] for part in PARTS}
+    return values, TaskTable.read(folder / "tasks.jsonl"), tensors
 
 
 def prefixed(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
@@ -74,27 +88,14 @@ def floats(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
     return {k: v.float() for k, v in under(prefix, tensors).items()}
 
 
-def take(folder: Path, tensors: Tensors, *names: str) -> list[Tensor]:
-    """Tensors of a model's context by name, in single precision.
-
-    Raises:
-        FlownError: one is missing; the message names it.
-    """
-    if missing := [name for name in names if name not in tensors]:
-        raise FlownError(
-            f"{folder}/context.safetensors: '{missing[0]}' is missing; fit the model again"
-        )
-    return [tensors[name].float() for name in names]
-
-
-def rests(tensors: Tensors, tasks: int) -> list[dict[str, Tensor]]:
-    """Each task's frozen rest, stored as `rest.<task>.<name>`; floats in single precision."""
+def rests(tensors: Tensors, layouts: int) -> list[dict[str, Tensor]]:
+    """What each layout's networks share, stored as `rest.<k>.<name>`; floats in single precision."""
     return [
         {
             k: v.float() if v.is_floating_point() else v
             for k, v in under(f"rest.{i}", tensors).items()
         }
-        for i in range(tasks)
+        for i in range(layouts)
     ]
 
 
@@ -119,10 +120,10 @@ def export(source: Path, target: Path) -> None:
     Raises:
         FlownError: `source` is no whole model.
     """
-    values, parts = read(source)
+    values, tasks, parts = read(source)
     small = {part: halved(tensors) for part, tensors in parts.items()}
     readme = (source / "README.md").read_text(encoding="utf-8")
-    write(target, small, {k: v for k, v in values.items() if k != "format"}, readme)
+    write(target, small, {k: v for k, v in values.items() if k != "format"}, tasks, readme)
 
 
 def locate(name: str, **options: Any) -> Path:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from flown.weights.layout import JointLayout
+from flown.tasks import TaskTable
+
+if TYPE_CHECKING:
+    from flown.generator.model import Flown
 
 
-class Described(Protocol):
-    """What the card tells of: a model's layouts and, where one was made, its report card."""
-
-    joint: JointLayout
-    card: dict[str, Any]
-
+_NAMED = 8  # tasks whose names the card lists
 
 _HEAD = """---
 library_name: flown
@@ -23,27 +21,28 @@ license: mit
 # A flown model
 
 Given a support set of labelled images, it generates the weights of `{net}` classifiers: a flow on
-the latents of a weight encoder, conditioned on the images. It was fitted on trained networks for
-these tasks:
+the latents of a weight encoder, conditioned on the images. It was fitted on networks trained for
+{tasks}. They are of these architectures:
 
-| task | channels | size | activation | classes |
+| channels | size | activation | mean, std of pixels | classes |
 |---|---|---|---|---|
-{tasks}
+{layouts}
 
 ```python
 import flown
 
 model = flown.Flown.from_pretrained("PATH OR HUB ID")
 batch = model.generate(images, labels, n=50)   # uint8 (K, c, H, W) and (K,) -> 50 networks
-net = batch.module(0)                          # torch.nn.Module; feed it task.preprocess(images)
+net = batch.module(0)                          # torch.nn.Module
+logits = net(batch.layout.architecture.preprocess(new_images))
 ```
 """
 
 _LIMITS = """
 ## Limits
 
-- It generates networks of this architecture for tasks like those above. For other images the
-  nearest known task's weights come out; check accuracy on labelled images of your own.
+- Whether it generates working networks for tasks unlike those above is not known: check accuracy on
+  labelled images of your own.
 - Class order is the order of the labels in training; a support set with its classes in another
   order asks for something the model has not seen.
 - Read novelty beside accuracy: a ratio near 0 means copies of training networks, a ratio of 1
@@ -51,15 +50,22 @@ _LIMITS = """
 """
 
 
-def render(model: Described) -> str:
+def render(model: Flown) -> str:
     """The model card as Markdown; the report card's table is in it when there is one."""
-    tasks = "\n".join(
-        f"| {x.task.name} | {x.task.channels} | {x.task.size} | {x.task.activation} "
-        f"| {len(x.task.classes)} |"
-        for x in model.joint.layouts
+    layouts = "\n".join(
+        f"| {x.channels} | {x.size} | {x.activation} | {x.mean:g}, {x.std:g} | {x.outputs} |"
+        for x in (layout.architecture for layout in model.space.joint.layouts)
     )
-    head = _HEAD.format(net=model.joint.layouts[0].net, tasks=tasks)
+    head = _HEAD.format(
+        net=model.space.joint.layouts[0].net, tasks=_tasks(model.tasks), layouts=layouts
+    )
     return head + _adapted(model.card) + _card(model.card) + _LIMITS
+
+
+def _tasks(tasks: TaskTable) -> str:
+    names = ", ".join(f"`{name}`" for name in list(tasks)[:_NAMED])
+    beyond = len(tasks) - _NAMED
+    return names + (f" and {beyond:,} more tasks" if beyond > 0 else "")
 
 
 def _adapted(card: dict[str, Any]) -> str:
@@ -69,10 +75,9 @@ def _adapted(card: dict[str, Any]) -> str:
         return ""
     return (
         f"\n## Adapted\n\nAfterwards adapted to '{about['data']}' (parts: "
-        f"{', '.join(about['config']['parts'])}; method: {about['config']['method']}): networks for "
-        f"task '{about['task']}' are for those images and their order of classes, preprocessed as "
-        f"the task's. Mean validation accuracy there: {about['static']:.1f} % before, "
-        f"{about['val']:.1f} % after.\n"
+        f"{', '.join(about['config']['parts'])}; method: {about['config']['method']}): what it "
+        f"generates is for those images and their order of classes. Mean validation accuracy there: "
+        f"{about['static']:.1f} % before, {about['val']:.1f} % after.\n"
     )
 
 

@@ -23,8 +23,10 @@ from flown.heads.classifiers import apply_heads
 from flown.heads.frames import Described, describe
 from flown.heads.probe import ProbeConfig, probe
 from flown.heads.tasks import Tasks, draw_tasks
+from flown.nets.architecture import Architecture
+from flown.tasks.task import Task, TaskTable
 from flown.version import __version__
-from flown.weights.layout import Task, WeightLayout
+from flown.weights.layout import WeightLayout
 from flown.zoo import Zoo
 from flown.zoo.rows import Row, checksum, read_rows, write_rows
 
@@ -43,18 +45,16 @@ class HeadsConfig(Config):
     seed: int = 0
 
 
-def heads_layout(features: int, ways: int, name: str = "heads") -> WeightLayout:
+def heads_layout(features: int, ways: int) -> WeightLayout:
     """The layout of heads: weight (ways, F), bias (ways,)."""
-    task = Task(
-        name=name,
-        channels=features,
-        size=1,
-        mean=0.0,
-        std=1.0,
-        activation="none",
-        classes=tuple(str(k) for k in range(ways)),
+    return WeightLayout.of(nn.Linear(features, ways), feature_head("linear-head", features, ways))
+
+
+def feature_head(net: str, features: int, ways: int) -> Architecture:
+    """The architecture of a head on features, which are its images' channels."""
+    return Architecture(
+        net=net, channels=features, size=1, outputs=ways, activation="none", mean=0.0, std=1.0
     )
-    return WeightLayout.of(nn.Linear(features, ways), "linear-head", task)
 
 
 def shard_tasks(
@@ -143,26 +143,29 @@ def train_heads(
     if done is not None:
         return done
     write_json(progress, begun)
-    layout = heads_layout(features.shape[1], config.ways, name)
+    layout = heads_layout(features.shape[1], config.ways)
     count = shards(config)
     with bar(f"heads {name}", count) as update:
         for shard in range(count):
             index = out / f"index-{shard * _SHARD:06d}.jsonl"
             if not index.exists():
                 tasks = shard_tasks(features, labels, classes, config, shard)
-                write_rows(index, _shard(tasks, layout, config, out, shard))
+                table = _table(tasks.classes, name, shard * _SHARD)
+                table.write(out / f"tasks-{shard * _SHARD:06d}.jsonl")
+                write_rows(index, _shard(tasks, layout, config, out, shard, name))
             update(shard + 1, "")
-    parts = sorted(out.glob("index-*.jsonl"))
+    parts, tables = sorted(out.glob("index-*.jsonl")), sorted(out.glob("tasks-*.jsonl"))
     rows = [row for part in parts for row in read_rows(part)]
+    found = [task for table in tables for task in TaskTable.read(table).values()]
     about = {"recipes": {name: begun}, "seed": config.seed, "flown": __version__}
-    zoo = Zoo.write(out, [layout], rows, about)
-    for scratch in (progress, *parts):
+    zoo = Zoo.write(out, [layout], found, rows, about)
+    for scratch in (progress, *parts, *tables):
         scratch.unlink()
     return zoo
 
 
 def _shard(
-    tasks: Tasks, layout: WeightLayout, config: HeadsConfig, out: Path, shard: int
+    tasks: Tasks, layout: WeightLayout, config: HeadsConfig, out: Path, shard: int, name: str
 ) -> Sequence[Row]:
     """Probes a shard's tasks and writes their weights; returns their rows."""
     heads = probe(tasks.support, tasks.ways, config.probe)
@@ -176,7 +179,7 @@ def _shard(
         split = "held-out" if model % _HELD_OUT == _HELD_OUT - 1 else "train"
         rows.append(
             Row(
-                layout.task.name,
+                task_id(name, model),
                 model,
                 config.seed,
                 epochs,
@@ -186,11 +189,28 @@ def _shard(
                 new[i],
                 file,
                 i,
-                checksum(head),
-                {"classes": tasks.classes[i].tolist()},
+                checksum=checksum(head),
             )
         )
     return rows
+
+
+def task_id(name: str, number: int) -> str:
+    """What the zoo of heads calls its tasks."""
+    return f"{name}-{number:06d}"
+
+
+def _table(classes: Tensor, name: str, first: int) -> TaskTable:
+    """The tasks over classes (T, W), numbers of the set that `name` stands for."""
+    return TaskTable(
+        Task(
+            id=task_id(name, first + i),
+            dataset=name,
+            classes=tuple(map(str, members)),
+            members=tuple(members),
+        )
+        for i, members in enumerate(classes.tolist())
+    )
 
 
 def _accuracy(heads: Tensor, images: Tensor, labels: Tensor) -> list[float]:

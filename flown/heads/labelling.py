@@ -29,11 +29,13 @@ from flown.heads import calibrate, folder
 from flown.heads.classifiers import apply_heads, cosine_heads, probe_heads, ridge_heads
 from flown.heads.features import Standardised, load_backbone
 from flown.heads.folder import Pictures
+from flown.heads.heads import feature_head
 from flown.heads.incontext import caml_logits
 from flown.heads.meta import flow_heads
 from flown.nets.linear import NormalisedHead
+from flown.tasks.task import Task
 from flown.weights.batch import WeightBatch
-from flown.weights.layout import Task, WeightLayout
+from flown.weights.layout import WeightLayout
 
 BACKBONE, HEAD = "resnet12-small", "centroid"
 OUTPUTS = ("predictions.csv", "head.safetensors")
@@ -215,24 +217,16 @@ class _Method:
         if self.caml is not None:
             return None
         weights = LINEAR[self.head].heads(self.z[None], self.labels[None], self.ways) / self.tau
-        about = Task(
-            name=task,
-            channels=len(self.centre),
-            size=1,
-            mean=0.0,
-            std=1.0,
-            classes=classes,
-            activation="none",
-        )
-        network = NormalisedHead(len(self.centre), self.ways)
-        layout = WeightLayout.of(network, "normalised-head", about)
+        architecture = feature_head("normalised-head", len(self.centre), self.ways)
+        layout = WeightLayout.of(NormalisedHead(len(self.centre), self.ways), architecture)
+        about = Task(id=task, dataset=task, classes=classes)
         made = {
             "backbone": self.name,
             "method": self.head,
             "temperature": self.tau,
             "classes": list(classes),
         }
-        return WeightBatch(layout, weights, made, rest={"centre": self.centre})
+        return WeightBatch(layout, weights, made, rest={"centre": self.centre}, task=about)
 
     def probabilities(self, queries: Pictures) -> Tensor:
         """(N, C)."""

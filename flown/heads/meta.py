@@ -33,8 +33,9 @@ from flown.flow import VelocityConfig
 from flown.flow import samplers as sampling
 from flown.flow.diffusion import diffusion_loss
 from flown.heads.frames import Described, describe_support, join_rows, split_heads
+from flown.heads.heads import feature_head
 from flown.training import History, TrainConfig, train
-from flown.weights.layout import JointLayout, Standardizer, Task, WeightLayout
+from flown.weights.layout import JointLayout, WeightLayout
 
 _ROWS = 512  # rows that are sampled at a time
 
@@ -84,16 +85,33 @@ class _Context(nn.Module):
 
 
 def _row_layout(features: int) -> JointLayout:
-    task = Task(
-        name="head",
-        channels=features,
-        size=1,
-        mean=0.0,
-        std=1.0,
-        classes=("one",),
-        activation="none",
-    )
-    return JointLayout.of([WeightLayout.of(nn.Linear(features, 1), "linear-head", task)])
+    architecture = feature_head("linear-head", features, 1)
+    return JointLayout.of([WeightLayout.of(nn.Linear(features, 1), architecture)])
+
+
+class RowScale(nn.Module):
+    """One mean and deviation for all rows' weights, one for all biases, fitted on training rows."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1, features + 1))
+        self.register_buffer("std", torch.ones(1, features + 1))
+
+    def fit(self, rows: Tensor) -> None:
+        """Fits on rows (B, F + 1)."""
+        for part in (slice(0, -1), slice(-1, None)):
+            values = rows[:, part].double()
+            self.mean[:, part] = values.mean().float()
+            self.std[:, part] = values.std(correction=0).clamp_min(1e-8).float()
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return (rows - self.mean) / self.std
+
+    def invert(self, standard: Tensor) -> Tensor:
+        return standard * self.std + self.mean
 
 
 class HeadFlow(nn.Module):
@@ -103,8 +121,8 @@ class HeadFlow(nn.Module):
         super().__init__()
         self.config, self.features = config, features
         joint = _row_layout(features)
-        self.standardizer = Standardizer(joint)
-        self.encoder = encoders.build(config.encoder, joint)
+        self.standardizer = RowScale(features)
+        self.encoder = encoders.build(config.encoder, joint, joint.size)
         self.latent_shape: tuple[int, int, int] = self.encoder.latent_shape  # type: ignore[assignment]
         self.velocity = flow.UNet(config.velocity, self.latent_shape, config.context_dim)
         self.context = _Context(tokens, config.context_dim)
@@ -145,13 +163,11 @@ class HeadFlow(nn.Module):
 
     def encode(self, rows: Tensor) -> Tensor:
         """Rows (B, F + 1) to latents (B, 4, 8, 8)."""
-        index = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
-        return self.encoder.encode(self.standardizer(rows, index))  # type: ignore[operator,no-any-return]
+        return self.encoder.encode(self.standardizer(rows))  # type: ignore[operator,no-any-return]
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, 4, 8, 8) to rows (B, F + 1)."""
-        index = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
-        return self.standardizer.invert(self.encoder.decode(latents), index)  # type: ignore[operator]
+        return self.standardizer.invert(self.encoder.decode(latents))  # type: ignore[operator]
 
     @torch.no_grad()
     def reconstruct(self, heads: Tensor, tasks: Described) -> Tensor:
@@ -265,7 +281,7 @@ class _RowsObjective(nn.Module):
         some = self.rows[torch.randint(len(self.rows), (self.batch,), generator=generator)]
         mask = torch.ones_like(some, dtype=torch.bool)
         decoded, penalty = self.encoder.training_pass(some, mask, generator)  # type: ignore[operator]
-        return encoders.reconstruction_error(decoded, some, mask) + penalty  # type: ignore[no-any-return]
+        return (decoded - some).square().mean() + penalty  # type: ignore[no-any-return]
 
 
 class _FlowObjective(nn.Module):
@@ -329,11 +345,10 @@ def fit_heads(
         torch.manual_seed(config.seed)  # parameters are initialised by torch's own rules
         model = HeadFlow(config, features, tokens.shape[2])
     flat = rows.flatten(0, 1)
-    index = torch.zeros(len(flat), dtype=torch.int64)
     shared: dict[str, Any] = {} if like is None else like.state_dict()
     if like is None:
-        model.standardizer.fit([(flat, index)])
-        standard = model.standardizer(flat, index)
+        model.standardizer.fit(flat)
+        standard = model.standardizer(flat)
         _fit_encoder(model, standard, Path(out), resume)
         means = tokens[..., :features]
         apart = (means - means.mean(dim=1, keepdim=True)).norm(dim=2).mean()

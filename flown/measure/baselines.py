@@ -28,7 +28,7 @@ Baseline = Callable[[WeightBatch, int, torch.Generator], WeightBatch]
 def _rows(train: WeightBatch, n: int, generator: torch.Generator) -> Tensor:
     """n rows at random, none twice unless there are fewer."""
     if not len(train):
-        raise FlownError(f"baselines: no training network of task '{train.layout.task.name}'")
+        raise FlownError(f"baselines: no training network of '{train.name}'")
     rounds = -(-n // len(train))
     drawn = [torch.randperm(len(train), generator=generator) for _ in range(rounds)]
     return torch.cat(drawn)[:n] if drawn else torch.empty(0, dtype=torch.long)
@@ -94,7 +94,7 @@ def subset_default(train: WeightBatch, n: int, generator: torch.Generator) -> We
 def _fresh(layout: WeightLayout, seed: int) -> dict[str, Tensor]:
     with torch.random.fork_rng(devices=[]):  # networks initialise themselves from the global one
         torch.default_generator.manual_seed(seed)
-        return {name: p.detach() for name, p in layout.build().named_parameters()}
+        return {name: p.detach() for name, p in layout.architecture.build().named_parameters()}
 
 
 def subset_shuffled(train: WeightBatch, n: int, generator: torch.Generator) -> WeightBatch:

@@ -27,17 +27,17 @@ def predictions(batch: WeightBatch, images: Tensor) -> Tensor:
     Raises:
         FlownError: images of another shape or type, or a network whose weights are NaN or Inf.
     """
-    task = batch.layout.task
+    architecture = batch.layout.architecture
     if images.ndim != 4 or images.dtype != torch.uint8:
         got = f"{images.dtype} {tuple(images.shape)}"
         raise FlownError(f"evaluate: expected uint8 images (N, c, H, W), got {got}")
-    check_finite({"weights": batch.vectors}, f"networks for task '{task.name}'")
+    check_finite({"weights": batch.vectors}, f"networks {batch.name}")
     device = batch.vectors.device
     classes = torch.empty(len(batch), len(images), dtype=torch.int64, device=device)
     if not len(batch):
         return classes
     for start in range(0, len(images), _IMAGES):
-        some = task.preprocess(images[start : start + _IMAGES].to(device))
+        some = architecture.preprocess(images[start : start + _IMAGES].to(device))
         classes[:, start : start + _IMAGES] = batch.logits(some).argmax(dim=-1)
     return classes
 
@@ -57,12 +57,12 @@ def evaluate(batch: WeightBatch, images: Tensor, labels: Tensor) -> Tensor:
         raise FlownError(f"evaluate: expected N > 0 images and N labels, got {got}")
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise FlownError(f"evaluate: expected integer labels, got {labels.dtype}")
-    classes = len(batch.layout.task.classes)
+    classes = batch.layout.architecture.outputs
     wrong = labels[(labels < 0) | (labels >= classes)]
     if len(wrong):
         raise FlownError(
             f"evaluate: label {int(wrong[0])} is out of range 0..{classes - 1}, the classes of "
-            f"networks for task '{batch.layout.task.name}'"
+            f"{batch.name}"
         )
     hits = predictions(batch, images) == labels.to(batch.vectors.device)
     return 100 * hits.float().mean(dim=1)

@@ -28,6 +28,7 @@ from flown.base.progress import bar
 from flown.measure.evaluate import evaluate
 from flown.nets.batched import batchnorm
 from flown.tasks import ImageData
+from flown.tasks.task import Task
 from flown.version import __version__
 from flown.weights.batch import WeightBatch
 from flown.zoo.rows import checksum
@@ -166,10 +167,10 @@ def finetune(
 def _check(batch: WeightBatch, images: ImageData) -> None:
     if not len(batch):
         raise FlownError("finetune: no network to train")
-    task, classes = batch.layout.task, len(images.classes)
-    if classes != len(task.classes):
+    outputs, classes = batch.layout.architecture.outputs, len(images.classes)
+    if classes != outputs:
         raise FlownError(
-            f"finetune: networks for task '{task.name}' tell {len(task.classes)} classes apart, "
+            f"finetune: {batch.name} tell {outputs} classes apart, "
             f"'{images.name}' has {classes}; choose data of as many classes"
         )
 
@@ -181,7 +182,7 @@ def _plan(batch: WeightBatch, images: ImageData, config: FinetuneConfig) -> dict
         "config": config.model_dump(mode="json"),
         "data": images.name,
         "train": len(images.train),
-        "task": batch.layout.task.name,
+        "task": batch.task and batch.task.id,
         "networks": len(batch),
         "checksum": checksum(torch.cat([x.flatten().float() for x in weights])),
     }
@@ -203,10 +204,10 @@ class _Run:
             )
         self.batch = batch.to(device).calibrated(self.train.images, batch_size=config.batch_size)
         layout, rest = self.batch.layout, self.batch.rest
-        net = layout.build()
+        net = layout.architecture.build()
         frozen = any(name not in layout.names for name, _ in net.named_parameters())
         own = [x for x in batchnorm.layers(net) if f"{x}.running_mean" not in rest]
-        x = self.train.images if frozen else layout.task.preprocess(self.train.images)
+        x = self.train.images if frozen else layout.architecture.preprocess(self.train.images)
         rates, decays = [config.learning_rate] * len(batch), [config.weight_decay] * len(batch)
         self.engine = trainer(
             batchnorm.by_batch(net.train(not frozen), own),
@@ -262,20 +263,20 @@ class _Run:
     def networks(self) -> WeightBatch:
         """The networks as they are now, for the data's task."""
         layout, images = self.batch.layout, self.images
-        task = layout.task.model_copy(update={"name": images.name, "classes": images.classes})
         origin = {
             **self.batch.provenance,
             "finetuned": {
-                "from": layout.task.name,
+                "from": self.batch.task and self.batch.task.id,
                 "data": images.name,
                 "config": self.config.model_dump(mode="json"),
             },
         }
         own = WeightBatch(
-            layout.model_copy(update={"task": task}),
+            layout,
             self.engine.vectors.clone(),
             origin,
             self.batch.rest,
+            task=Task.of(images),
         )
         return own.calibrated(self.train.images, batch_size=self.config.batch_size)
 

@@ -36,11 +36,12 @@ table.facts { margin: .5rem 0 1.4rem; }
 def zoo_table(zoo: Zoo) -> Table:
     """The networks of each task, split and epoch with their mean accuracies, from the index."""
     table = Table("task", "net", "weights", "split", "epoch", "networks", "train %", "validation %")
-    for layout in zoo.layouts:
-        for group in groups(zoo, layout.task.name):
+    for task in zoo.tasks:
+        layout = zoo.layout(task)
+        for group in groups(zoo, task):
             means = (UNKNOWN if x is None else f"{x.mean:.1f}" for x in (group.train, group.val))
             table.add_row(
-                layout.task.name,
+                task,
                 layout.net,
                 str(layout.size),
                 group.split,
@@ -103,8 +104,8 @@ def named(task: TaskPopulation) -> Lines:
 
 def print_accuracies(zoo: Zoo, console: Console) -> None:
     """A table per task by split and epoch, from the index alone: no weight is read."""
-    for layout in zoo.layouts:
-        name = layout.task.name
+    for name in zoo.tasks:
+        layout = zoo.layout(name)
         title = escape_markup(f"{name}: {layout.net}, {layout.size:,} weights")
         terminal.print_table(console, title, accuracy_rows(zoo, name))
 
@@ -134,7 +135,7 @@ def write_population(path: Path | str, zoo: Zoo, population: Population) -> None
     parts = [
         f"<h1>{escape(title)}</h1>",
         html._note(
-            f"{count} of {_count(len(zoo.layouts), 'task')} in {zoo.path}; the weights of {looked:,} "
+            f"{count} of {_count(len(zoo.tasks), 'task')} in {zoo.path}; the weights of {looked:,} "
             "were looked at."
         ),
     ]

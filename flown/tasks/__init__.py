@@ -1,7 +1,7 @@
 """Images as tensors: by name or from a folder, in three parts; support sets and episodes."""
 
 from flown.tasks.folder import image_files, load_folder, read_image, stack
-from flown.tasks.named import Source, available, cache_folder, describe, load, load_many
+from flown.tasks.named import Source, available, cache_folder, describe, load, load_any, load_many
 from flown.tasks.splits import ImageData, ManyClass, Split, three_way
 from flown.tasks.support import (
     Episode,
@@ -11,6 +11,7 @@ from flown.tasks.support import (
     draw_support,
     load_support,
 )
+from flown.tasks.task import Task, TaskTable
 
 __all__ = [
     "Episode",
@@ -19,6 +20,8 @@ __all__ = [
     "Source",
     "Split",
     "Support",
+    "Task",
+    "TaskTable",
     "available",
     "cache_folder",
     "check_support",
@@ -27,6 +30,7 @@ __all__ = [
     "draw_support",
     "image_files",
     "load",
+    "load_any",
     "load_folder",
     "load_many",
     "load_support",

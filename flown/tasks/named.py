@@ -126,6 +126,17 @@ def load_many(name: str) -> ManyClass:
     return npz.read_many(path)
 
 
+def load_any(name: str) -> ImageData | ManyClass:
+    """A data set of either kind, as tasks name them.
+
+    Raises:
+        FlownError: as `load` and `load_many`.
+    """
+    path = _npz(name)
+    many = "class_split" in npz.holds(path) if path else name in _MANY
+    return load_many(name) if many else load(name)
+
+
 def available() -> list[Source]:
     """Every data set that has a name, and where it would come from; no image is read."""
     rows: dict[str, Source] = {}

@@ -20,7 +20,10 @@ from torch import Tensor, nn
 from flown.base.errors import FlownError
 from flown.base.files import check_finite, load_tensors, save_tensors
 from flown.nets.batched import batchnorm, stacked
+from flown.tasks.task import Task
 from flown.weights.layout import WeightLayout
+
+FORMAT = "flown-weights-2"
 
 
 class WeightBatch:
@@ -31,6 +34,7 @@ class WeightBatch:
         rest: what the layout leaves out and all networks share, by state_dict name, `(*shape)`:
             frozen parameters and buffers.
         buffers: BatchNorm statistics of each network's own, `(n, *shape)`; see `calibrated`.
+        task: what the networks are for, where they are for one thing and it is known.
     """
 
     def __init__(
@@ -40,6 +44,7 @@ class WeightBatch:
         provenance: Mapping[str, Any] | None = None,
         rest: Mapping[str, Tensor] | None = None,
         buffers: Mapping[str, Tensor] | None = None,
+        task: Task | None = None,
     ) -> None:
         if vectors.ndim != 2 or vectors.shape[1] != layout.size:
             got = tuple(vectors.shape)
@@ -47,6 +52,7 @@ class WeightBatch:
         self.layout = layout
         self.vectors = vectors
         self.provenance = dict(provenance or {})
+        self.task = task
         self.rest = {name: tensor.to(vectors.device) for name, tensor in (rest or {}).items()}
         self.buffers = {k: tensor.to(vectors.device) for k, tensor in (buffers or {}).items()}
 
@@ -55,26 +61,34 @@ class WeightBatch:
 
     def __getitem__(self, rows: slice | list[int] | Tensor) -> WeightBatch:
         buffers = {name: tensor[rows] for name, tensor in self.buffers.items()}
-        return WeightBatch(self.layout, self.vectors[rows], self.provenance, self.rest, buffers)
+        return self._like(self.vectors[rows], self.rest, buffers)
 
     def __repr__(self) -> str:
-        task = self.layout.task.name
-        return f"WeightBatch({len(self)} x {self.layout.net} for {task}, D={self.layout.size})"
+        return f"WeightBatch({len(self)} x {self.name}, D={self.layout.size})"
+
+    def _like(
+        self, vectors: Tensor, rest: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
+    ) -> WeightBatch:
+        return WeightBatch(self.layout, vectors, self.provenance, rest, buffers, self.task)
+
+    @property
+    def name(self) -> str:
+        """What messages call the networks: `cnn-small for mnist`."""
+        return self.layout.net + (f" for {self.task.id}" if self.task else "")
 
     @cached_property
-    def architecture(self) -> nn.Module:
+    def network(self) -> nn.Module:
         """The network these weights are for, in eval mode, with weights that mean nothing."""
-        return self.layout.build().eval().to(self.vectors.device)
+        return self.layout.architecture.build().eval().to(self.vectors.device)
 
     def _check_parameters(self) -> None:
         known = {*self.layout.names, *self.rest}
-        missing = [name for name, _ in self.architecture.named_parameters() if name not in known]
+        missing = [name for name, _ in self.network.named_parameters() if name not in known]
         if missing:
-            task = self.layout.task.name
             raise FlownError(
-                f"{self.layout.net} for task '{task}': a subset of the network, {len(missing)} of "
-                f"its tensors ('{missing[0]}', ...) are missing; pass the frozen rest: "
-                f"WeightBatch(..., rest=zoo.rest('{task}'))"
+                f"{self.name}: a subset of the network, {len(missing)} of its tensors "
+                f"('{missing[0]}', ...) are missing; pass the frozen rest: "
+                "WeightBatch(..., rest=zoo.rest(task))"
             )
 
     @cached_property
@@ -82,29 +96,29 @@ class WeightBatch:
         """Buffers that the architecture alone decides; raises where anything else is unknown."""
         self._check_parameters()
         known = {*self.rest, *self.buffers}
-        for name in batchnorm.layers(self.architecture):
+        for name in batchnorm.layers(self.network):
             if f"{name}.running_mean" not in known:
                 raise FlownError(
-                    f"{self.layout.net} for task '{self.layout.task.name}': the statistics of "
-                    f"BatchNorm layer '{name}' are not known; use .calibrated(training images)"
+                    f"{self.name}: the statistics of BatchNorm layer '{name}' are not known; use "
+                    ".calibrated(training images)"
                 )
-        kept = self.architecture.state_dict()
-        buffers = self.architecture.named_buffers()
+        kept = self.network.state_dict()
+        buffers = self.network.named_buffers()
         return {k: v for k, v in buffers if k in kept and k not in known}
 
     def on(self, vectors: Tensor) -> WeightBatch:
         """Other networks (m, D) of the same layout on the same frozen rest."""
-        return WeightBatch(self.layout, vectors, rest=self.rest)
+        return WeightBatch(self.layout, vectors, rest=self.rest, task=self.task)
 
     def bare(self) -> WeightBatch:
         """The same networks without the BatchNorm statistics that depend on their weights."""
-        if not batchnorm.layers(self.architecture):
+        if not batchnorm.layers(self.network):
             return self
-        side, some = self.layout.task.size, self.layout.task.channels
-        images = torch.zeros(2, some, side, side, device=self.vectors.device)
-        own = batchnorm.influenced(self.architecture, self.layout.names, images)
+        shape = self.layout.architecture.input_shape
+        images = torch.zeros(2, *shape, device=self.vectors.device)
+        own = batchnorm.influenced(self.network, self.layout.names, images)
         rest = {name: tensor for name, tensor in self.rest.items() if name not in own}
-        return WeightBatch(self.layout, self.vectors, self.provenance, rest)
+        return self._like(self.vectors, rest, {})
 
     def state_dict(self, i: int) -> dict[str, Tensor]:
         """The i-th network's state dict; a copy.
@@ -118,12 +132,14 @@ class WeightBatch:
         return {name: tensor.clone() for name, tensor in tensors.items()}
 
     def module(self, i: int) -> nn.Module:
-        """The i-th network as an `nn.Module` in eval mode, for `layout.task.preprocess`ed images.
+        """The i-th network as an `nn.Module` in eval mode.
+
+        Its input are images as `layout.architecture.preprocess` makes them.
 
         Raises:
             FlownError: as `state_dict`.
         """
-        net = self.layout.build()
+        net = self.layout.architecture.build()
         net.load_state_dict(self.state_dict(i))
         return net.eval().to(self.vectors.device)
 
@@ -135,7 +151,7 @@ class WeightBatch:
         """
         _ = self._constants  # whatever is missing is named
         own = self.layout.unpack(self.vectors) | self.buffers
-        return stacked.forward(self.architecture, own, images, self.rest)
+        return stacked.forward(self.network, own, images, self.rest)
 
     def calibrated(
         self, images: Tensor, batches: int = 50, batch_size: int = 64, seed: int = 0
@@ -153,19 +169,19 @@ class WeightBatch:
         Raises:
             FlownError: the frozen rest is missing, or too few images.
         """
-        if not len(self) or not batchnorm.layers(self.architecture):
+        if not len(self) or not batchnorm.layers(self.network):
             return self
         self._check_parameters()
-        task, device = self.layout.task, self.vectors.device
+        architecture, device = self.layout.architecture, self.vectors.device
         chosen = batchnorm.draw(images, batches, batch_size, seed)
         own, shared = batchnorm.statistics(
-            self.architecture,
+            self.network,
             self.layout.unpack(self.vectors),
             self.rest,
-            (task.preprocess(some.to(device)) for some in chosen),
+            (architecture.preprocess(some.to(device)) for some in chosen),
         )
         rest = {name: tensor for name, tensor in self.rest.items() if name not in own}
-        return WeightBatch(self.layout, self.vectors, self.provenance, rest | shared, own)
+        return self._like(self.vectors, rest | shared, own)
 
     def save(self, path: Path | str) -> None:
         """Writes the safetensors file whole.
@@ -178,10 +194,10 @@ class WeightBatch:
         tensors |= {f"buffers/{name}": tensor for name, tensor in self.buffers.items()}
         check_finite(tensors, path)
         metadata = {
-            "format": "flown-weights-1",
+            "format": FORMAT,
             "layout": self.layout.model_dump_json(),
             "provenance": json.dumps(self.provenance),
-        }
+        } | ({"task": self.task.model_dump_json()} if self.task else {})
         save_tensors(path, tensors, metadata)
 
     @classmethod
@@ -192,7 +208,9 @@ class WeightBatch:
             FlownError: missing, truncated or foreign file, other tensors than the layout's, NaN.
         """
         tensors, metadata = load_tensors(path)
-        if metadata.get("format") != "flown-weights-1":
+        if metadata.get("format") == "flown-weights-1":
+            raise FlownError(f"{path}: written by flown 0.1, which 0.2 cannot read; make it again")
+        if metadata.get("format") != FORMAT:
             raise FlownError(f"{path}: a safetensors file without flown's layout in its header")
         layout = WeightLayout.parse(json.loads(metadata["layout"]), where=str(path))
         check_finite(tensors, path)
@@ -208,9 +226,11 @@ class WeightBatch:
         except FlownError as error:
             raise FlownError(f"{path}: {error}") from None
         provenance = json.loads(metadata.get("provenance", "{}"))
-        return cls(layout, vectors, provenance, parts["rest"], parts["buffers"])
+        task = None
+        if "task" in metadata:
+            task = Task.parse(json.loads(metadata["task"]), where=str(path))
+        return cls(layout, vectors, provenance, parts["rest"], parts["buffers"], task)
 
     def to(self, device: torch.device | str) -> WeightBatch:
         """The same networks on another device."""
-        moved = self.vectors.to(device)
-        return WeightBatch(self.layout, moved, self.provenance, self.rest, self.buffers)
+        return self._like(self.vectors.to(device), self.rest, self.buffers)

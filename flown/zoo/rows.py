@@ -18,7 +18,11 @@ _BLOCK = 4096  # lines parsed together
 
 
 class Row(NamedTuple):
-    """One checkpoint. Accuracies are percent, None where unknown; `split` is `train` or `held-out`."""
+    """One checkpoint of a network for `task`, an id of the zoo's table.
+
+    Accuracies are percent, None where unknown; `split` is `train` or `held-out`; `layout` the place of
+    its layout among the zoo's.
+    """
 
     task: str
     model: int
@@ -30,6 +34,7 @@ class Row(NamedTuple):
     val_accuracy: float | None
     shard: str
     offset: int
+    layout: int = 0
     checksum: int | None = None  # CRC-32 of the weight vector; zoos before 0.2 have none
     grid: dict[str, Any] | None = None  # what the recipe's grid gave this network
 

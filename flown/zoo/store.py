@@ -1,22 +1,23 @@
 """A zoo on disk, readable without this library.
 
-    zoo.json                  what it is: a layout per task, recipes, versions; written last
+    zoo.json                  what it is: the networks' layouts, recipes, versions; written last
+    tasks.jsonl               one task a line: id, data set, classes, split
     index.jsonl               one row a checkpoint: task, model, seed, epoch, step, split, accuracies,
-                              where its weights lie (shard, offset), and their checksum
+                              where its weights lie (shard, offset), their layout and checksum
     weights-*.safetensors     `(rows, *shape)` per tensor under its state_dict name
-    rest-<task>.safetensors   where only a subset of tensors varies: all others, once
+    rest-<layout>.safetensors where only a subset of tensors varies: all others, once
 
-Rows of one shard belong to one task. `split` is by seed: a network and all its checkpoints are
-either in `train` or in `held-out`; of a lone network, the last checkpoints are held out. Shards are
-mapped into memory, not read: a zoo may be larger than the memory, and costs what is asked of it.
+Rows of one shard share a layout, and may be for any tasks. `split` is by model: a network and all its
+checkpoints are either in `train` or in `held-out`; of a lone network, the last checkpoints are held
+out. Shards are mapped into memory, not read: a zoo may be larger than the memory, and costs what is
+asked of it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,15 @@ from torch import Tensor
 from flown.base.errors import FlownError, unknown
 from flown.base.files import load_tensors, prepare_output, read_json, save_tensors, write_json
 from flown.base.progress import bar
+from flown.tasks.task import Task, TaskTable
 from flown.weights.batch import WeightBatch
 from flown.weights.layout import JointLayout, WeightLayout
 from flown.zoo.mapped import Mapped
 from flown.zoo.rows import Row, checksum, read_rows, write_rows
 
-FORMAT = "flown-zoo-1"
+FORMAT = "flown-zoo-2"
 _CHUNK = 1 << 22  # weights that are verified at a time
+_ROWS = 4096  # networks a shard of a zoo that is joined
 
 
 class Zoo:
@@ -43,15 +46,17 @@ class Zoo:
         self,
         path: Path,
         layouts: Sequence[WeightLayout],
+        tasks: TaskTable,
         rows: Sequence[Row],
         about: dict[str, Any],
     ) -> None:
         self.path = path
         self.layouts = tuple(layouts)
+        self.tasks = tasks
         self.rows = tuple(rows)
         self.about = about
         self._mapped: dict[str, Mapped] = {}
-        self._rest: dict[str, dict[str, Tensor]] = {}
+        self._rest: dict[int, dict[str, Tensor]] = {}
 
     @classmethod
     def open(cls, path: Path | str) -> Zoo:
@@ -64,25 +69,40 @@ class Zoo:
         if not (path / "zoo.json").is_file():
             raise FlownError(f"{path}: no zoo here, zoo.json is missing{_begun(path)}")
         about = read_json(path / "zoo.json")
+        if about.get("format") == "flown-zoo-1":
+            raise FlownError(
+                f"{path}: written by flown 0.1; convert it: flown zoo convert {path} --out NEW"
+            )
         if about.get("format") != FORMAT:
             raise FlownError(
                 f"{path}/zoo.json: format {about.get('format')!r}, expected {FORMAT!r}"
             )
         layouts = [WeightLayout.parse(value, f"{path}/zoo.json") for value in about["layouts"]]
+        tasks = TaskTable.read(path / "tasks.jsonl")
         rows = read_rows(path / "index.jsonl")
-        known = {layout.task.name for layout in layouts}
         for number, row in enumerate(rows, 1):
-            if row.task not in known:
+            if row.task not in tasks:
                 raise FlownError(
-                    f"{path}/index.jsonl, line {number}: {unknown('task', row.task, known)}"
+                    f"{path}/index.jsonl, line {number}: {unknown('task', row.task, tasks)}"
                 )
-        return cls(path, layouts, rows, about)
+            if not 0 <= row.layout < len(layouts):
+                raise FlownError(
+                    f"{path}/index.jsonl, line {number}: layout {row.layout} is out of range "
+                    f"0..{len(layouts) - 1}"
+                )
+        return cls(path, layouts, tasks, rows, about)
 
     @classmethod
     def write(
-        cls, path: Path, layouts: Sequence[WeightLayout], rows: Sequence[Row], about: dict[str, Any]
+        cls,
+        path: Path,
+        layouts: Sequence[WeightLayout],
+        tasks: Iterable[Task],
+        rows: Sequence[Row],
+        about: dict[str, Any],
     ) -> Zoo:
-        """Writes index and manifest beside shards that are there already; the manifest last."""
+        """Writes tables and manifest beside shards that are there already; the manifest last."""
+        TaskTable(tasks).write(path / "tasks.jsonl")
         write_rows(path / "index.jsonl", rows)
         content = {
             "format": FORMAT,
@@ -100,96 +120,127 @@ class Zoo:
             FlownError: two share a task, or their networks cannot share a vector space.
         """
         JointLayout.of([layout for zoo in zoos for layout in zoo.layouts])
-        tasks = [layout.task.name for zoo in zoos for layout in zoo.layouts]
-        if len(set(tasks)) < len(tasks):
-            twice = next(task for task in tasks if tasks.count(task) > 1)
-            raise FlownError(f"task '{twice}' is in more than one of the zoos to join")
+        try:
+            tasks = TaskTable(task for zoo in zoos for task in zoo.tasks.values())
+        except FlownError as error:
+            raise FlownError(f"zoos to join: {error}") from None
         out = prepare_output(out, overwrite)
+        layouts: list[WeightLayout] = []
         rows: list[Row] = []
         for zoo in zoos:
-            for task, layout in enumerate(zoo.layouts):
-                name = layout.task.name
-                batch, some = zoo.batch(name), [row for row in zoo.rows if row.task == name]
-                shard = f"weights-{len(rows):06d}.safetensors"
-                save_tensors(out / shard, zoo.layouts[task].unpack(batch.vectors))
-                if batch.rest:
-                    save_tensors(rest_file(out, name), batch.rest)
-                rows += [r._replace(shard=shard, offset=i) for i, r in enumerate(some)]
-        layouts = [layout for zoo in zoos for layout in zoo.layouts]
+            for index, layout in enumerate(zoo.layouts):
+                frozen = zoo.rest_of(index)
+                place = _place(layout, frozen, layouts)
+                if frozen:
+                    save_tensors(rest_file(out, place), frozen)
+                places = [i for i, row in enumerate(zoo.rows) if row.layout == index]
+                for start in range(0, len(places), _ROWS):
+                    chosen = places[start : start + _ROWS]
+                    shard = f"weights-{len(rows):06d}.safetensors"
+                    save_tensors(out / shard, layout.unpack(zoo.read(chosen)))
+                    rows += [
+                        zoo.rows[i]._replace(shard=shard, offset=offset, layout=place)
+                        for offset, i in enumerate(chosen)
+                    ]
         recipes = {k: v for zoo in zoos for k, v in zoo.about.get("recipes", {}).items()}
-        return cls.write(out, layouts, rows, {"recipes": recipes})
+        return cls.write(out, layouts, tasks.values(), rows, {"recipes": recipes})
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __repr__(self) -> str:
-        return f"Zoo({self.path}, {len(self)} checkpoints, tasks: {', '.join(self.tasks)})"
+        return f"Zoo({self.path}, {len(self)} checkpoints, {self.tasks!r})"
 
     @cached_property
     def identity(self) -> str:
-        """A fingerprint of what the zoo holds: its layouts and index rows, not its place."""
-        text = json.dumps([[x.model_dump(mode="json") for x in self.layouts], *self.rows])
+        """A fingerprint of what the zoo holds: its layouts, tasks and index rows, not its place."""
+        tables = [[x.model_dump(mode="json") for x in self.layouts]]
+        tables += [[x.model_dump(mode="json") for x in self.tasks.values()]]
+        text = json.dumps([*tables, *self.rows])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        return tuple(layout.task.name for layout in self.layouts)
 
     @cached_property
     def joint(self) -> JointLayout:
         """The vector space that all networks of the zoo share."""
         return JointLayout.of(self.layouts)
 
+    @cached_property
+    def places(self) -> dict[str, list[int]]:
+        """The places in `rows` of every task's checkpoints."""
+        places: dict[str, list[int]] = {task: [] for task in self.tasks}
+        for place, row in enumerate(self.rows):
+            places[row.task].append(place)
+        return places
+
     def layout(self, task: str) -> WeightLayout:
-        if task not in self.tasks:
-            raise unknown("task", task, self.tasks)
-        return self.layouts[self.tasks.index(task)]
+        """The layout of a task's networks.
+
+        Raises:
+            FlownError: no such task, or its networks are of several layouts.
+        """
+        return self.layouts[self._layout(task)]
+
+    def _layout(self, task: str) -> int:
+        _ = self.tasks[task]
+        found = {self.rows[place].layout for place in self.places[task]}
+        if len(found) != 1:
+            raise FlownError(f"{self.path}: networks of task '{task}' are of {len(found)} layouts")
+        return found.pop()
 
     def select(
         self, task: str | None = None, split: str | None = None, epochs: Sequence[int] | None = None
     ) -> Zoo:
         """The same zoo with only some of its rows; `epochs` may count from the last with -1, -2..."""
-        last = {t: sorted({row.epoch for row in self.rows if row.task == t}) for t in self.tasks}
-
-        def wanted(row: Row) -> bool:
-            chosen = (
-                None
-                if epochs is None
-                else {last[row.task][e] if -len(last[row.task]) <= e < 0 else e for e in epochs}
-            )
-            return (
-                (task is None or row.task == task)
-                and (split is None or row.split == split)
-                and (chosen is None or row.epoch in chosen)
-            )
-
-        rows = [row for row in self.rows if wanted(row)]
+        known: dict[str, set[float]] = {}
+        for row in self.rows:
+            known.setdefault(row.task, set()).add(row.epoch)
+        chosen: dict[str, set[float]] = {}
+        for name, found in known.items() if epochs is not None else ():
+            last = sorted(found)
+            chosen[name] = {last[e] if -len(last) <= e < 0 else e for e in epochs or ()}
+        rows = [
+            row
+            for row in self.rows
+            if (task is None or row.task == task)
+            and (split is None or row.split == split)
+            and (epochs is None or row.epoch in chosen[row.task])
+        ]
         if not rows:
             raise FlownError(
                 f"{self.path}: no checkpoint with task={task} split={split} epochs={epochs}"
             )
-        layouts = [x for x in self.layouts if any(row.task == x.task.name for row in rows)]
-        return Zoo(self.path, layouts, rows, self.about)
+        left = {row.task for row in rows}
+        tasks = TaskTable(value for name, value in self.tasks.items() if name in left)
+        return Zoo(self.path, self.layouts, tasks, rows, self.about)
 
     def batch(self, task: str) -> WeightBatch:
         """All checkpoints of one task, in the order of `rows`.
 
         Raises:
-            FlownError: as `read`.
+            FlownError: as `layout` and `read`.
         """
-        places = [i for i, row in enumerate(self.rows) if row.task == task]
-        origin = {"zoo": str(self.path)}
-        return WeightBatch(self.layout(task), self.read(places), origin, self.rest(task))
+        index = self._layout(task)
+        return WeightBatch(
+            self.layouts[index],
+            self.read(self.places[task]),
+            {"zoo": str(self.path)},
+            self.rest_of(index),
+            task=self.tasks[task],
+        )
 
     def rest(self, task: str) -> dict[str, Tensor]:
         """What networks of a subset share, by state_dict name; nothing for whole networks."""
-        path = rest_file(self.path, self.layout(task).task.name)
-        if task not in self._rest:
-            self._rest[task] = load_tensors(path)[0] if path.exists() else {}
-        return self._rest[task]
+        return self.rest_of(self._layout(task))
+
+    def rest_of(self, layout: int) -> dict[str, Tensor]:
+        """As `rest`, of the networks of a layout."""
+        if layout not in self._rest:
+            path = rest_file(self.path, layout)
+            self._rest[layout] = load_tensors(path)[0] if path.exists() else {}
+        return self._rest[layout]
 
     def read(self, places: Sequence[int]) -> Tensor:
-        """The weights (n, D) of some `rows`, by their places, all of one task.
+        """The weights (n, D) of some `rows`, by their places, all of one layout.
 
         Raises:
             FlownError: a shard is missing, broken or of another layout; a checkpoint's bytes are
@@ -211,7 +262,7 @@ class Zoo:
             FlownError: a shard is missing, broken or of another layout.
         """
         rows = [self.rows[i] for i in places]
-        layout = self.layout(rows[0].task)
+        layout = self.layouts[rows[0].layout]
         vectors = torch.empty(len(rows), layout.size)
         of_shard: dict[str, list[int]] = {}
         for i, row in enumerate(rows):
@@ -256,7 +307,7 @@ class Zoo:
 
     def _damage(self, shard: str, places: list[int], named: set[int]) -> list[str]:
         """What is wrong with a shard and its rows at `places`; `named`: offsets the index knows."""
-        path, layout = self.path / shard, self.layout(self.rows[places[0]].task)
+        path, layout = self.path / shard, self.layouts[self.rows[places[0]].layout]
         try:
             count = self._shard(shard, layout).rows
         except FlownError as error:
@@ -287,21 +338,18 @@ class Zoo:
                 found.append(str(error))
         return found
 
-    def vectors(self) -> tuple[Tensor, Tensor]:
-        """All checkpoints in the joint space (n, D) with their task indices (n,), task by task."""
-        parts = [self.joint.embed(self.batch(task).vectors, i) for i, task in enumerate(self.tasks)]
-        counts = torch.tensor([len(part) for part in parts])
-        return torch.cat(parts), torch.repeat_interleave(torch.arange(len(parts)), counts)
+
+def rest_file(folder: Path, layout: int) -> Path:
+    """Where a subset zoo keeps what the networks of a layout share."""
+    return folder / f"rest-{layout}.safetensors"
 
 
-def rest_file(folder: Path, task: str) -> Path:
-    """Where a subset zoo keeps what a task's networks share."""
-    return task_file(folder, "rest", task)
-
-
-def task_file(folder: Path, what: str, task: str) -> Path:
-    """A file of one task, whose name may be the path of a folder of images."""
-    return folder / f"{what}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', task)}.safetensors"
+def _place(layout: WeightLayout, frozen: dict[str, Tensor], layouts: list[WeightLayout]) -> int:
+    """Where a zoo that is joined has a layout; networks on another frozen rest have one of their own."""
+    if not frozen and layout in layouts:
+        return layouts.index(layout)
+    layouts.append(layout)
+    return len(layouts) - 1
 
 
 def _begun(path: Path) -> str:

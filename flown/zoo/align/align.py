@@ -14,7 +14,7 @@ from flown.base.files import prepare_output, save_tensors
 from flown.weights.batch import WeightBatch
 from flown.zoo.align.matching import Aligned, align, permute
 from flown.zoo.rows import Row, checksum
-from flown.zoo.store import Zoo, task_file
+from flown.zoo.store import Zoo
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ def align_zoo(
 
     The reference is the mean of the training networks at their last epoch; networks held out are
     brought into its order and have no part in it. All checkpoints of a network take the order of its
-    last one, so that its trajectory stays continuous. `reference-<task>.safetensors` holds the mean.
+    last one, so that its trajectory stays continuous. `reference-<k>.safetensors` holds the
+    mean for the k-th task.
 
     Raises:
         FlownError: `out` exists or is the zoo itself, a task without training networks, or a network
@@ -77,10 +78,10 @@ def align_zoo(
     out = prepare_output(out, overwrite)
     rows: list[Row] = []
     about: dict[str, int] = {}
-    for layout in zoo.layouts:
-        task = layout.task.name
-        some = [row for row in zoo.rows if row.task == task]
+    for number, task in enumerate(zoo.tasks):
+        some = [zoo.rows[place] for place in zoo.places[task]]
         batch = zoo.batch(task)
+        layout = batch.layout
         aligned, owner = _align_rows(batch, some, rounds, seed, str(zoo.path))
         orders = [p[owner] for p in aligned.permutations]
         flips = [s[owner] for s in aligned.signs]
@@ -88,8 +89,10 @@ def align_zoo(
         # Another name than the source's: a zoo's identity is made of its rows.
         shard = f"weights-aligned-{len(rows):06d}.safetensors"
         save_tensors(out / shard, tensors)
-        reference = WeightBatch(layout, aligned.reference[None], {"mean of": str(zoo.path)})
-        reference.save(task_file(out, "reference", task))
+        reference = WeightBatch(
+            layout, aligned.reference[None], {"mean of": str(zoo.path)}, task=batch.task
+        )
+        reference.save(out / f"reference-{number}.safetensors")
         about[task] = aligned.rounds
         sums = map(checksum, layout.pack(tensors))
         rows += [
@@ -98,7 +101,7 @@ def align_zoo(
         ]
     alignment = {"source": zoo.identity, "seed": seed, "rounds": about}
     kept = {key: value for key, value in zoo.about.items() if key not in ("format", "layouts")}
-    return Zoo.write(out, zoo.layouts, rows, {**kept, "alignment": alignment})
+    return Zoo.write(out, zoo.layouts, zoo.tasks.values(), rows, {**kept, "alignment": alignment})
 
 
 def _align_rows(
@@ -108,7 +111,7 @@ def _align_rows(
     last = {row.model: i for i, row in sorted(enumerate(rows), key=lambda item: item[1].epoch)}
     training = [i for i in last.values() if rows[i].split == "train"]
     if not training:
-        raise FlownError(f"{where}: task '{batch.layout.task.name}' has no network in `train`")
+        raise FlownError(f"{where}: {batch.name}: has no network in `train`")
     fitted = align(batch[training], rounds=rounds, seed=seed)
     aligned = align(batch[list(last.values())], fitted.reference, groups=fitted.groups)
     places = {model: place for place, model in enumerate(last)}

@@ -96,14 +96,13 @@ def groups_of(layout: WeightLayout) -> tuple[Group, ...]:
     Raises:
         FlownError: a subset of its tensors, or as `symmetry.groups`.
     """
-    task = layout.task
-    net = WeightBatch(layout, torch.empty(0, layout.size)).architecture
+    net = layout.architecture.build().eval()
     if len(layout.names) < len(list(net.parameters())):
         raise FlownError(
-            f"{layout.net} for task '{task.name}': a subset of the network's tensors, whose units "
+            f"{layout.net}: a subset of the network's tensors, whose units "
             "the frozen rest holds in their places; there is nothing to align"
         )
-    return symmetry.groups(net, torch.zeros(1, task.channels, task.size, task.size))
+    return symmetry.groups(net, torch.zeros(1, *layout.architecture.input_shape))
 
 
 @torch.no_grad()

@@ -21,8 +21,10 @@ from flown.base.config import read_mapping
 from flown.base.errors import FlownError, unknown
 from flown.base.files import prepare_output, save_tensors, write_json
 from flown.base.progress import bar
+from flown.nets.architecture import Architecture
+from flown.tasks.task import Task
 from flown.version import __version__
-from flown.weights.layout import Task, WeightLayout
+from flown.weights.layout import WeightLayout
 from flown.zoo.imports import modelzoos, statefiles
 from flown.zoo.imports.modelzoos import Found, Skipped
 from flown.zoo.imports.statefiles import Fitted, Naming
@@ -38,7 +40,7 @@ _NUMBER = re.compile(r"(?<![a-z])(epoch|checkpoint|ckpt|step|iter)[-_=]?(\d+)", 
 
 def from_checkpoints(
     path: Path | str,
-    net: str,
+    architecture: Architecture,
     task: Task,
     out: Path | str,
     *,
@@ -61,7 +63,7 @@ def from_checkpoints(
     A file with exactly the weights of another is skipped.
 
     Args:
-        net: a name of `flown.nets.NETS`, or `package.module:function`.
+        architecture: what the weights are of; its activation and preprocessing are not in the files.
         mapping: a YAML or JSON file, or a dict, `theirs: ours` of tensor names; null drops a tensor.
         held_out: the share of models, drawn by `seed`, kept from everything that learns.
 
@@ -73,17 +75,17 @@ def from_checkpoints(
             named), an unknown network or tensor in `mapping`, or `out` exists or overlaps `path`.
     """
     mapping = read_mapping(mapping) if isinstance(mapping, Path | str) else dict(mapping or {})
-    naming = Naming.of(net, task, mapping=mapping)
+    naming = Naming.of(architecture, mapping=mapping)
     _check_mapping(naming)
     path = _folder(path)
     found = _checkpoints(path)
-    job = _Import("checkpoints", path, naming, [], distinct=True)
+    job = _Import("checkpoints", path, naming, task, [], distinct=True)
     return job.run(found, out, held_out, seed, overwrite), job.skipped
 
 
 def from_modelzoos(
     path: Path | str,
-    net: str,
+    architecture: Architecture,
     task: Task,
     out: Path | str,
     *,
@@ -103,7 +105,7 @@ def from_modelzoos(
     task's activation is skipped: its weights mean something else.
 
     Args:
-        net: a name of `flown.nets.NETS`, or `package.module:function`.
+        architecture: what the weights are of; its activation and preprocessing are not in the files.
         epochs: only these; all that were kept, without.
         held_out: the share of models, drawn by `seed`, kept from everything that learns.
 
@@ -114,10 +116,12 @@ def from_modelzoos(
         FlownError: no folder, no trial in it, not one checkpoint that can be used (the first
             reasons are named), an unknown network, or `out` exists or overlaps `path`.
     """
-    naming = Naming.of(net, task, prefixes=(*statefiles.PREFIXES, modelzoos.PREFIX), by_order=True)
+    naming = Naming.of(
+        architecture, prefixes=(*statefiles.PREFIXES, modelzoos.PREFIX), by_order=True
+    )
     path = _folder(path)
-    found, skipped, notes = modelzoos.trials(path, task.activation, epochs)
-    job = _Import("modelzoos", path, naming, skipped, notes=notes)
+    found, skipped, notes = modelzoos.trials(path, architecture.activation, epochs)
+    job = _Import("modelzoos", path, naming, task, skipped, notes=notes)
     return job.run(found, out, held_out, seed, overwrite), job.skipped
 
 
@@ -189,12 +193,14 @@ class _Import:
         kind: str,
         path: Path,
         naming: Naming,
+        task: Task,
         skipped: list[Skipped],
         *,
         distinct: bool = False,
         notes: Sequence[str] = (),
     ) -> None:
         self.kind, self.path, self.naming, self.skipped = kind, path, naming, skipped
+        self.task = task
         self.distinct, self.notes = distinct, notes
         self.seen: dict[bytes, str] = {}
         self.renamed: dict[str, str] = {}
@@ -232,12 +238,12 @@ class _Import:
             "seed": seed,
             "flown": __version__,
         }
-        zoo = Zoo.write(out, [self.naming.layout], rows, about)
+        zoo = Zoo.write(out, [self.naming.layout], [self.task], rows, about)
         (out / "progress.json").unlink()
         return zoo
 
     def _read(self, found: Sequence[Found], writer: _Writer) -> None:
-        task, models = self.naming.layout.task.name, dict[str, int]()
+        task, models = self.task.id, dict[str, int]()
         with bar(f"import {task}", len(found)) as update:
             for done, one in enumerate(found, 1):
                 try:
@@ -281,7 +287,7 @@ class _Import:
             "format": self.kind,
             "source": str(self.path),
             "net": layout.net,
-            "task": layout.task.name,
+            "task": self.task.id,
             "flown": __version__,
             "models": rows[-1].model + 1,
             "models held out": len(held_out),

@@ -79,7 +79,7 @@ def _trial(
     params = _params(folder / "params.json", name, notes)
     theirs = params.get("model::nlin")
     if isinstance(theirs, str) and _plain(theirs) != _plain(activation):
-        raise FlownError(f"its activation is {theirs!r}, the task's is '{activation}'")
+        raise FlownError(f"its activation is {theirs!r}, '{activation}' was given")
     seed = params.get("seed")
     files = _files(root, folder, skipped)
     if epochs is not None:

@@ -26,10 +26,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flown import nets
 from flown.base.errors import FlownError
 from flown.base.files import load_tensors, read_json
-from flown.weights.layout import Task, WeightLayout
+from flown.nets.architecture import Architecture
+from flown.weights.layout import WeightLayout
 
 SUFFIXES = (".bin", ".pt", ".pth", ".safetensors")
 INDEX_SUFFIXES = (".bin.index.json", ".safetensors.index.json")  # Hugging Face's sharded files
@@ -169,16 +169,16 @@ class Naming:
     by_order: bool = False
 
     @classmethod
-    def of(cls, net: str, task: Task, **options: Any) -> Naming:
-        """For a network by its name, or `package.module:function`.
+    def of(cls, architecture: Architecture, **options: Any) -> Naming:
+        """For the networks of an architecture.
 
         Raises:
             FlownError: no such network, or one without parameters.
         """
-        module = nets.build(net, task.channels, len(task.classes), task.activation)
-        layout = WeightLayout.of(module, net, task)
+        module = architecture.build()
+        layout = WeightLayout.of(module, architecture)
         if not layout.size:
-            raise FlownError(f"network '{net}': has no parameters")
+            raise FlownError(f"network '{architecture.net}': has no parameters")
         return cls(layout, frozenset(name for name, _ in module.named_buffers()), **options)
 
     def fit(self, entries: Mapping[str, Any]) -> Fitted:
@@ -248,7 +248,7 @@ class Naming:
             raise FlownError(f"tensor {unexpected[0]!r} is not the network's{less}; map its name")
         if missing:
             raise FlownError(f"tensor '{missing[0]}' is missing")
-        classes = len(self.layout.task.classes)
+        classes = self.layout.architecture.outputs
         for name, shape in zip(self.layout.names, self.layout.shapes, strict=True):
             got = tuple(entries[theirs[name]].shape)
             if got == shape:

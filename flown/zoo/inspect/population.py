@@ -150,7 +150,7 @@ def describe(
         raise FlownError(f"describe: needs a sample of 2 networks at least, got {sample}")
     return Population(
         zoo.path,
-        tuple(_task(zoo, layout, sample, images or {}, everything, seed) for layout in zoo.layouts),
+        tuple(_task(zoo, task, sample, images or {}, everything, seed) for task in zoo.tasks),
     )
 
 
@@ -190,7 +190,7 @@ def duplicates(zoo: Zoo, task: str) -> tuple[tuple[Row, ...], ...]:
     Raises:
         FlownError: as `Zoo.raw`.
     """
-    places, size = _places(zoo, task), zoo.layout(task).size
+    places, size = zoo.places[task], zoo.layout(task).size
     sums: dict[int, list[int]] = {}
     for place in places:
         known = zoo.rows[place].checksum
@@ -213,14 +213,15 @@ def duplicates(zoo: Zoo, task: str) -> tuple[tuple[Row, ...], ...]:
 
 def _task(
     zoo: Zoo,
-    layout: WeightLayout,
+    name: str,
     sample: int,
     images: Mapping[str, ImageData],
     everything: bool,
     seed: int,
 ) -> TaskPopulation:
-    name, limit = layout.task.name, max(2, min(sample, _NUMBERS // layout.size))
-    places, generator = _places(zoo, name), torch.Generator().manual_seed(seed)
+    layout = zoo.layout(name)
+    limit = max(2, min(sample, _NUMBERS // layout.size))
+    places, generator = zoo.places[name], torch.Generator().manual_seed(seed)
     train, held_out = (_some(networks(zoo, name, x), limit, generator) for x in SPLITS)
     paths = _paths(zoo, _alternate(train, held_out), _NUMBERS // layout.size)
     looked = sorted({p[-1] for p in (*train, *held_out)} | set(paths))
@@ -232,7 +233,7 @@ def _task(
     else:
         broken = [place for place in looked if place not in at]
     ends = [vectors[[at[p[-1]] for p in part if p[-1] in at]] for part in (train, held_out)]
-    dead, note = _dead(WeightBatch(layout, ends[0][:_NETWORKS]), images)
+    dead, note = _dead(name, WeightBatch(layout, ends[0][:_NETWORKS]), images)
     shards = {zoo.path / zoo.rows[place].shard for place in places}
     shown = [place for place in paths if place in at]
     return TaskPopulation(
@@ -253,10 +254,6 @@ def _task(
         plane=_plane([zoo.rows[p] for p in shown], vectors[[at[p] for p in shown]]),
         histograms=_histograms(layout, ends[0]),
     )
-
-
-def _places(zoo: Zoo, task: str) -> list[int]:
-    return [place for place, row in enumerate(zoo.rows) if row.task == task]
 
 
 def _chunks(places: Sequence[int], size: int) -> Iterator[Sequence[int]]:
@@ -350,10 +347,9 @@ def _histograms(layout: WeightLayout, vectors: Tensor) -> tuple[Histogram, ...]:
 
 
 def _dead(
-    batch: WeightBatch, given: Mapping[str, ImageData]
+    task: str, batch: WeightBatch, given: Mapping[str, ImageData]
 ) -> tuple[tuple[Layer, ...] | None, str]:
     """Dead units of networks and what they were told from, or None and why."""
-    task = batch.layout.task.name
     if not len(batch):
         return None, "no network to look at"
     try:

@@ -53,7 +53,7 @@ class Base:
             yield self.recipe.base_epochs
             return
         with _seeded(self.seed):
-            net = self.layout.build().to(self.device).train()
+            net = self.layout.architecture.build().to(self.device).train()
         adam = torch.optim.Adam(
             net.parameters(), self.recipe.learning_rate, weight_decay=self.recipe.weight_decay
         )
@@ -64,7 +64,7 @@ class Base:
             yield epoch
         tensors = net.state_dict()
         rest = {name: value for name, value in tensors.items() if name not in self.layout.names}
-        save_tensors(rest_file(self.out, self.layout.task.name), rest)
+        save_tensors(rest_file(self.out, 0), rest)
         save_tensors(start_file(self.out), {name: tensors[name] for name in self.layout.names})
         self._progress.unlink(missing_ok=True)
 
@@ -75,7 +75,7 @@ class Base:
         )
         steps = len(order) // size
         for rows in order[: steps * size].split(size):
-            x = self.layout.task.preprocess(self.train.images[rows].to(self.device))
+            x = self.layout.architecture.preprocess(self.train.images[rows].to(self.device))
             loss = F.cross_entropy(net(x), self.train.labels[rows].to(self.device))
             adam.zero_grad()
             loss.backward()
@@ -118,7 +118,7 @@ def start_file(out: Path) -> Path:
 def load_base(layout: WeightLayout, out: Path) -> tuple[Tensor, dict[str, Tensor]]:
     """Where training of the subset begins, (1, D), and the frozen rest."""
     start, _ = load_tensors(start_file(out))
-    rest, _ = load_tensors(rest_file(out, layout.task.name))
+    rest, _ = load_tensors(rest_file(out, 0))
     return layout.pack({name: tensor[None] for name, tensor in start.items()}), rest
 
 

@@ -97,8 +97,8 @@ def _processors(layout: WeightLayout) -> int:
     """One for compiled networks, whose bits do not depend on it; for others as many as here."""
     from flown.nets.batched.program import Program
 
-    task = layout.task
-    program = Program.of(layout.build(), (task.channels, task.size, task.size))
+    architecture = layout.architecture
+    program = Program.of(architecture.build(), architecture.input_shape)
     return torch.get_num_threads() if program is None else 1
 
 

@@ -118,7 +118,7 @@ class Shard:
 
     def _trained(self) -> nn.Module:
         """The network in training mode; of a frozen rest no layer is in it."""
-        net = self.layout.build().train(self.rest is None)
+        net = self.layout.architecture.build().train(self.rest is None)
         norms = batchnorm.layers(net)
         own = [x for x in norms if {f"{x}.weight", f"{x}.bias"} & set(self.layout.names)]
         return batchnorm.by_batch(net, own if self.rest is not None else norms)
@@ -173,7 +173,7 @@ class Shard:
         return -(-self.recipe.kept_steps(self.steps)[-1] // self.steps)
 
     def _prepared(self, images: Tensor) -> Tensor:
-        return self.layout.task.preprocess(images).contiguous()
+        return self.layout.architecture.preprocess(images).contiguous()
 
     def _starts(self, variants: Sequence[Recipe]) -> Tensor:
         """Where the networks begin, (n, D)."""
@@ -228,7 +228,7 @@ class Shard:
         return tuple(found)
 
     def _seen(self, images: Tensor) -> Tensor:
-        return prepared(self.layout.task, images.to(self.device))
+        return prepared(self.layout.architecture, images.to(self.device))
 
     def _checkpoint(self, engine: Trainer, epoch: int, kept: Kept) -> None:
         state = {"vectors": engine.vectors, "moments": engine.moments}
@@ -254,7 +254,7 @@ class Shard:
         save_tensors(self.weights, self.layout.unpack(torch.cat([e[0] for e in kept.values()])))
         rows = [
             Row(
-                task=self.layout.task.name,
+                task=self.recipe.dataset,
                 model=model,
                 seed=self.seeds[i],
                 epoch=_epoch(step, self.steps),

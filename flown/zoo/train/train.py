@@ -10,8 +10,10 @@ from flown.base.errors import FlownError
 from flown.base.files import prepare_output, read_json, write_json
 from flown.base.progress import bar
 from flown.nets import subsets
+from flown.nets.architecture import Architecture
+from flown.tasks.task import Task
 from flown.version import __version__
-from flown.weights.layout import Task, WeightLayout
+from flown.weights.layout import WeightLayout
 from flown.zoo.rows import read_rows
 from flown.zoo.store import Zoo
 from flown.zoo.train.base import Base, start_file
@@ -73,13 +75,13 @@ def train_zoo(
     if ray is not None:
         with bar(f"zoo {recipe.name}", len(plan.shards)) as update:
             train_shards(plan, layout, images, out, ray, device, update)
-        return finish(plan, layout, out)
+        return finish(plan, layout, images, out)
     with bar(f"zoo {recipe.name}", recipe.epochs * len(plan.shards)) as update:
         for index in range(len(plan.shards)):
             shard = Shard(plan, layout, images, out, index, device)
             for epoch in shard.epochs():
                 update(index * recipe.epochs + epoch, shard.note)
-    return finish(plan, layout, out)
+    return finish(plan, layout, images, out)
 
 
 def _finished(out: Path, plan: Plan) -> Zoo:
@@ -95,16 +97,18 @@ def _finished(out: Path, plan: Plan) -> Zoo:
     return zoo
 
 
-def finish(plan: Plan, layout: WeightLayout, out: Path) -> Zoo:
+def finish(plan: Plan, layout: WeightLayout, images: data.ImageData, out: Path) -> Zoo:
     """Joins the shards' indices to the zoo's and clears what was only for resuming."""
     parts = sorted(out.glob("index-*.jsonl"))
     rows = split_rows(plan, [row for part in parts for row in read_rows(part)])
     about = {
-        "recipes": {layout.task.name: plan.json()["recipe"]},
+        "recipes": {plan.recipe.dataset: plan.json()["recipe"]},
         "seed": plan.seed,
         "flown": __version__,
     }
-    zoo = Zoo.write(out, [layout], rows, about)
+    name = plan.recipe.dataset
+    task = Task(id=name, dataset=name, classes=images.classes)
+    zoo = Zoo.write(out, [layout], [task], rows, about)
     begun = out.glob("progress-*.safetensors")  # of shards that a cluster then trained
     for scratch in [out / "progress.json", start_file(out), *begun, *parts]:
         scratch.unlink(missing_ok=True)
@@ -112,18 +116,18 @@ def finish(plan: Plan, layout: WeightLayout, out: Path) -> Zoo:
 
 
 def layout_for(recipe: Recipe, images: data.ImageData) -> WeightLayout:
-    """The layout, task metadata included, of the networks that a recipe trains."""
+    """The layout of the networks that a recipe trains."""
     recipe.check()
     channels = 1 if recipe.grey else images.train.images.shape[1]
-    task = Task(
-        name=recipe.dataset,
+    architecture = Architecture(
+        net=recipe.net,
         channels=channels,
         size=recipe.size or nets.input_size(recipe.net),
+        outputs=len(images.classes),
+        activation=recipe.activation,
         mean=recipe.mean,
         std=recipe.std,
-        classes=images.classes,
-        activation=recipe.activation,
     )
-    net = nets.build(recipe.net, channels, len(images.classes), recipe.activation, task.size)
+    net = architecture.build()
     chosen = None if recipe.subset is None else subsets.patterns(net, recipe.subset)
-    return WeightLayout.of(net, recipe.net, task, chosen)
+    return WeightLayout.of(net, architecture, chosen)

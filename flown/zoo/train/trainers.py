@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flown.nets.architecture import Architecture
 from flown.nets.batched import stacked
-from flown.weights.layout import Task, WeightLayout
+from flown.weights.layout import WeightLayout
 
 if TYPE_CHECKING:
     from flown.nets.batched.program import Program
@@ -65,11 +66,11 @@ def trainer(
     return Stacked(net, layout, vectors, x, y, batch, rates, decays, device, rest)
 
 
-def prepared(task: Task, images: Tensor) -> Tensor:
-    """Images (..., c, H, W) as the task's networks take them: uint8 ones are preprocessed."""
+def prepared(architecture: Architecture, images: Tensor) -> Tensor:
+    """Images (..., c, H, W) as networks take them: uint8 ones are preprocessed."""
     if images.dtype != torch.uint8:
         return images
-    ready: Tensor = task.preprocess(images.flatten(0, -4)).unflatten(0, images.shape[:-3])
+    ready: Tensor = architecture.preprocess(images.flatten(0, -4)).unflatten(0, images.shape[:-3])
     return ready
 
 
@@ -170,7 +171,7 @@ class Stacked:
         labels = self.y[rows]  # (n, B)
         # One order for all, and what is frozen runs once for all.
         once = bool(self.rest) and bool((rows == rows[0]).all())
-        images = prepared(self.layout.task, self.x[rows[0] if once else rows])
+        images = prepared(self.layout.architecture, self.x[rows[0] if once else rows])
         logits = stacked.forward(self.net, self.layout.unpack(leaf), images, self.rest)
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
         losses: Tensor = loss.unflatten(0, labels.shape).mean(dim=1)  # (n,)

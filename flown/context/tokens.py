@@ -1,0 +1,211 @@
+"""Support sets of training's tasks as class tokens, drawn afresh at every step.
+
+    features of a data set's images, computed once --draw k of each class--> tokens (classes, width)
+
+Memory grows with the images, not with the tasks: a task is a choice of classes and a rotation.
+Images that evaluation draws its support sets from (`held_out_images`) are in no context of training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from flown.base.config import Config
+from flown.base.errors import FlownError
+from flown.context.support import SupportEncoder
+from flown.tasks import ImageData, ManyClass, Split, Task
+
+Images: TypeAlias = Mapping[str, "ImageData | ManyClass"]
+_APART = 10  # every tenth training image of a class is kept from contexts
+
+
+def context_images(split: Split) -> Split:
+    """The training images that contexts are made of: all but every tenth of each class."""
+    return split[~_apart(split.labels)]
+
+
+def held_out_images(split: Split) -> Split:
+    """Every tenth training image of each class: in no context of training."""
+    return split[_apart(split.labels)]
+
+
+def _apart(labels: Tensor) -> Tensor:
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        rows = (labels == label).nonzero().flatten()
+        chosen[rows[_APART - 1 :: _APART]] = True
+    return chosen
+
+
+class ContextConfig(Config):
+    """How support sets condition the flow.
+
+    A support set of `shots` images a class becomes one token a class: `caml`'s output for it (the
+    paper's), or the `centroid` of its features. `mode` makes one vector of the tokens: the paper's
+    class-ordered concatenation, or an order-free mean. At every step of training `draws` support sets
+    are drawn afresh (of more tasks, one a task), from at most `per_class` images of a class. With
+    `permute`, classes change places at random: tokens and the networks' outputs together.
+    """
+
+    mode: Literal["ordered", "mean", "none"] = "ordered"
+    tokens: Literal["caml", "centroid"] = "caml"
+    shots: int = Field(default=5, ge=1)
+    draws: int = Field(default=8, ge=1)
+    per_class: int = Field(default=200, ge=1)
+    permute: bool = False
+
+
+class Contexts:
+    """Draws class tokens of tasks (B, C, width), classes beyond a task's own all zero.
+
+    Args:
+        images: by data set; many-class sets and data sets with parts alike.
+        classes: C, the largest number of classes.
+
+    Raises:
+        FlownError: a task's data set is missing, or a class has fewer images than `shots`.
+    """
+
+    def __init__(
+        self,
+        support: SupportEncoder,
+        tasks: Sequence[Task],
+        images: Images,
+        config: ContextConfig,
+        classes: int,
+    ) -> None:
+        self.support, self.tasks, self.images = support, list(tasks), images
+        self.config, self.classes = config, classes
+        self.encode = TOKENS[config.tokens]
+        self.device = support.feature_mean.device
+        self._pools: dict[str, Split] = {}
+        self._rows: dict[str, dict[int, Tensor]] = {}
+        self._features: dict[tuple[str, int], Tensor] = {}
+        for task in self.tasks:
+            self._check(task)
+
+    def _check(self, task: Task) -> None:
+        if task.dataset not in self.images:
+            raise FlownError(
+                f"task '{task.id}': the images of data set '{task.dataset}' are not given"
+            )
+        rows = self._class_rows(task.dataset)
+        for name, member in zip(task.classes, self._members(task), strict=True):
+            count = len(rows.get(member, ()))
+            if count < self.config.shots:
+                raise FlownError(
+                    f"task '{task.id}': class '{name}' has {count} images for contexts, "
+                    f"{self.config.shots} are needed; lower context.shots"
+                )
+
+    def _members(self, task: Task) -> tuple[int, ...]:
+        return task.members or tuple(range(len(task.classes)))
+
+    def _pool(self, dataset: str) -> Split:
+        """The images of a data set that contexts are drawn from."""
+        if dataset not in self._pools:
+            source = self.images[dataset]
+            everything = Task(id=dataset, dataset=dataset, classes=source.classes)
+            pool = context_images(everything.images(source).train)
+            kept = [
+                (pool.labels == label).nonzero().flatten()[: self.config.per_class]
+                for label in pool.labels.unique()
+            ]
+            self._pools[dataset] = pool[torch.cat(kept)]
+        return self._pools[dataset]
+
+    def _class_rows(self, dataset: str) -> dict[int, Tensor]:
+        if dataset not in self._rows:
+            labels = self._pool(dataset).labels
+            order = labels.argsort(stable=True)
+            numbers, counts = labels.unique(return_counts=True)
+            parts = order.split(counts.tolist())
+            self._rows[dataset] = dict(zip(numbers.tolist(), parts, strict=True))
+        return self._rows[dataset]
+
+    def _table(self, dataset: str, rotation: int) -> Tensor:
+        """Features (N, F) of a data set's images, turned."""
+        if (dataset, rotation) not in self._features:
+            images = self._pool(dataset).images.rot90(rotation // 90, (2, 3))
+            found = [
+                self.support.features(part.to(self.device)).cpu() for part in images.split(2048)
+            ]
+            self._features[dataset, rotation] = torch.cat(found)
+        return self._features[dataset, rotation]
+
+    def one(self, task: int, generator: torch.Generator) -> Tensor:
+        """The tokens (C, width) of one support set of a task, by its place among `tasks`."""
+        what = self.tasks[task]
+        rows = self._class_rows(what.dataset)
+        chosen = []
+        for member in self._members(what):
+            order = torch.randperm(len(rows[member]), generator=generator)
+            chosen.append(rows[member][order[: self.config.shots]])
+        features = self._table(what.dataset, what.rotation)[torch.cat(chosen)].to(self.device)
+        count = len(chosen)
+        labels = torch.arange(count, device=self.device).repeat_interleave(self.config.shots)
+        tokens = self.encode(self.support, features, labels, count, generator)
+        return F.pad(tokens, (0, 0, 0, self.classes - count))
+
+    def draw(self, tasks: Tensor, generator: torch.Generator) -> Tensor:
+        """Tokens (B, C, width) for networks of tasks (B,); networks of a task share support sets.
+
+        Args:
+            generator: on any device; support sets are drawn on the CPU, from a seed it gives.
+        """
+        seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
+        draw = torch.Generator().manual_seed(seed)
+        kinds, places = tasks.cpu().unique(return_inverse=True)
+        each = max(1, self.config.draws // len(kinds))
+        bank = torch.stack(
+            [torch.stack([self.one(int(kind), draw) for _ in range(each)]) for kind in kinds]
+        )  # (kinds, each, C, width)
+        which = torch.randint(each, (len(tasks),), generator=draw)
+        return bank[places.to(bank.device), which.to(bank.device)]
+
+
+def caml_tokens(
+    support: SupportEncoder,
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """CAML's output for a random support image of each class, (classes, width)."""
+    return support.outputs(features, labels, classes, generator)
+
+
+def centroid_tokens(
+    support: SupportEncoder,
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """The mean feature of each class, (classes, F), in the support set's own frame.
+
+    The frame's origin is the mean of the classes, its unit the mean distance of an image from there.
+    """
+    total = features.new_zeros(classes, features.shape[1]).index_add_(0, labels, features)
+    means = total / torch.bincount(labels, minlength=classes)[:, None]
+    centre = means.mean(dim=0)
+    radius = (features - centre).norm(dim=1).mean().clamp_min(1e-6)
+    scale = math.sqrt(features.shape[1])
+    centred: Tensor = scale * (means - centre) / radius
+    return centred
+
+
+Tokens: TypeAlias = Callable[[SupportEncoder, Tensor, Tensor, int, torch.Generator], Tensor]
+TOKENS: dict[str, Tokens] = {"caml": caml_tokens, "centroid": centroid_tokens}
+
+
+def token_width(support: SupportEncoder, tokens: str) -> int:
+    """The width of one class token."""
+    return support.width if tokens == "caml" else support.config.caml.feature_dim

@@ -1,0 +1,68 @@
+"""Everything that `Flown.fit` needs to know but the zoo."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import field_validator, model_validator
+
+from flown.base.config import Config
+from flown.context.tokens import ContextConfig
+from flown.encoders import EncoderConfig, VAEConfig
+from flown.encoders.functional import FunctionalConfig
+from flown.flow import VelocityConfig
+from flown.flow.marginals import PathName
+from flown.training import TrainConfig
+
+
+class FlowConfig(Config):
+    """The flow's source p0, coupling and path; `sigma` is the path's noise.
+
+    All but the `linear` path lead through the checkpoints of `FlownConfig.epochs`, each network's
+    own, so that generation may stop at an epoch.
+
+    `process: diffusion` trains the same network as a DDPM instead: with context it is D2NWG,
+    without p-diff; `v-diffusion` differs in what the network predicts. Both start at uncoupled
+    Gaussian noise.
+    """
+
+    process: Literal["flow", "diffusion", "v-diffusion"] = "flow"
+    source: str = "gaussian"
+    coupling: str = "independent"
+    path: PathName = "linear"
+    sigma: float = 0.0
+    prior: str | None = None
+
+    @model_validator(mode="after")
+    def _of_flows_only(self) -> FlowConfig:
+        chosen = (self.source, self.coupling, self.path, self.sigma)
+        if self.process != "flow" and chosen != ("gaussian", "independent", "linear", 0.0):
+            raise ValueError(
+                "a diffusion has no choice of source, coupling, path and sigma; leave them out"
+            )
+        return self
+
+
+class FlownConfig(Config):
+    """Everything that `fit` needs to know but the zoo.
+
+    `epochs`: which checkpoints, -1 the last; with none named, all. `functional` compares decoded
+    networks by what they compute, beside or instead of their weights. `path_training` is for
+    `flow.path: metric`.
+    """
+
+    epochs: tuple[int, ...] = (-1,)
+    encoder: EncoderConfig = VAEConfig()
+    encoder_training: TrainConfig = TrainConfig(steps=4000, batch_size=64)
+    functional: FunctionalConfig = FunctionalConfig()
+    context: ContextConfig = ContextConfig()
+    velocity: VelocityConfig = VelocityConfig()
+    flow: FlowConfig = FlowConfig()
+    path_training: TrainConfig = TrainConfig(steps=1000, batch_size=128)
+    flow_training: TrainConfig = TrainConfig(steps=4000, batch_size=128)
+    seed: int = 0
+
+    @field_validator("encoder", mode="before")
+    @classmethod
+    def _encoder_kind(cls, value: Any) -> Any:
+        return {"kind": "vae", **value} if isinstance(value, dict) else value

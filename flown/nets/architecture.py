@@ -1,0 +1,69 @@
+"""What a network computes but for its weights: the function of pixels that weights complete.
+
+    f(images; w) = net((images / 255 - mean) / std; w)
+
+Preprocessing belongs to it: the same weights behind another normalisation are another classifier.
+What the outputs are called, and which images a network was trained on, belongs to its task.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from flown.base.config import Config
+from flown.base.errors import FlownError
+
+_LUMA = (0.299, 0.587, 0.114)
+
+
+class Architecture(Config):
+    """A network's kind and sizes, and how it reads images.
+
+    `net` is a name of `flown.nets.NETS`, or `package.module:function`; `outputs` the number of its
+    logits; `size` the side of its input.
+    """
+
+    net: str
+    channels: int = Field(ge=1)
+    size: int = Field(ge=1)
+    outputs: int = Field(ge=1)
+    activation: str
+    mean: float
+    std: float = Field(gt=0)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(channels, size, size)."""
+        return self.channels, self.size, self.size
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Turns uint8 images (N, c, H, W) into the network's input (N, channels, size, size).
+
+        Grey images are repeated for a three-channel network, colour ones reduced to luminance for
+        a one-channel network, so that any network can be asked about any images.
+
+        Raises:
+            FlownError: images of another shape.
+        """
+        if images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise FlownError(f"images: expected (N, 1 or 3, H, W), got {tuple(images.shape)}")
+        x = images.float() / 255
+        if images.shape[1] == 3 and self.channels == 1:
+            x = torch.einsum("nchw,c->nhw", x, torch.tensor(_LUMA, device=x.device))[:, None]
+        if x.shape[-2:] != (self.size, self.size):
+            side = (self.size, self.size)
+            x = F.interpolate(x, side, mode="bilinear", antialias=True, align_corners=False)
+        return ((x - self.mean) / self.std).expand(-1, self.channels, -1, -1)
+
+    def build(self) -> nn.Module:
+        """A freshly initialised network.
+
+        Raises:
+            FlownError: as `flown.nets.build`.
+        """
+        from flown.nets import build
+
+        return build(self.net, self.channels, self.outputs, self.activation, self.size)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import flown
+from flown.context.tokens import ContextConfig
 from flown.flow import VelocityConfig
 from flown.generator.config import FlownConfig
-from flown.context.tokens import ContextConfig
 from flown.training import TrainConfig
 from flown.zoo import Recipe
 

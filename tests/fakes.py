@@ -1,8 +1,4 @@
-"""A zoo of untrained networks on scikit-learn's digits and a generator with a model's interface.
-
-The generator's latents are a projection of the weights; it samples near training networks. Enough
-to hold everything that measures and reports, in seconds.
-"""
+"""Small things to measure: images of three tasks, and a zoo of untrained networks for them."""
 
 from __future__ import annotations
 
@@ -15,11 +11,11 @@ from torch import Tensor, nn
 
 from flown import nets
 from flown.base.files import save_tensors
-from flown.generator.config import FlownConfig
-from flown.flow.samplers import Samples
+from flown.nets.architecture import Architecture
 from flown.tasks import ImageData, Split
+from flown.tasks.task import Task
 from flown.weights.batch import WeightBatch
-from flown.weights.layout import JointLayout, Standardizer, Task, WeightLayout
+from flown.weights.layout import WeightLayout
 from flown.zoo import Zoo
 from flown.zoo.rows import Row
 from flown.zoo.train.shard import initial
@@ -62,12 +58,25 @@ def wide_conv_norm(channels: int, classes: int) -> nn.Module:
     return ConvNorm(channels, classes, width=64)
 
 
-def layout(task: str = "digits", net: str = "cnn-small", channels: int = 1) -> WeightLayout:
-    size, names = nets.INPUT_SIZES[net], tuple(map(str, range(TASKS[task])))
-    about = Task(
-        name=task, channels=channels, size=size, mean=0.5, std=0.5, classes=names, activation="tanh"
+def task(name: str = "digits") -> Task:
+    return Task(id=name, dataset=name, classes=tuple(map(str, range(TASKS[name]))))
+
+
+def architecture(task: str = "digits", net: str = "cnn-small", channels: int = 1) -> Architecture:
+    return Architecture(
+        net=net,
+        channels=channels,
+        size=nets.INPUT_SIZES[net],
+        outputs=TASKS[task],
+        activation="tanh",
+        mean=0.5,
+        std=0.5,
     )
-    return WeightLayout.of(nets.build(net, channels, len(names), "tanh"), net, about)
+
+
+def layout(task: str = "digits", net: str = "cnn-small", channels: int = 1) -> WeightLayout:
+    found = architecture(task, net, channels)
+    return WeightLayout.of(found.build(), found)
 
 
 def networks(n: int, seed: int = 0, **about: object) -> WeightBatch:
@@ -75,75 +84,37 @@ def networks(n: int, seed: int = 0, **about: object) -> WeightBatch:
     where = layout(**about)  # type: ignore[arg-type]
     fresh = [initial(where, "default", seed * 1000 + i) for i in range(n)]
     stacked = {name: torch.stack([f[name] for f in fresh]) for name in where.names}
-    return WeightBatch(where, where.pack(stacked))
+    return WeightBatch(where, where.pack(stacked), task=task(str(about.get("task", "digits"))))
 
 
 def make_zoo(
     path: Path, tasks: tuple[str, ...] = tuple(TASKS), models: int = 12, held_out: int = 3
 ) -> Zoo:
     """`models` networks a task with checkpoints of two epochs, near-duplicates of each other."""
-    rows, layouts = [], []
+    rows: list[Row] = []
+    layouts: list[WeightLayout] = []
     path.mkdir(parents=True, exist_ok=True)
-    for number, task in enumerate(tasks):
-        batch = networks(models, seed=number, task=task)
+    for number, name in enumerate(tasks):
+        batch = networks(models, seed=number, task=name)
         both = torch.cat([batch.vectors, 1.01 * batch.vectors])
         shard = f"weights-{number}.safetensors"
         save_tensors(path / shard, batch.layout.unpack(both))
-        layouts.append(batch.layout)
+        if batch.layout not in layouts:
+            layouts.append(batch.layout)
         for i in range(2 * models):
-            split = "held-out" if i % models < held_out else "train"
-            rows.append(
-                Row(task, i % models, i % models, 1 + i // models, 0, split, 10.0, 10.0, shard, i)
+            row = Row(
+                task=name,
+                model=i % models,
+                seed=i % models,
+                epoch=1 + i // models,
+                step=0,
+                split="held-out" if i % models < held_out else "train",
+                train_accuracy=10.0,
+                val_accuracy=10.0,
+                shard=shard,
+                offset=i,
+                layout=layouts.index(batch.layout),
             )
-    recipes = {task: {"init": "uniform"} for task in tasks}
-    return Zoo.write(path, layouts, rows, {"recipes": recipes})
-
-
-class FakeModel:
-    """A generator that copies training networks, 64 numbers of them exactly."""
-
-    latent_shape = (4, 4, 4)
-
-    def __init__(self, zoo: Zoo) -> None:
-        self.zoo, self.joint, self.tasks = zoo, JointLayout.of(zoo.layouts), zoo.tasks
-        self.config, self.standardizer = FlownConfig(), Standardizer(self.joint)
-        draw = torch.randn(self.joint.size, 64, generator=torch.Generator().manual_seed(0))
-        self.frame = torch.linalg.qr(draw)[0]  # (D, 64), orthonormal
-        self.mean = {t: zoo.batch(t).vectors.mean(dim=0) for t in self.tasks}
-
-    def encode(self, batch: WeightBatch) -> Tensor:
-        task = self.tasks.index(batch.layout.task.name)
-        centred = batch.vectors - self.mean[batch.layout.task.name]
-        flat: Tensor = self.joint.embed(centred, task) @ self.frame
-        return flat.reshape(-1, *self.latent_shape)
-
-    def decode(self, latents: Tensor, task: str) -> WeightBatch:
-        index = self.tasks.index(task)
-        joint = latents.flatten(1) @ self.frame.T
-        vectors = self.joint.extract(joint, index) + self.mean[task]
-        return WeightBatch(self.joint.layouts[index], vectors)
-
-    def reconstruct(self, batch: WeightBatch) -> WeightBatch:
-        return self.decode(self.encode(batch), batch.layout.task.name)
-
-    def sample(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        n: int = 50,
-        seed: int = 0,
-        solver: str = "euler",
-        steps: int = 100,
-        guidance: float = 1.0,
-        task: str | None = None,
-        trajectory: bool = False,
-    ) -> Samples:
-        task = task or self.tasks[0]
-        generator = torch.Generator().manual_seed(seed)
-        source = torch.randn(n, *self.latent_shape, generator=generator)
-        known = self.encode(self.zoo.select(task, "train", [-1]).batch(task))
-        latents = known[torch.randint(len(known), (n,), generator=generator)] + 0.01 * source
-        times = torch.linspace(0, 1, steps + 1)
-        path = torch.stack([(1 - t) * source + t * latents for t in times])
-        batch = self.decode(latents, task)
-        return Samples(batch, latents, source, path if trajectory else None, times, steps, 0.01)
+            rows.append(row)
+    recipes = {name: {"init": "uniform"} for name in tasks}
+    return Zoo.write(path, layouts, map(task, tasks), rows, {"recipes": recipes})

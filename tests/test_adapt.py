@@ -10,11 +10,11 @@ from torch import Tensor
 
 import flown
 from flown.base.errors import FlownError
+from flown.context.tokens import ContextConfig
 from flown.encoders import IdentityConfig, VAEConfig
 from flown.flow import VelocityConfig, integrate
 from flown.generator.adapt import AdaptConfig, Objective, adapt, endpoint, load_reward
 from flown.generator.config import FlowConfig, FlownConfig
-from flown.context.tokens import ContextConfig
 from flown.tasks import draw_support
 from flown.training import TrainConfig
 from flown.weights.batch import WeightBatch
@@ -161,7 +161,7 @@ def test_all_networks_share_the_step() -> None:
         rows = torch.arange(20)
         ours = o.rewards(batch, rows)
         some = o.images.train[rows]
-        x = o.layout.task.preprocess(some.images)
+        x = o.layout.architecture.preprocess(some.images)
         one_by_one = [
             -torch.nn.functional.cross_entropy(batch.module(i)(x), some.labels) for i in range(3)
         ]

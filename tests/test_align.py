@@ -18,7 +18,8 @@ from flown.base.errors import FlownError
 from flown.base.files import read_json
 from flown.nets.structure.symmetry import Group, groups
 from flown.weights.batch import WeightBatch
-from flown.weights.layout import Task, WeightLayout
+from flown.nets.architecture import Architecture
+from flown.weights.layout import WeightLayout
 from flown.zoo import Zoo
 from flown.zoo.align.align import align_zoo, spread
 from flown.zoo.align.matching import align, groups_of, permute
@@ -27,21 +28,21 @@ SEEDS = st.integers(0, 2**31)
 
 
 def layout(activation: str = "tanh", channels: int = 1) -> WeightLayout:
-    task = Task(
-        name="t",
+    architecture = Architecture(
+        net="cnn-small",
         channels=channels,
         size=28,
+        outputs=10,
+        activation=activation,
         mean=0.5,
         std=0.5,
-        classes=tuple("0123456789"),
-        activation=activation,
     )
-    return WeightLayout.of(nets.build("cnn-small", channels, 10, activation), "cnn-small", task)
+    return WeightLayout.of(architecture.build(), architecture)
 
 
 def random_batch(of: WeightLayout, n: int, generator: torch.Generator) -> WeightBatch:
     """Networks whose tensors differ in size as real ones do."""
-    net = nets.build(of.net, of.task.channels, 10, of.task.activation)
+    net = of.architecture.build()
     sizes = torch.cat([p.detach().std().expand(p.numel()) for p in net.parameters()])
     return WeightBatch(of, torch.randn(n, of.size, generator=generator) * sizes)
 

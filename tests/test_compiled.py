@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flown import nets
+from flown.nets.architecture import Architecture
 from flown.nets.batched import stacked
 from flown.nets.batched.program import Program
-from flown.weights.layout import Task, WeightLayout
+from flown.weights.layout import WeightLayout
 from flown.zoo.train.trainers import Stacked, Threads, trainer
 
 
@@ -70,16 +71,10 @@ def loop(
 @pytest.mark.parametrize("name", NETS)
 def test_engines_train_as_torch_does(name: str, engine: str) -> None:
     net, shape = NETS[name]
-    task = Task(
-        name="t",
-        channels=shape[0],
-        size=shape[1],
-        mean=0,
-        std=1,
-        classes=("a", "b"),
-        activation="tanh",
+    architecture = Architecture(
+        net="n", channels=shape[0], size=shape[1], outputs=2, activation="tanh", mean=0, std=1
     )
-    layout = WeightLayout.of(net, "n", task)
+    layout = WeightLayout.of(net, architecture)
     classes = int(list(net.parameters())[-1].shape[0])
     x, y = data(shape, classes)
     generator = torch.Generator().manual_seed(1)

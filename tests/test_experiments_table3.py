@@ -11,10 +11,10 @@ import torch
 
 import flown
 from flown.base.errors import FlownError
+from flown.context.tokens import ContextConfig
 from flown.experiments import starts, table3, targets
 from flown.flow import VelocityConfig
 from flown.generator.config import FlownConfig
-from flown.context.tokens import ContextConfig
 from flown.measure.finetune import Point, read_points
 from flown.report.finetuning import GAP, LEAD, accuracy_table, bars, curves, through
 from flown.training import TrainConfig

@@ -14,10 +14,12 @@ from flown.base.errors import FlownError
 from flown.encoders import IdentityConfig
 from flown.encoders.functional import FunctionalConfig, FunctionalError, divergence, spread_error
 from flown.generator.config import FlownConfig
-from flown.generator.fit import Population, fit_encoder
+from flown.generator.data import TrainingSet
+from flown.generator.fit import fit_encoder
 from flown.tasks import load
 from flown.training import TrainConfig
-from flown.weights.layout import JointLayout, Standardizer
+from flown.weights.layout import JointLayout
+from flown.weights.scale import NetworkScale
 from flown.zoo.align.matching import groups_of, permute
 from tests import fakes
 
@@ -29,31 +31,31 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 @pytest.fixture
-def world() -> tuple[JointLayout, Standardizer, Tensor, Tensor]:
-    """Three networks of each task: joint layout, scaling, standardised vectors (6, D), tasks (6,)."""
+def world() -> tuple[JointLayout, NetworkScale, Tensor, Tensor]:
+    """Three networks of each task: joint layout, scaling, scaled vectors (6, D + 2 T), tasks (6,)."""
     batches = [fakes.networks(3, seed=i, task=task) for i, task in enumerate(TASKS)]
     joint = JointLayout.of([batch.layout for batch in batches])
     raw = torch.cat([joint.embed(4 * batch.vectors, i) for i, batch in enumerate(batches)])
     tasks = torch.tensor([0, 0, 0, 1, 1, 1])
-    standardizer = Standardizer(joint)
-    standardizer.fit([(raw, tasks)])
-    return joint, standardizer, standardizer(raw, tasks), tasks
+    scale = NetworkScale(joint)
+    scale.fit([(raw, tasks)])
+    return joint, scale, scale(raw, tasks), tasks
 
 
 def error(
-    world: tuple[JointLayout, Standardizer, Tensor, Tensor], **factors: float
+    world: tuple[JointLayout, NetworkScale, Tensor, Tensor], **factors: float
 ) -> FunctionalError:
-    joint, standardizer, _, _ = world
+    joint, scale, _, _ = world
     config = FunctionalConfig.parse({"images": 20, **factors})
     splits = [fakes.images(task).train for task in TASKS]
-    return FunctionalError(config, joint, standardizer, splits, [{}, {}], "cpu")
+    return FunctionalError(config, joint, scale, [0, 1], splits, [{}, {}], "cpu")
 
 
 def test_other_weights_of_the_same_function_have_no_error(
-    world: tuple[JointLayout, Standardizer, Tensor, Tensor],
+    world: tuple[JointLayout, NetworkScale, Tensor, Tensor],
 ) -> None:
-    joint, standardizer, vectors, tasks = world
-    raw, turned = standardizer.invert(vectors, tasks), vectors.clone()
+    joint, scale, vectors, tasks = world
+    raw, turned = scale.invert(vectors, tasks), vectors.clone()
     for task, layout in enumerate(joint.layouts):
         groups, own = groups_of(layout), tasks == task
         orders = [
@@ -62,7 +64,7 @@ def test_other_weights_of_the_same_function_have_no_error(
         ]
         weights = layout.unpack(joint.extract(raw[own], task))
         same = joint.embed(layout.pack(permute(weights, groups, orders)), task)
-        turned[own] = standardizer(same, tasks[own])
+        turned[own] = scale(same, tasks[own])
     assert (turned - vectors).square().mean() > 0.5
     both = error(world, kl=1, spread=1)
     assert float(both(turned, vectors, tasks, generator())) == pytest.approx(0, abs=1e-6)
@@ -70,20 +72,20 @@ def test_other_weights_of_the_same_function_have_no_error(
 
 
 def test_it_is_the_mean_over_networks_of_what_their_modules_compute(
-    world: tuple[JointLayout, Standardizer, Tensor, Tensor],
+    world: tuple[JointLayout, NetworkScale, Tensor, Tensor],
 ) -> None:
-    joint, standardizer, vectors, tasks = world
+    joint, scale, vectors, tasks = world
     decoded = (vectors + 0.3 * torch.randn(vectors.shape, generator=generator(1))).requires_grad_()
     found = error(world, kl=1, ce=2, temperature=3)(decoded, vectors, tasks, generator(2))
     draw, expected = generator(2), []
     for task, layout in enumerate(joint.layouts):
         split, own = fakes.images(TASKS[task]).train, tasks == task
         some = split[torch.randint(len(split), (20,), generator=draw)]
-        x = layout.task.preprocess(some.images)
+        x = layout.architecture.preprocess(some.images)
         for one, other in zip(decoded[own], vectors[own], strict=True):
             logits = []
             for v in (one, other):
-                raw = joint.extract(standardizer.invert(v[None], tasks[own][:1]), task)
+                raw = joint.extract(scale.invert(v[None], tasks[own][:1]), task)
                 logits.append(flown.WeightBatch(layout, raw.detach()).module(0)(x).detach())
             logs = [F.log_softmax(y / 3, dim=-1) for y in logits]
             kl = F.kl_div(logs[0], logs[1], reduction="batchmean", log_target=True)
@@ -91,7 +93,7 @@ def test_it_is_the_mean_over_networks_of_what_their_modules_compute(
     assert float(found.detach()) == pytest.approx(float(torch.stack(expected).mean()), rel=1e-4)
     (gradient,) = torch.autograd.grad(found, decoded)
     padding = ~joint.masks[tasks]
-    assert (gradient[padding] == 0).all() and (gradient.abs().sum(dim=1) > 0).all()
+    assert (gradient[:, : joint.size][padding] == 0).all() and (gradient.abs().sum(dim=1) > 0).all()
 
 
 def test_the_gradient_is_that_of_finite_differences() -> None:
@@ -114,7 +116,7 @@ def test_spread_sees_what_the_mean_function_lacks() -> None:
 def test_functions_are_learnt_whatever_the_weights(zoo: flown.Zoo, tmp_path: Path) -> None:
     training = TrainConfig(steps=80, batch_size=10, learning_rate=2e-3)
     config = FlownConfig(encoder_training=training, functional=FunctionalConfig(mse=0, kl=1))
-    people, images = Population.of(zoo, config.epochs), {"digits": load("digits")}
+    people, images = TrainingSet.of(zoo, config.epochs), {"digits": load("digits")}
     encoder, history = fit_encoder(people, config, images, tmp_path, False, "cpu")
     assert history[-1]["held-out reconstructed"] > 60
     held_out = people.held_out[torch.arange(len(people.held_out))]
@@ -126,7 +128,7 @@ def test_same_seed_same_bits(zoo: flown.Zoo, tmp_path: Path) -> None:
         encoder_training=TrainConfig(steps=3, batch_size=4),
         functional=FunctionalConfig(kl=1, spread=1),
     )
-    people, images = Population.of(zoo, config.epochs), {"digits": load("digits")}
+    people, images = TrainingSet.of(zoo, config.epochs), {"digits": load("digits")}
     once, again = (
         fit_encoder(people, config, images, tmp_path / name, False, "cpu")[0]
         for name in ("once", "again")
@@ -136,7 +138,7 @@ def test_same_seed_same_bits(zoo: flown.Zoo, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_trained_is_refused(zoo: flown.Zoo, tmp_path: Path) -> None:
-    people = Population.of(zoo, (-1,))
+    people = TrainingSet.of(zoo, (-1,))
     for config, words in (
         (FlownConfig(functional=FunctionalConfig(mse=0)), "nothing to train for"),
         (FlownConfig(encoder=IdentityConfig(), functional=FunctionalConfig(kl=1)), "identity"),

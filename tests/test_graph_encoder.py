@@ -48,7 +48,7 @@ def permuted(
     generator = torch.Generator().manual_seed(seed)
     task = where.task
     example = torch.empty(1, task.channels, task.size, task.size)
-    found = groups(where.build(), example)
+    found = groups(where.architecture.build(), example)
     orders = [
         torch.rand(1, g.size, generator=generator).argsort(dim=1).expand(len(vectors), -1)
         for g in found

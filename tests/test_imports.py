@@ -16,22 +16,17 @@ from torch import Tensor, nn
 
 from flown import nets
 from flown.base.errors import FlownError
-from flown.weights.layout import Task
+from flown.nets.architecture import Architecture
+from flown.tasks.task import Task
 from flown.zoo import Zoo
 from flown.zoo.imports import checkpoints as imports
 from flown.zoo.imports.checkpoints import Skipped, from_checkpoints, from_modelzoos
 
 State = dict[str, Tensor]
-TASK = Task(
-    name="digits",
-    channels=1,
-    size=28,
-    mean=0.5,
-    std=0.5,
-    classes=tuple("0123456789"),
-    activation="tanh",
+TASK = Task(id="digits", dataset="digits", classes=tuple("0123456789"))
+DIGITS = Architecture(
+    net="cnn-small", channels=1, size=28, outputs=10, activation="tanh", mean=0.5, std=0.5
 )
-SMALL = TASK.model_copy(update={"classes": ("a", "b", "c"), "size": 1, "channels": 2})
 
 
 def normed(channels: int, classes: int) -> nn.Module:
@@ -96,7 +91,7 @@ def test_a_folder_of_checkpoints_comes_back_exactly(tmp_path: Path) -> None:
     for seed, name in enumerate(names):
         save(state(seed), tmp_path / "source" / name)
     save(state(99), tmp_path / "source" / ".hidden.pt")
-    zoo, skipped = from_checkpoints(tmp_path / "source", "cnn-small", TASK, tmp_path / "zoo")
+    zoo, skipped = from_checkpoints(tmp_path / "source", DIGITS, TASK, tmp_path / "zoo")
     assert skipped == [] and zoo.verify() == []
     expected = [6, 7, 3, 4, 0, 1, 2, 5]  # epochs of one model first, in their order
     assert all(same(zoo, place, state(seed)) for place, seed in enumerate(expected))
@@ -115,14 +110,14 @@ def test_sharded_files(tmp_path: Path, suffix: str) -> None:
         save({name: tensors[name] for name in tensors if parts[name] == part}, source / part)
     index = source / f"model.{suffix}.index.json"
     index.write_text(json.dumps({"weight_map": parts}))
-    zoo, skipped = from_checkpoints(source, "cnn-small", TASK, tmp_path / "zoo")
+    zoo, skipped = from_checkpoints(source, DIGITS, TASK, tmp_path / "zoo")
     assert len(zoo) == 1 and skipped == [] and same(zoo, 0, tensors)
     (source / f"model-2-of-2.{suffix}").unlink()
     with pytest.raises(FlownError, match=r"index.json: its part 'model-2-of-2\.\w+' is missing"):
-        from_checkpoints(source, "cnn-small", TASK, tmp_path / "zoo", overwrite=True)
+        from_checkpoints(source, DIGITS, TASK, tmp_path / "zoo", overwrite=True)
     index.write_text(json.dumps({"weight_map": dict.fromkeys(parts, "../elsewhere.bin")}))
     with pytest.raises(FlownError, match="is not a file beside it"):
-        from_checkpoints(source, "cnn-small", TASK, tmp_path / "zoo", overwrite=True)
+        from_checkpoints(source, DIGITS, TASK, tmp_path / "zoo", overwrite=True)
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model"])
@@ -130,7 +125,7 @@ def test_sharded_files(tmp_path: Path, suffix: str) -> None:
 def test_wrappers_are_taken_off(tmp_path: Path, key: str, prefix: str) -> None:
     tensors = {prefix + name: nn.Parameter(value) for name, value in state(1).items()}
     save({"epoch": 3, "optimizer": {"state": {}}, key: tensors}, tmp_path / "source" / "a.pt")
-    zoo, _ = from_checkpoints(tmp_path / "source", "cnn-small", TASK, tmp_path / "zoo")
+    zoo, _ = from_checkpoints(tmp_path / "source", DIGITS, TASK, tmp_path / "zoo")
     assert same(zoo, 0, state(1))
 
 
@@ -145,14 +140,14 @@ def test_mapping(tmp_path: Path, kind: str) -> None:
     file.write_text(json.dumps(mapping))
     given = mapping if kind == "dict" else file
     zoo, _ = from_checkpoints(
-        tmp_path / "source", "cnn-small", TASK, tmp_path / "zoo", mapping=given
+        tmp_path / "source", DIGITS, TASK, tmp_path / "zoo", mapping=given
     )
     assert same(zoo, 0, state(1)) and report(zoo.path)["mapping"] == mapping
     with pytest.raises(FlownError, match=r"'module\.conv\.weight' is not the network's, whose"):
-        from_checkpoints(tmp_path / "source", "cnn-small", TASK, tmp_path / "zoo2")
+        from_checkpoints(tmp_path / "source", DIGITS, TASK, tmp_path / "zoo2")
     with pytest.raises(FlownError, match=r"Did you mean '0\.weight'"):
         from_checkpoints(
-            tmp_path / "source", "cnn-small", TASK, tmp_path / "zoo2", mapping={"a": "0.weigh"}
+            tmp_path / "source", DIGITS, TASK, tmp_path / "zoo2", mapping={"a": "0.weigh"}
         )
     with pytest.raises(
         FlownError, match=r"'module\.conv\.weight' and 'module\.conv\.bias' both become"
@@ -267,7 +262,7 @@ def test_buffers_are_dropped_and_counted(tmp_path: Path) -> None:
 def test_half_precision_is_converted_and_counted(tmp_path: Path) -> None:
     halves = {name: value.half() for name, value in state(1).items()}
     save(halves, tmp_path / "source" / "half.safetensors")
-    zoo, _ = from_checkpoints(tmp_path / "source", "cnn-small", TASK, tmp_path / "zoo")
+    zoo, _ = from_checkpoints(tmp_path / "source", DIGITS, TASK, tmp_path / "zoo")
     assert same(zoo, 0, {name: value.float() for name, value in halves.items()})
     assert report(zoo.path)["checkpoints"]["converted from float16"] == 1
 
@@ -277,7 +272,7 @@ def test_a_copy_beside_its_epochs_is_no_model(tmp_path: Path) -> None:
     for epoch in (1, 2):
         save(state(epoch), tmp_path / "source" / f"run_epoch_{epoch}.pt")
     save(state(2), tmp_path / "source" / "best.pt")
-    zoo, skipped = from_checkpoints(tmp_path / "source", "cnn-small", TASK, tmp_path / "zoo")
+    zoo, skipped = from_checkpoints(tmp_path / "source", DIGITS, TASK, tmp_path / "zoo")
     assert [(row.model, row.epoch) for row in zoo.rows] == [(0, 1), (0, 2)]
     assert skipped == [Skipped("best.pt", "its weights are exactly those of run_epoch_2.pt")]
 
@@ -294,7 +289,7 @@ def test_shards_are_written_as_they_fill(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(imports, "_ROWS", 3)
     monkeypatch.setattr(imports._Writer, "add", add)
-    zoo, _ = from_checkpoints(tmp_path / "source", "cnn-small", TASK, tmp_path / "zoo")
+    zoo, _ = from_checkpoints(tmp_path / "source", DIGITS, TASK, tmp_path / "zoo")
     assert held == [1, 2, 0, 1, 2, 0, 1]
     assert [row.offset for row in zoo.rows] == [0, 1, 2, 0, 1, 2, 0]
     assert len(list(zoo.path.glob("weights-*"))) == 3
@@ -306,7 +301,7 @@ def test_same_files_same_bytes(tmp_path: Path) -> None:
         save(state(seed), tmp_path / "source" / f"{seed}.pt")
     (tmp_path / "source" / "broken.pt").write_bytes(b"?")
     for out in ("a", "b"):
-        from_checkpoints(tmp_path / "source", "cnn-small", TASK, tmp_path / out, seed=5)
+        from_checkpoints(tmp_path / "source", DIGITS, TASK, tmp_path / out, seed=5)
     names = sorted(file.name for file in (tmp_path / "a").iterdir())
     assert names == ["import.json", "index.jsonl", "weights-00000.safetensors", "zoo.json"]
     for name in names:
@@ -316,7 +311,7 @@ def test_same_files_same_bytes(tmp_path: Path) -> None:
 def test_an_interrupted_import_is_no_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(2):
         save(state(seed), tmp_path / "source" / f"{seed}.pt")
-    arguments = tmp_path / "source", "cnn-small", TASK, tmp_path / "zoo"
+    arguments = tmp_path / "source", DIGITS, TASK, tmp_path / "zoo"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(imports, "_ROWS", 1)
         patch.setattr(
@@ -339,22 +334,22 @@ def test_nothing_to_import(tmp_path: Path) -> None:
         (from_modelzoos, "no trial"),
     ]:
         with pytest.raises(FlownError, match="no such folder"):
-            import_(tmp_path / "nowhere", "cnn-small", TASK, tmp_path / "zoo")
+            import_(tmp_path / "nowhere", DIGITS, TASK, tmp_path / "zoo")
         empty.mkdir(exist_ok=True)
         with pytest.raises(FlownError, match=message):
-            import_(empty, "cnn-small", TASK, tmp_path / "zoo")
+            import_(empty, DIGITS, TASK, tmp_path / "zoo")
     for name in ("a", "b", "c", "d", "e"):
         (empty / f"{name}.pt").write_bytes(b"?")
     with pytest.raises(FlownError, match=r"a\.pt: truncated.*c\.pt: truncated.*\(and 2 more\)"):
-        from_checkpoints(empty, "cnn-small", TASK, tmp_path / "zoo")
+        from_checkpoints(empty, DIGITS, TASK, tmp_path / "zoo")
     assert not (tmp_path / "zoo").exists()
     for out in (empty, empty / "zoo", tmp_path):
         with pytest.raises(FlownError, match="overlaps"):
-            from_checkpoints(empty, "cnn-small", TASK, out, overwrite=True)
+            from_checkpoints(empty, DIGITS, TASK, out, overwrite=True)
     with pytest.raises(FlownError, match="Did you mean 'cnn-small'"):
         from_checkpoints(empty, "cnn-smal", TASK, tmp_path / "zoo")
     with pytest.raises(FlownError, match="held_out"):
-        from_checkpoints(empty, "cnn-small", TASK, tmp_path / "zoo", held_out=1.0)
+        from_checkpoints(empty, DIGITS, TASK, tmp_path / "zoo", held_out=1.0)
 
 
 def trial(
@@ -392,24 +387,24 @@ def modelzoo(tmp_path: Path) -> Path:
 
 
 def test_modelzoos(modelzoo: Path, tmp_path: Path) -> None:
-    zoo, skipped = from_modelzoos(modelzoo, "cnn-small", TASK, tmp_path / "zoo")
+    zoo, skipped = from_modelzoos(modelzoo, DIGITS, TASK, tmp_path / "zoo")
     assert skipped == [] and [row.epoch for row in zoo.rows] == [2, 10, 2, 10]
     assert all(same(zoo, i, state(seed)) for i, seed in enumerate((102, 110, 202, 210)))
     assert [(row.model, row.seed) for row in zoo.rows] == [(0, 7), (0, 7), (1, 1), (1, 1)]
     accuracies = [(row.train_accuracy, row.val_accuracy) for row in zoo.rows]
     assert accuracies == [(50.0, 25.0), (50.0, 25.0), (None, 12.5), (None, None)]
     assert report(zoo.path)["renamed"]["module_list.0.weight"] == "0.weight"
-    some, _ = from_modelzoos(modelzoo, "cnn-small", TASK, tmp_path / "some", epochs=[10])
+    some, _ = from_modelzoos(modelzoo, DIGITS, TASK, tmp_path / "some", epochs=[10])
     assert [row.epoch for row in some.rows] == [10, 10]
     with pytest.raises(FlownError, match="NN_a: has no checkpoint of epoch 3"):
-        from_modelzoos(modelzoo, "cnn-small", TASK, tmp_path / "none", epochs=[3])
+        from_modelzoos(modelzoo, DIGITS, TASK, tmp_path / "none", epochs=[3])
     with pytest.raises(FlownError, match="import them as `modelzoos`"):
-        from_checkpoints(modelzoo, "cnn-small", TASK, tmp_path / "none")
+        from_checkpoints(modelzoo, DIGITS, TASK, tmp_path / "none")
 
 
 def test_test_accuracy_is_never_taken(modelzoo: Path, tmp_path: Path) -> None:
     trial(modelzoo / "NN_c", 300, {"checkpoint_000002": {"test_acc": 0.9, "train_acc": 0.8}})
-    zoo, _ = from_modelzoos(modelzoo, "cnn-small", TASK, tmp_path / "zoo")
+    zoo, _ = from_modelzoos(modelzoo, DIGITS, TASK, tmp_path / "zoo")
     row = zoo.rows[0]  # "NN_c" is before "NN_tune_zoo_..."
     assert same(zoo, 0, state(302)) and (row.train_accuracy, row.val_accuracy) == (80.0, None)
     assert report(zoo.path)["checkpoints"]["with test_acc only, not taken"] == 1
@@ -425,7 +420,7 @@ def test_trials_lack_files(modelzoo: Path, tmp_path: Path) -> None:
     (trials / "NN_a" / "params.json").unlink()
     with (trials / "NN_a" / "result.json").open("a") as file:
         file.write('{"training_iteration": 2, "val_acc": NaN}\n{"training_iter')
-    zoo, skipped = from_modelzoos(modelzoo, "cnn-small", TASK, tmp_path / "zoo")
+    zoo, skipped = from_modelzoos(modelzoo, DIGITS, TASK, tmp_path / "zoo")
     assert [(row.epoch, row.val_accuracy) for row in zoo.rows] == [
         (2, None),
         (10, 25.0),
@@ -481,7 +476,7 @@ def test_splits_are_a_trained_zoos(tmp_path: Path) -> None:
     for seed in range(6):
         save(state(seed), tmp_path / "source" / f"{seed}.pt")
     zoo, _ = from_checkpoints(
-        tmp_path / "source", "cnn-small", TASK, tmp_path / "zoo", seed=4, held_out=1 / 3
+        tmp_path / "source", DIGITS, TASK, tmp_path / "zoo", seed=4, held_out=1 / 3
     )
     expected = splits(6, 4, 1 / 3)
     assert [row.split for row in zoo.rows] == expected

@@ -9,20 +9,22 @@ from hypothesis import strategies as st
 
 from flown import nets
 from flown.base.errors import FlownError
-from flown.weights.layout import JointLayout, Standardizer, Task, WeightLayout
+from flown.nets.architecture import Architecture
+from flown.weights.batch import WeightBatch
+from flown.weights.layout import JointLayout, WeightLayout
 
 
 def layout(net: str, channels: int = 1, classes: int = 10) -> WeightLayout:
-    task = Task(
-        name=f"{net}-{channels}",
+    architecture = Architecture(
+        net=net,
         channels=channels,
         size=nets.INPUT_SIZES[net],
+        outputs=classes,
+        activation="tanh",
         mean=0.5,
         std=0.5,
-        classes=tuple(map(str, range(classes))),
-        activation="tanh",
     )
-    return WeightLayout.of(nets.build(net, channels, classes, "tanh"), net, task)
+    return WeightLayout.of(architecture.build(), architecture)
 
 
 @pytest.mark.parametrize(
@@ -79,23 +81,30 @@ def test_one_position_means_one_thing() -> None:
     assert torch.equal(both[0][:, joint.masks[0]], both[1][:, joint.masks[0]])
 
 
-def test_standardizer_uses_real_weights_only() -> None:
-    joint = JointLayout.of([layout("cnn-small", 1), layout("cnn-small", 3)])
-    tasks = torch.tensor([0] * 4 + [1] * 4)
-    vectors = torch.cat(
-        [joint.embed(3 + 10**i * torch.randn(4, x.size), i) for i, x in enumerate(joint.layouts)]
-    )
-    scaler = Standardizer(joint)
-    scaler.fit([(vectors, tasks)])
-    mask = joint.masks[tasks]
-    standard = scaler(vectors, tasks)
-    slot = slice(0, 8 * 3 * 25)  # conv1, padded for grey networks
-    for task in (0, 1):  # each task has unit scale of its own, however small its weights are
-        own = tasks == task
-        values = standard[own, slot][mask[own, slot]]
-        assert values.mean().abs() < 1e-5 and (values.std() - 1).abs() < 1e-2
-    assert not standard[~mask].any()
-    assert torch.allclose(scaler.invert(standard, tasks), vectors, atol=1e-5)
+def test_classes_change_places_in_the_last_layer_alone(generator: torch.Generator) -> None:
+    """The k-th output of the permuted network is the given one's orders[k]-th."""
+    joint = JointLayout.of([layout("cnn-small", 1, 10), layout("cnn-small", 3, 4)])
+    for place, key in enumerate(joint.layouts):
+        vectors = 0.1 * torch.randn(2, key.size, generator=generator)
+        count = key.architecture.outputs
+        orders = torch.stack(
+            [
+                torch.cat([torch.randperm(count, generator=generator), torch.arange(count, 10)])
+                for _ in range(2)
+            ]
+        )
+        moved = joint.extract(joint.permute_classes(joint.embed(vectors, place), orders), place)
+        x = torch.randn(3, *key.architecture.input_shape, generator=generator)
+        before, after = (WeightBatch(key, v).logits(x) for v in (vectors, moved))
+        for i in range(2):
+            torch.testing.assert_close(after[i], before[i][:, orders[i, :count]])
+
+
+def test_a_subset_without_a_head_has_no_classes_to_permute() -> None:
+    key = layout("cnn-small")
+    body = WeightLayout.of(key.architecture.build(), key.architecture, ["0.*", "3.*"])
+    with pytest.raises(FlownError, match="its last layer '3' has no row for each of its 10"):
+        _ = JointLayout.of([body]).head_rows
 
 
 def test_refusals_name_the_tensor() -> None:
@@ -114,7 +123,7 @@ def test_refusals_name_the_tensor() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("seen", [(2, 1, 8, 8), (2, 3, 32, 32), (2, 1, 28, 28)])
 def test_preprocess_fits_any_image(channels: int, seen: tuple[int, ...]) -> None:
-    task = layout("cnn-small", channels).task
-    x = task.preprocess(torch.full(seen, 255, dtype=torch.uint8))
+    architecture = layout("cnn-small", channels).architecture
+    x = architecture.preprocess(torch.full(seen, 255, dtype=torch.uint8))
     assert x.shape == (2, channels, 28, 28)
     assert torch.allclose(x, torch.ones_like(x), atol=1e-5)  # (1 - 0.5) / 0.5

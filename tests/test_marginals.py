@@ -10,12 +10,12 @@ import torch
 
 import flown
 from flown.base.errors import FlownError
+from flown.context.tokens import ContextConfig
 from flown.encoders import VAEConfig
 from flown.flow import VelocityConfig, integrate
 from flown.flow.marginals import PathName, time_of, trajectories
 from flown.generator.config import FlowConfig, FlownConfig
-from flown.context.tokens import ContextConfig
-from flown.generator.fit import Population
+from flown.generator.data import TrainingSet
 from flown.training import TrainConfig
 from tests import fakes
 
@@ -48,7 +48,7 @@ def fit(zoo: flown.Zoo, how: FlownConfig, out: Path, resume: bool = False) -> fl
 
 
 def test_a_training_is_one_networks_checkpoints_in_order(zoo: flown.Zoo) -> None:
-    networks = Population.of(zoo, (1, 2)).train
+    networks = TrainingSet.of(zoo, (1, 2)).train
     places, epochs = trajectories(networks, (1, 2))
     assert places.shape == (6, 2)
     assert epochs == (1, 2)
@@ -62,19 +62,19 @@ def test_a_training_is_one_networks_checkpoints_in_order(zoo: flown.Zoo) -> None
 
 def test_epochs_counted_from_the_last_may_differ(zoo: flown.Zoo) -> None:
     rows = [row._replace(epoch=5 * row.epoch) if row.task == "turned" else row for row in zoo.rows]
-    longer = flown.Zoo(zoo.path, zoo.layouts, rows, zoo.about)
-    counted = Population.of(longer, (-1, -2)).train
+    longer = flown.Zoo(zoo.path, zoo.layouts, zoo.tasks, rows, zoo.about)
+    counted = TrainingSet.of(longer, (-1, -2)).train
     places, epochs = trajectories(counted, (-1, -2))
     assert epochs == (-2, -1)
-    same, _ = trajectories(Population.of(zoo, (1, 2)).train, (1, 2))
+    same, _ = trajectories(TrainingSet.of(zoo, (1, 2)).train, (1, 2))
     assert torch.equal(places, same)
-    assert trajectories(Population.of(zoo, (-1, -2)).train, (-1, -2))[1] == (1, 2), "epochs of all"
+    assert trajectories(TrainingSet.of(zoo, (-1, -2)).train, (-1, -2))[1] == (1, 2), "epochs of all"
     with pytest.raises(FlownError, match="no checkpoint of epoch"):
-        trajectories(Population.of(longer, ()).train, ())
+        trajectories(TrainingSet.of(longer, ()).train, ())
     rows = [row for row in rows if row.task == "turned" or row.epoch == 2]
-    fewer = flown.Zoo(zoo.path, zoo.layouts, rows, zoo.about)
+    fewer = flown.Zoo(zoo.path, zoo.layouts, zoo.tasks, rows, zoo.about)
     with pytest.raises(FlownError, match="'digits' has no checkpoint of epoch -2"):
-        trajectories(Population.of(fewer, (-1, -2)).train, (-1, -2))
+        trajectories(TrainingSet.of(fewer, (-1, -2)).train, (-1, -2))
 
 
 @pytest.mark.parametrize("path", ["piecewise", "spline", "metric"])
@@ -125,7 +125,7 @@ def test_refusals(zoo: flown.Zoo, tmp_path: Path) -> None:
         time_of(3, (1, 2))
     with pytest.raises(FlownError, match=r"leave them\s+out"):
         FlownConfig.parse({"flow": {"process": "diffusion", "path": "spline"}})
-    networks = Population.of(zoo, (1, 2)).train
+    networks = TrainingSet.of(zoo, (1, 2)).train
     networks.places = networks.places[:-1]
     with pytest.raises(FlownError, match="no checkpoint of epoch"):
         trajectories(networks, ())

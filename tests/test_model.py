@@ -45,7 +45,7 @@ def test_same_seed_same_weights(model: flown.Flown) -> None:
 def test_module_is_a_plain_network(model: flown.Flown) -> None:
     images, labels = support()
     batch = model.generate(images, labels, n=2, steps=5)
-    net, x = batch.module(1), batch.layout.task.preprocess(images)
+    net, x = batch.module(1), batch.layout.architecture.preprocess(images)
     assert not net.training
     assert torch.allclose(net(x), batch.logits(x)[1], atol=1e-4)
 

@@ -9,10 +9,10 @@ import pytest
 
 from flown.base.files import read_json
 from flown.base.provenance import Row
+from flown.context.tokens import ContextConfig
 from flown.experiments.novelty import DATA, IDEAS, NoveltyConfig, Variant, config, run
 from flown.flow import VelocityConfig
 from flown.generator.config import FlownConfig
-from flown.context.tokens import ContextConfig
 from flown.report.novelty import markdown, table
 from flown.training import TrainConfig
 from tests.conftest import DIGITS

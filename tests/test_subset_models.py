@@ -11,12 +11,12 @@ from torch.optim.swa_utils import update_bn
 
 import flown
 from flown.base.errors import FlownError
+from flown.context.tokens import ContextConfig
 from flown.experiments import evaluation
 from flown.flow import VelocityConfig
 from flown.generator import files as modelfiles
 from flown.generator.card import report_card
 from flown.generator.config import FlownConfig
-from flown.context.tokens import ContextConfig
 from flown.measure.baselines import SUBSET_BASELINES, fitting
 from flown.nets.batched import batchnorm
 from flown.tasks import ImageData

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from flown import cli
+from flown.context.tokens import ContextConfig
 from flown.encoders import PDiffConfig, VAEConfig
 from flown.experiments import table1
 from flown.experiments.unconditional import Cell, UnconditionalConfig, run
 from flown.flow import VelocityConfig
 from flown.generator.config import FlownConfig
-from flown.context.tokens import ContextConfig
 from flown.training import TrainConfig
 from flown.zoo import Recipe
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from flown.context.tokens import ContextConfig
 from flown.encoders import VAEConfig
 from flown.experiments import table4
 from flown.experiments.transfer import from_best, from_default_init, match_classes
@@ -17,7 +18,6 @@ from flown.experiments.unconditional import Cell
 from flown.flow import VelocityConfig
 from flown.generator.adapt import AdaptConfig
 from flown.generator.config import FlownConfig
-from flown.context.tokens import ContextConfig
 from flown.measure.evaluate import evaluate
 from flown.tasks import load
 from flown.training import TrainConfig

@@ -38,7 +38,7 @@ def test_own_images_and_gradients() -> None:
     some = batch(n=3)
     images = torch.randn(3, 4, 1, 28, 28)
     tensors = {k: v.clone().requires_grad_() for k, v in some.layout.unpack(some.vectors).items()}
-    stacked.forward(some.architecture, tensors, images).square().sum().backward()
+    stacked.forward(some.network, tensors, images).square().sum().backward()
     for i in range(3):
         net = some.module(i)
         net(images[i]).square().sum().backward()

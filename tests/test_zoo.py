@@ -28,7 +28,9 @@ QUICK = Recipe(
 
 def test_files_are_readable_without_the_library(zoo: flown.Zoo) -> None:
     about = json.loads((zoo.path / "zoo.json").read_text())
-    assert about["layouts"][0]["task"]["classes"] == list("0123456789")
+    assert about["layouts"][0]["architecture"]["outputs"] == 10
+    (line,) = (zoo.path / "tasks.jsonl").read_text().splitlines()
+    assert json.loads(line)["classes"] == list("0123456789")
     rows = [json.loads(line) for line in (zoo.path / "index.jsonl").read_text().splitlines()]
     assert len(rows) == 24 and {row["epoch"] for row in rows} == {8, 10}
     tensors = load_file(zoo.path / rows[0]["shard"])
@@ -59,7 +61,7 @@ def test_batched_training_is_the_loop(tmp_path: Path) -> None:
     zoo = train_zoo(QUICK, 3, tmp_path / "zoo", held_out=1 / 3)
     images = load("digits")
     layout = layout_for(QUICK, images)
-    x, y = layout.task.preprocess(images.train.images), images.train.labels
+    x, y = layout.architecture.preprocess(images.train.images), images.train.labels
     row = next(r for r in zoo.rows if r.model == 1 and r.epoch == 2)
     net = nets.build("cnn-small", 1, 10, "tanh")
     net.load_state_dict(initial(layout, QUICK.init, row.seed))
@@ -117,7 +119,7 @@ def test_a_nan_model_is_named(zoo: flown.Zoo, tmp_path: Path) -> None:
     tensors["3.bias"][5, 0] = float("nan")
     save_file(tensors, shard)
     with pytest.raises(FlownError, match="is not what was written"):
-        Zoo.open(tmp_path / "zoo").vectors()
+        Zoo.open(tmp_path / "zoo").batch("digits")
 
 
 def test_broken_zoos_are_named(zoo: flown.Zoo, tmp_path: Path) -> None:
@@ -127,7 +129,7 @@ def test_broken_zoos_are_named(zoo: flown.Zoo, tmp_path: Path) -> None:
     shard = tmp_path / "zoo" / zoo.rows[0].shard
     shard.write_bytes(shard.read_bytes()[:1000])
     with pytest.raises(FlownError, match=r"weights-00000.safetensors: truncated"):
-        Zoo.open(tmp_path / "zoo").vectors()
+        Zoo.open(tmp_path / "zoo").batch("digits")
     (tmp_path / "zoo" / "index.jsonl").write_text("{}\n")
     with pytest.raises(FlownError, match=r"index.jsonl, line 1"):
         Zoo.open(tmp_path / "zoo")
@@ -140,7 +142,7 @@ def test_divergence_names_the_seed(tmp_path: Path) -> None:
 
 
 def test_join(zoo: flown.Zoo, tmp_path: Path) -> None:
-    with pytest.raises(FlownError, match="'digits' is in more than one"):
+    with pytest.raises(FlownError, match="two tasks have the id 'digits'"):
         Zoo.join([zoo, zoo], tmp_path / "twice")
     other = train_zoo(
         QUICK.model_copy(update={"dataset": "mnist5k", "max_train_images": 64}),
@@ -148,9 +150,9 @@ def test_join(zoo: flown.Zoo, tmp_path: Path) -> None:
         tmp_path / "other",
     )
     both = Zoo.join([zoo, other], tmp_path / "both")
-    vectors, tasks = both.vectors()
-    assert torch.equal(vectors[tasks == 0], zoo.batch("digits").vectors)
-    assert torch.equal(vectors[tasks == 1], other.batch("mnist5k").vectors)
+    assert list(both.tasks) == ["digits", "mnist5k"] and len(both.layouts) == 1
+    for part, task in ((zoo, "digits"), (other, "mnist5k")):
+        assert torch.equal(both.batch(task).vectors, part.batch(task).vectors)
 
 
 @pytest.mark.parametrize("name", RECIPES)

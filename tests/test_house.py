@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 FILES = {path: ast.parse(path.read_text("utf-8")) for path in sorted(ROOT.glob("flown/**/*.py"))}
 
 ROOMS = """
-    version errors config files progress provenance layout nets weights data training zoo
+    version errors config files frozen progress provenance layout nets weights data training zoo
     encoders context flow diffusion adjoint sampling evaluate novelty baselines functional marginals fitting
     modelcard modelfiles
     model card finetune adapt fewshot report experiments bench cli __init__ __main__

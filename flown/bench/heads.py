@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flown.bench.timing import medians, timed_rows
+from flown.data import ClassPool
 from flown.fewshot.classifiers import apply_heads
 from flown.fewshot.heads import HeadsConfig, shard_tasks, train_heads
 from flown.fewshot.probe import ProbeConfig, probe
@@ -36,7 +37,7 @@ def heads(repeats: int, scratch: Path, tasks: int = 50_000, compared: int = _COM
     start = time.perf_counter()
     zoo = train_heads(features, labels, classes, scratch / "heads", config)
     whole = time.perf_counter() - start
-    some = shard_tasks(features, labels, classes, HeadsConfig(tasks=compared, seed=1), 0)
+    some = shard_tasks(features, ClassPool(labels, classes), HeadsConfig(tasks=compared, seed=1), 0)
     first = _fresh(compared, some.ways, generator)
     candidates = {"flown": partial(probe, some.support, some.ways, start=first)}
     for threads in sorted({1, torch.get_num_threads()}):

@@ -1,29 +1,37 @@
 """Images as tensors: by name or from a folder, in three parts; support sets and episodes."""
 
-from flown.data.folder import image_files, load_folder, read_image, stack
-from flown.data.named import Source, available, cache_folder, describe, load, load_many
+from flown.data.draw import ClassPool, Episodes, check_disjoint
+from flown.data.folder import (
+    Pictures,
+    image_files,
+    load_folder,
+    read_image,
+    read_images,
+    read_pictures,
+    stack,
+)
+from flown.data.named import Source, available, cache_folder, load, load_many, summary
 from flown.data.splits import ImageData, ManyClass, Split, three_way
 from flown.data.support import (
-    Episode,
     Support,
     check_support,
-    draw_episode,
     draw_support,
     load_support,
 )
 
 __all__ = [
-    "Episode",
+    "ClassPool",
+    "Episodes",
     "ImageData",
     "ManyClass",
+    "Pictures",
     "Source",
     "Split",
     "Support",
     "available",
     "cache_folder",
+    "check_disjoint",
     "check_support",
-    "describe",
-    "draw_episode",
     "draw_support",
     "image_files",
     "load",
@@ -31,6 +39,9 @@ __all__ = [
     "load_many",
     "load_support",
     "read_image",
+    "read_images",
+    "read_pictures",
     "stack",
+    "summary",
     "three_way",
 ]

@@ -14,11 +14,10 @@ from sklearn.linear_model import Ridge
 from sklearn.neighbors import NearestCentroid
 from torch import Tensor, nn
 
+from flown.base.errors import FlownError
 from flown.context import CAML, CAMLConfig, FeatureSet
 from flown.context.centroids import class_means
-from flown.data import Episodes
-from flown.errors import FlownError
-from flown.fewshot.classifiers import (
+from flown.heads.classifiers import (
     accuracy,
     choose_strength,
     cosine_centroid,
@@ -28,8 +27,9 @@ from flown.fewshot.classifiers import (
     ridge,
     ridge_heads,
 )
-from flown.fewshot.incontext import caml_logits, in_context
-from flown.fewshot.maml import MAML, MAMLConfig, maml, train_maml
+from flown.heads.incontext import caml_logits, in_context
+from flown.heads.maml import MAML, MAMLConfig, maml, train_maml
+from flown.tasks import Episodes
 from flown.training import TrainConfig
 
 WIDE = 16
@@ -242,7 +242,7 @@ def test_the_ridge_strength_is_the_best_of_those_given() -> None:
 def test_caml_in_parts_is_caml(caml: CAML, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = draw(shots=2)
     whole = in_context(tasks, caml)
-    monkeypatch.setattr("flown.fewshot.incontext._TOKENS", 50)
+    monkeypatch.setattr("flown.heads.incontext._TOKENS", 50)
     torch.testing.assert_close(in_context(tasks, caml), whole, atol=1e-5, rtol=1e-5)
 
 

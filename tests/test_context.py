@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flown.base.errors import FlownError
+from flown.base.files import save_tensors
 from flown.context import (
     Backbone,
     BackboneConfig,
@@ -21,8 +23,6 @@ from flown.context import (
     episode_accuracy,
 )
 from flown.context.backbones import features
-from flown.errors import FlownError
-from flown.files import save_tensors
 
 SMALL = BackboneConfig(widths=(8, 16), size=16)
 CONFIG = SupportConfig(

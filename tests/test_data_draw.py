@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flown.data import ClassPool, Episodes, check_disjoint, draw
-from flown.data.draw import cpu_generator
-from flown.errors import FlownError
+from flown.base.errors import FlownError
+from flown.tasks import ClassPool, Episodes, check_disjoint, draw
+from flown.tasks.draw import cpu_generator
 
 SIZES = torch.tensor([9, 12, 7, 30, 8, 11, 9])  # images a class; classes 0 and 5 are not drawn
 LABELS = torch.arange(7).repeat_interleave(SIZES)[

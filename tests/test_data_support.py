@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flown import data
-from flown.errors import FlownError
+from flown import tasks as data
+from flown.base.errors import FlownError
 from tests.test_data_splits import distinct, rows
 
 

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flown.config import Config
+from flown.base.config import Config
+from flown.base.errors import FlownError
+from flown.base.files import load_tensors, save_tensors
+from flown.base.frozen import load_frozen, save_frozen
 from flown.context import SupportEncoder
-from flown.errors import FlownError
-from flown.fewshot.features import Standardised, load_backbone
-from flown.fewshot.meta import HeadFlow, flow_heads
-from flown.files import load_tensors, save_tensors
-from flown.frozen import load_frozen, save_frozen
+from flown.heads.features import Standardised, load_backbone
+from flown.heads.meta import HeadFlow, flow_heads
 
 
 class _Sizes(Config):

@@ -9,17 +9,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flown.data import ClassPool, Episodes
+from flown.base.errors import FlownError
+from flown.base.files import load_tensors
 from flown.encoders import VAEConfig
-from flown.errors import FlownError
-from flown.fewshot.classifiers import apply_heads
-from flown.fewshot.frames import class_tokens, join_rows, split_heads, support_tokens
-from flown.fewshot.heads import HeadsConfig
-from flown.fewshot.meta import HeadFlow, HeadFlowConfig, fit_heads
-from flown.fewshot.pretrain import GeneratorConfig, train_generator
-from flown.fewshot.probe import probe
-from flown.files import load_tensors
 from flown.flow import VelocityConfig
+from flown.heads.classifiers import apply_heads
+from flown.heads.frames import (
+    class_tokens,
+    join_rows,
+    split_heads,
+    support_tokens,
+)
+from flown.heads.heads import HeadsConfig
+from flown.heads.meta import HeadFlow, HeadFlowConfig, fit_heads
+from flown.heads.pretrain import GeneratorConfig, train_generator
+from flown.heads.probe import probe
+from flown.tasks import ClassPool, Episodes
 from flown.training import TrainConfig
 from tests.test_backbone import many
 

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flown.config import Config
-from flown.errors import FlownError, unknown
+from flown.base.config import Config
+from flown.base.errors import FlownError, unknown
 from flown.nets.resnet12 import resnet12
 
 

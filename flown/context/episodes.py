@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flown.base.errors import FlownError
 from flown.context.caml import CAML, CAMLConfig
 from flown.context.centroids import cosine_logits
-from flown.data import ClassPool, Episodes
-from flown.data.draw import cpu_generator
-from flown.errors import FlownError
+from flown.tasks import ClassPool, Episodes
+from flown.tasks.draw import cpu_generator
 from flown.training import TrainConfig, train
 
 _MAX_SHOTS = 5

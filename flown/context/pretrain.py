@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flown.config import Config
+from flown.base.config import Config
+from flown.base.errors import FlownError
 from flown.context.backbones import Backbone, BackboneConfig, features
 from flown.context.centroids import cosine_logits
 from flown.context.episodes import EpisodeLoss
-from flown.data import ClassPool, Episodes, ManyClass
-from flown.errors import FlownError
+from flown.tasks import ClassPool, Episodes, ManyClass
 from flown.training import TrainConfig, train
 
 _WAYS, _QUERIES = 5, 15

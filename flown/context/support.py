@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flown.config import Config
+from flown.base.config import Config
+from flown.base.errors import FlownError
+from flown.base.frozen import load_frozen, load_shipped, save_frozen
 from flown.context.backbones import Backbone, BackboneConfig, features
 from flown.context.caml import CAML, CAMLConfig
-from flown.errors import FlownError
-from flown.frozen import load_frozen, load_shipped, save_frozen
 
 _CHUNK = 4096  # tokens through CAML at once
 

@@ -1,0 +1,47 @@
+"""Images as tensors: by name or from a folder, in three parts; support sets and episodes."""
+
+from flown.tasks.draw import ClassPool, Episodes, check_disjoint
+from flown.tasks.folder import (
+    Pictures,
+    image_files,
+    load_folder,
+    read_image,
+    read_images,
+    read_pictures,
+    stack,
+)
+from flown.tasks.named import Source, available, cache_folder, load, load_many, summary
+from flown.tasks.splits import ImageData, ManyClass, Split, three_way
+from flown.tasks.support import (
+    Support,
+    check_support,
+    draw_support,
+    load_support,
+)
+
+__all__ = [
+    "ClassPool",
+    "Episodes",
+    "ImageData",
+    "ManyClass",
+    "Pictures",
+    "Source",
+    "Split",
+    "Support",
+    "available",
+    "cache_folder",
+    "check_disjoint",
+    "check_support",
+    "draw_support",
+    "image_files",
+    "load",
+    "load_folder",
+    "load_many",
+    "load_support",
+    "read_image",
+    "read_images",
+    "read_pictures",
+    "stack",
+    "summary",
+    "three_way",
+]

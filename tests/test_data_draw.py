@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import doctest
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flown.base.errors import FlownError
-from flown.tasks import ClassPool, Episodes, check_disjoint, draw
+from flown.tasks import ClassPool, Episodes, check_disjoint
 from flown.tasks.draw import cpu_generator
 
 SIZES = torch.tensor([9, 12, 7, 30, 8, 11, 9])  # images a class; classes 0 and 5 are not drawn
@@ -130,8 +128,3 @@ def test_parts_that_share_a_class_are_refused() -> None:
     check_disjoint(parts)
     with pytest.raises(FlownError, match="class 4 is in both 'train' and 'test'"):
         check_disjoint(parts | {"test": torch.tensor([9, 4])})
-
-
-def test_the_example_runs() -> None:
-    result = doctest.testmod(draw)
-    assert result.attempted > 3 and result.failed == 0

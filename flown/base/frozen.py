@@ -1,7 +1,7 @@
 """Frozen modules as files: all tensors in half precision, the config as JSON in the header.
 
-Half precision halves what ships; loading widens the tensors again, so that a loaded module saves to the
-same bits. Loading changes no random state.
+Half precision halves the files; loading widens the tensors again, and a loaded module saves to the same
+bits. Loading changes no random state.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def save_frozen(
     config: Config,
     about: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes one safetensors file whole; `config` stands in its header under `key`, beside `about`."""
+    """Writes one safetensors file whole; `config` is in its header under `key`, with `about`."""
     header = {key: config.model_dump_json(), **(about or {})}
     save_tensors(path, halved(module.state_dict()), header)
 

@@ -13,7 +13,14 @@ from torch import Tensor
 
 
 def class_means(support: Tensor, labels: Tensor, ways: int) -> Tensor:
-    """The mean of each class (T, W, F) of supports (T, S, F) with labels (T, S); 0 without images."""
+    """The mean of each class (T, W, F) of supports (T, S, F) with labels (T, S); 0 without images.
+
+    >>> import torch
+    >>> support = torch.tensor([[[1.0, 3.0], [3.0, 5.0], [0.0, 2.0]]])
+    >>> class_means(support, torch.tensor([[1, 1, 0]]), ways=2)
+    tensor([[[0., 2.],
+             [2., 4.]]])
+    """
     member = F.one_hot(labels, ways).to(support.dtype)  # (T, S, W)
     sums: Tensor = member.transpose(1, 2) @ support
     return sums / member.sum(dim=1).clamp_min(1)[..., None]

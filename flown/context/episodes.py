@@ -101,7 +101,7 @@ def episode_accuracy(
     episodes: int = 100,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Accuracy (percent) at the queries, beside the nearest centroid's by cosine on the same."""
+    """Percent of the queries: CAML's `accuracy`, and `centroid`, that of the nearest class mean."""
     generator = torch.Generator().manual_seed(seed)
     frame = caml.config.ways
     drawn = FramedPools(sets, part, frame).draw(ways, shots, episodes, generator)

@@ -30,7 +30,12 @@ _SHARPNESS = 10.0  # factor of the cosines in the soft assignment of queries to 
 
 
 def split_heads(heads: Tensor, ways: int) -> Tensor:
-    """Heads (..., W F + W) as rows (..., W, F + 1)."""
+    """Heads (..., W F + W) as rows (..., W, F + 1): each class's weight, and its bias.
+
+    >>> split_heads(torch.tensor([1.0, 2.0, 3.0, 4.0, 10.0, 20.0]), ways=2)
+    tensor([[ 1.,  2., 10.],
+            [ 3.,  4., 20.]])
+    """
     weight, bias = heads.split([heads.shape[-1] - ways, ways], dim=-1)
     return torch.cat([weight.unflatten(-1, (ways, -1)), bias[..., None]], dim=-1)
 

@@ -31,7 +31,7 @@ SAMPLER = 2  # raised when the same seed draws other images; files that rest on 
 class Episodes(NamedTuple):
     """T episodes of one size, sorted by class.
 
-    `support` (T, W K) and `query` (T, W Q) are rows of a set, or after `gather` what stands in them,
+    `support` (T, W K) and `query` (T, W Q) are numbers of rows of a set, after `gather` those rows,
     (T, W K, ...) and (T, W Q, ...). `labels` and `targets` are their classes, 0 to W - 1; `classes`
     (T, W) are the numbers of those classes in the set.
     """

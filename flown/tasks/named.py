@@ -1,4 +1,4 @@
-"""Data sets by name: files in `FLOWN_DATA` first, then what dependencies and Debian ship, then
+"""Data sets by name: files in `FLOWN_DATA` first, then files that dependencies and Debian ship, then
 torchvision's downloads.
 """
 

@@ -34,7 +34,7 @@ def draw_support(
 
     Args:
         classes: how many classes the split has.
-        classes_subset: draw from these classes alone; labels are then places in this list.
+        classes_subset: draw only from these classes; labels are then places in this list.
 
     Raises:
         FlownError: no class or shot is asked for, a class has too few images, or does not exist.

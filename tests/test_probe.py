@@ -121,6 +121,16 @@ def test_an_interrupted_zoo_of_heads_goes_on(
             train_heads(images, LABELS, CLASSES, tmp_path / "cut", how, resume=True)
 
 
+def test_heads_of_an_older_sampler_are_not_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their tasks would be other ones than those drawn again for the class tokens."""
+    train_heads(features(), LABELS, CLASSES, tmp_path / "zoo", config(tasks=3))
+    monkeypatch.setattr("flown.heads.heads.SAMPLER", 99)
+    with pytest.raises(FlownError, match="an older sampler; choose another folder"):
+        train_heads(features(), LABELS, CLASSES, tmp_path / "zoo", config(tasks=3), resume=True)
+
+
 def test_no_task_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FlownError, match="tasks must be 1 or more, got 0"):
         train_heads(features(), LABELS, CLASSES, tmp_path / "zoo", config(tasks=0))

@@ -15,10 +15,9 @@ from flown.encoders import IdentityConfig, VAEConfig
 from flown.flow import VelocityConfig, integrate
 from flown.generator.adapt import AdaptConfig, Objective, adapt, endpoint, load_reward
 from flown.generator.config import FlowConfig, FlownConfig
-from flown.tasks import draw_support
+from flown.tasks import TaskTable, draw_support
 from flown.training import TrainConfig
 from flown.weights.batch import WeightBatch
-from flown.weights.layout import JointLayout
 from tests import fakes
 from tests.test_cli import call
 
@@ -50,22 +49,23 @@ def tiny(
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = flown.Flown(config, JointLayout.of([fakes.layout(task)]))
+        model = flown.Flown.untrained(config, [fakes.layout(task)], TaskTable([fakes.task(task)]))
         torch.nn.init.normal_(model.velocity.out.weight, std=0.1)
         # Weights of the size that trained networks have, so that logits depend on them.
-        model.standardizer.std.fill_(0.3)
+        model.space.scale.std.fill_(0.3)
+        model.space.scale.mean[model.space.scale.count :] = -1.2
     return model.eval().requires_grad_(False)
 
 
 def objective(model: flown.Flown, **changes: object) -> Objective:
     values = {"networks": 2, "steps": 4, "training": SHORT} | changes
-    return Objective(model, fakes.images("digits"), "digits", AdaptConfig.parse(values))
+    return Objective(model, fakes.images("digits"), 0, AdaptConfig.parse(values))
 
 
 def loss_from(o: Objective, x: Tensor, solver: str, steps: int, t0: float) -> Tensor:
     """The chain by hand, from a state at t0: plain autograd through `flow.integrate`."""
     x1 = integrate(o.model.velocity.bind(), x, solver, steps, t0, 1.0).x
-    return -o.rewards(o.model.decode(x1, "digits"), torch.arange(16)).mean()
+    return -o.rewards(o.model.decode(x1), torch.arange(16)).mean()
 
 
 def gradients(loss: Tensor, parameters: list[Tensor]) -> list[Tensor]:
@@ -77,9 +77,9 @@ def gradients(loss: Tensor, parameters: list[Tensor]) -> list[Tensor]:
 def test_gradients_are_those_of_finite_differences(solver: str) -> None:
     """In float64 from source to loss: parameters of flow and decoder along a random direction."""
     o = objective(tiny().double())
-    parameters = [*o.model.velocity.parameters(), *o.model.encoder.parameters()]
+    parameters = [*o.model.velocity.parameters(), *o.model.space.encoder.parameters()]
     generator = torch.Generator().manual_seed(1)
-    x0 = torch.randn(2, *o.model.latent_shape, generator=generator, dtype=torch.float64)
+    x0 = torch.randn(2, *o.model.space.shape, generator=generator, dtype=torch.float64)
     directions = [
         torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in parameters
     ]
@@ -88,7 +88,7 @@ def test_gradients_are_those_of_finite_differences(solver: str) -> None:
         for p, d in zip(parameters, directions, strict=True):
             p.data.add_(d, alpha=shift)
         x1 = endpoint(o.model.velocity.bind(), x0, solver, 3, 0.0)
-        loss = -o.rewards(o.model.decode(x1, "digits"), torch.arange(16)).mean()
+        loss = -o.rewards(o.model.decode(x1), torch.arange(16)).mean()
         for p, d in zip(parameters, directions, strict=True):
             p.data.sub_(d, alpha=shift)
         return loss
@@ -108,14 +108,14 @@ def test_gradients_are_those_of_finite_differences(solver: str) -> None:
 def test_the_graph_begins_at_t(solver: str, detach: float) -> None:
     """t' = 0 is full backpropagation, t' = 0.5 that of the second half from where the first ended."""
     o = objective(tiny())
-    velocity, x0 = o.model.velocity.requires_grad_(True), torch.randn(2, *o.model.latent_shape)
+    velocity, x0 = o.model.velocity.requires_grad_(True), torch.randn(2, *o.model.space.shape)
     x, steps = x0, 4
     if detach:
         with torch.no_grad():
             x, steps = integrate(velocity.bind(), x0, solver, 2, 0.0, 0.5).x, 2
     by_hand = gradients(loss_from(o, x, solver, steps, detach), list(velocity.parameters()))
     x1 = endpoint(velocity.bind(), x0, solver, 4, detach)
-    loss = -o.rewards(o.model.decode(x1, "digits"), torch.arange(16)).mean()
+    loss = -o.rewards(o.model.decode(x1), torch.arange(16)).mean()
     for ours, theirs in zip(gradients(loss, list(velocity.parameters())), by_hand, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-8)
     assert torch.allclose(x1, integrate(velocity.bind(), x0, solver, 4).x, atol=1e-6)
@@ -123,7 +123,7 @@ def test_the_graph_begins_at_t(solver: str, detach: float) -> None:
 
 def test_nothing_of_the_flow_is_trained_after_its_end() -> None:
     model = tiny()
-    velocity, x0 = model.velocity.requires_grad_(True), torch.randn(2, *model.latent_shape)
+    velocity, x0 = model.velocity.requires_grad_(True), torch.randn(2, *model.space.shape)
     assert not endpoint(velocity.bind(), x0, "euler", 4, 1.0).requires_grad
     with pytest.raises(FlownError, match="nothing of 'flow'"):
         objective(model, detach=1.0).choose()
@@ -131,7 +131,7 @@ def test_nothing_of_the_flow_is_trained_after_its_end() -> None:
     o.choose()
     trained = {name for name, p in o.named_parameters() if p.requires_grad}
     assert trained and all(
-        n.startswith(("model.encoder.up", "model.encoder.contract")) for n in trained
+        n.startswith(("model.space.encoder.up", "model.space.encoder.contract")) for n in trained
     )
 
 
@@ -141,13 +141,13 @@ def test_recomputation_changes_no_gradient(solver: str) -> None:
     o = objective(tiny().double())
     parameters = [
         p.requires_grad_()
-        for part in (o.model.velocity, o.model.encoder)
+        for part in (o.model.velocity, o.model.space.encoder)
         for p in part.parameters()
     ]
-    x0, found = torch.randn(2, *o.model.latent_shape, dtype=torch.float64), []
+    x0, found = torch.randn(2, *o.model.space.shape, dtype=torch.float64), []
     for recompute in (False, True):
         x1 = endpoint(o.model.velocity.bind(), x0, solver, 4, 0.25, recompute)
-        loss = -o.rewards(o.model.decode(x1, "digits"), torch.arange(16)).mean()
+        loss = -o.rewards(o.model.decode(x1), torch.arange(16)).mean()
         found.append(gradients(loss, parameters))
     for direct, again in zip(*found, strict=True):
         torch.testing.assert_close(direct, again, rtol=1e-9, atol=1e-14)
@@ -157,7 +157,7 @@ def test_all_networks_share_the_step() -> None:
     """The loss is the mean of the networks' own, as computed by modules one by one."""
     o = objective(tiny(), networks=3)
     with torch.no_grad():
-        batch = o.model.decode(torch.randn(3, *o.model.latent_shape), "digits")
+        batch = o.model.decode(torch.randn(3, *o.model.space.shape))
         rows = torch.arange(20)
         ours = o.rewards(batch, rows)
         some = o.images.train[rows]
@@ -199,7 +199,7 @@ def test_resumes_to_the_same_bits(method: str, tmp_path: Path) -> None:
     assert torch.equal(loaded.generate(n=2, steps=3).vectors, whole.generate(n=2, steps=3).vectors)
     with pytest.raises(FlownError, match="choose another --out"):
         adapt(
-            tiny(task="turned"),
+            tiny(),
             fakes.images("turned"),
             config,
             out=tmp_path / "run",
@@ -220,11 +220,11 @@ def test_adaptation_learns_turned_digits(tmp_path: Path) -> None:
     config = AdaptConfig(
         networks=8, steps=5, validated=16, training=training, parts=("flow", "head", "decoder")
     )
-    new = adapt(model, images, config, out=tmp_path / "run", task="mnist")
+    new = adapt(model, images, config, out=tmp_path / "run", layout=0)
     static, after = (new.history["adapt"][i]["val"] for i in (0, -1))
     assert static < 25 and after > 65, new.history
     some = draw_support(images.train, 10, 5, torch.Generator().manual_seed(7))
-    assert new.generate(*some, n=1, steps=2).layout.task.name == "mnist", "recognised"
+    assert new.generate(*some, n=1, steps=2).layout == model.space.joint.layouts[0]
     assert "adapted to 'turned'" in (tmp_path / "run" / "model" / "README.md").read_text()
     with pytest.raises(FlownError, match="2 classes"):
         adapt(model, fakes.images("parity"), config, out=tmp_path / "parity")

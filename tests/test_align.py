@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import flown
-from flown import nets
 from flown import tasks as data
 from flown.base.errors import FlownError
 from flown.base.files import read_json
+from flown.nets.architecture import Architecture
 from flown.nets.structure.symmetry import Group, groups
 from flown.weights.batch import WeightBatch
-from flown.nets.architecture import Architecture
 from flown.weights.layout import WeightLayout
 from flown.zoo import Zoo
 from flown.zoo.align.align import align_zoo, spread
@@ -103,7 +102,7 @@ def test_one_assignment_is_the_best_of_all_orders() -> None:
     found = groups(net, torch.zeros(1, 1, 2, 2))
     generator = torch.Generator().manual_seed(0)
     base = layout()
-    of = WeightLayout.of(net, "mlp", base.task)
+    of = WeightLayout.of(net, base.architecture)
     batch = WeightBatch(of, torch.randn(20, of.size, generator=generator))
     target = torch.randn(of.size, generator=generator)
     aligned = align(batch, target, groups=found)
@@ -154,7 +153,7 @@ def test_residual_streams_align(seed: int) -> None:
     net = Residual()
     found = groups(net, torch.zeros(1, 1, 1, 5))
     assert [group.size for group in found] == [6] and found[0].signs
-    of = WeightLayout.of(net, "residual", layout().task)
+    of = WeightLayout.of(net, layout().architecture)
     originals = WeightBatch(of, torch.randn(4, of.size, generator=generator))
     target = originals.vectors[0]
     back = align(scrambled(originals, found, generator), target, groups=found)
@@ -193,7 +192,7 @@ def test_a_network_takes_one_order_at_all_its_epochs(zoo: flown.Zoo, tmp_path: P
         places = [i for i, row in enumerate(zoo.rows) if row.model == model]
         old, new = (z.batch("digits").vectors[places] for z in (zoo, aligned))
         assert torch.allclose(torch.pdist(old), torch.pdist(new), atol=1e-4)
-    reference = WeightBatch.load(aligned.path / "reference-digits.safetensors").vectors[0]
+    reference = WeightBatch.load(aligned.path / "reference-0.safetensors").vectors[0]
     for split in ("train", "held-out"):
         some = [z.select(split=split, epochs=[-1]).batch("digits") for z in (zoo, aligned)]
         before, after = (distance(batch, reference).mean() for batch in some)
@@ -204,7 +203,7 @@ def test_held_out_networks_have_no_part_in_the_reference(zoo: flown.Zoo, tmp_pat
     whole = align_zoo(zoo, tmp_path / "whole")
     training = align_zoo(zoo.select(split="train"), tmp_path / "training")
     one, other = (
-        WeightBatch.load(z.path / "reference-digits.safetensors").vectors for z in (whole, training)
+        WeightBatch.load(z.path / "reference-0.safetensors").vectors for z in (whole, training)
     )
     assert torch.equal(one, other)
 

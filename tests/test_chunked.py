@@ -24,7 +24,7 @@ JOINT = JointLayout.of([fakes.layout()])  # 2,464 numbers
 
 def build(chunk: int, **about: int) -> encoders.Chunked:
     config = ChunkedConfig(chunk=chunk, side=8, **about)
-    made: encoders.Chunked = encoders.build(config, JOINT)  # type: ignore[assignment]
+    made: encoders.Chunked = encoders.build(config, JOINT, JOINT.size)  # type: ignore[assignment]
     return made
 
 
@@ -81,7 +81,7 @@ def test_position_matters() -> None:
 
 def test_the_encoder_is_small_beside_one_for_the_whole() -> None:
     layout = fakes.layout(net="resnet20")
-    encoder = encoders.build(ChunkedConfig(), JointLayout.of([layout]))
+    encoder = encoders.build(ChunkedConfig(), JointLayout.of([layout]), layout.size)
     assert layout.size > 250_000
     assert sum(p.numel() for p in encoder.parameters()) < 20 * layout.size
     assert encoder.latent_shape == (4, 16, 20)
@@ -90,7 +90,7 @@ def test_the_encoder_is_small_beside_one_for_the_whole() -> None:
 def test_chunks_have_a_length() -> None:
     for wrong in ({"chunk": 0}, {"side": 12}):
         with pytest.raises(FlownError, match=r"chunked: side \d+ is not divisible by 8, or chunk"):
-            encoders.build(ChunkedConfig(**wrong), JOINT)
+            encoders.build(ChunkedConfig(**wrong), JOINT, JOINT.size)
 
 
 @pytest.mark.parametrize(("channels", "classes", "count"), [(3, 10, 269_722), (1, 7, 269_239)])

@@ -124,7 +124,8 @@ def test_what_is_measured_and_written(tmp_path: Path) -> None:
         read_points(tmp_path / "nets.json"),
     )
     assert torch.equal(stored.vectors, result.networks.vectors)
-    assert stored.layout.task.name == "turned" and stored.layout.task.classes == images.classes
+    assert stored.task is not None
+    assert stored.task.id == "turned" and stored.task.classes == images.classes
     assert [p.epoch for p in points] == [0, 1, 2]
     assert [p.test is not None for p in points] == [True, False, True]
     assert points[0].loss is None and points[1].loss is not None
@@ -232,12 +233,13 @@ def test_subsets_with_batchnorm(tmp_path: Path) -> None:
 
 
 def test_whole_networks_with_batchnorm() -> None:
-    net, task = fakes.ConvNorm(), fakes.layout().task
-    layout = flown.WeightLayout.of(net, "tests.fakes:ConvNorm", task)
+    net = fakes.ConvNorm()
+    shape = {"net": "tests.fakes:ConvNorm", "size": 10}
+    architecture = fakes.architecture().model_copy(update=shape)
+    layout = flown.WeightLayout.of(net, architecture)
     vectors = layout.pack({k: v[None].repeat_interleave(2, 0) for k, v in net.named_parameters()})
     images = fakes.images("digits")
-    small = task.model_copy(update={"size": 10})
-    batch = WeightBatch(layout.model_copy(update={"task": small}), vectors.detach())
+    batch = WeightBatch(layout, vectors.detach())
     result = finetune(batch, images, FinetuneConfig(epochs=6, learning_rate=1e-2, batch_size=16))
     losses = [float(p.loss.mean()) for p in result.points[1:]]  # type: ignore[union-attr]
     assert losses[-1] < 0.8 * losses[0]

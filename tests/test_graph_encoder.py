@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from flown import encoders, nets
+from flown import encoders
 from flown.base.errors import FlownError
 from flown.bench.encode import Case, dense, encode
 from flown.encoders import GraphConfig, GraphEncoder
@@ -20,7 +20,7 @@ from flown.encoders.relational import RelationalLayer
 from flown.nets.structure.symmetry import Group, groups
 from flown.weights.layout import JointLayout, WeightLayout
 from flown.zoo.align.align import permute
-from tests.fakes import layout
+from tests.fakes import architecture, layout
 from tests.test_graph import norm_mlp, resnet
 
 TINY = GraphConfig(node=8, edge=4, depth=2, heads=2, latent_shape=(1, 2, 2))
@@ -28,15 +28,18 @@ TINY = GraphConfig(node=8, edge=4, depth=2, heads=2, latent_shape=(1, 2, 2))
 
 def norms_layout() -> WeightLayout:
     """An MLP with LayerNorms for images of 3 x 3."""
-    task = layout(channels=3).task.model_copy(update={"classes": tuple("0123"), "size": 3})
-    return WeightLayout.of(norm_mlp(3), "tests.test_graph:norm_mlp", task)
+    shape = {"net": "tests.test_graph:norm_mlp", "outputs": 4, "size": 3}
+    return WeightLayout.of(norm_mlp(3), architecture(channels=3).model_copy(update=shape))
+
+
+def conv_norm_layout() -> WeightLayout:
+    found = architecture().model_copy(update={"net": "tests.fakes:ConvNorm"})
+    return WeightLayout.of(found.build(), found)
 
 
 LAYOUTS = {
     "cnn-small": lambda: layout(channels=3),
-    "conv-norm": lambda: WeightLayout.of(
-        nets.build("tests.fakes:ConvNorm", 1, 10, "tanh"), "tests.fakes:ConvNorm", layout().task
-    ),
+    "conv-norm": lambda: conv_norm_layout(),
     "norm-mlp": norms_layout,
 }
 
@@ -46,8 +49,7 @@ def permuted(
 ) -> tuple[Tensor, list[tuple[Group, Tensor]]]:
     """Vectors (n, D) with the hidden units of all networks in one other order, and that order."""
     generator = torch.Generator().manual_seed(seed)
-    task = where.task
-    example = torch.empty(1, task.channels, task.size, task.size)
+    example = torch.empty(1, *where.architecture.input_shape)
     found = groups(where.architecture.build(), example)
     orders = [
         torch.rand(1, g.size, generator=generator).argsort(dim=1).expand(len(vectors), -1)
@@ -60,11 +62,17 @@ def permuted(
     return where.pack(changed), list(zip(found, [o[0] for o in orders], strict=True))
 
 
+def scaled(where: WeightLayout, numbers: Tensor) -> Tensor:
+    """Numbers (n, D) of unit scale with the scale of every tensor behind them, (n, D + 2 T)."""
+    statistics = torch.linspace(-1, 1, 2 * len(where.names), dtype=numbers.dtype)
+    return torch.cat([numbers, statistics.expand(len(numbers), -1)], dim=1)
+
+
 def made(name: str, layers: str = "relational") -> tuple[GraphEncoder, WeightLayout]:
     where = LAYOUTS[name]()
     torch.manual_seed(0)
     config = TINY.model_copy(update={"layers": layers})
-    encoder = encoders.build(config, JointLayout.of([where]))
+    encoder = encoders.build(config, JointLayout.of([where]), where.size + 2 * len(where.names))
     assert isinstance(encoder, GraphEncoder)
     return encoder.double(), where
 
@@ -81,7 +89,12 @@ def test_permuted_networks_have_one_latent_and_permuted_nodes(
     vectors = torch.randn(2, where.size, generator=generator, dtype=torch.float64)
     other, orders = permuted(where, vectors, seed)
     assert not torch.equal(other, vectors)
-    torch.testing.assert_close(encoder.encode(other), encoder.encode(vectors), rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(
+        encoder.encode(scaled(where, other)),
+        encoder.encode(scaled(where, vectors)),
+        rtol=1e-5,
+        atol=1e-8,
+    )
 
     before, after = (
         run(encoder.encoder, encoder.graph, *encoder.embed(v))[0] for v in (vectors, other)
@@ -106,7 +119,9 @@ def test_latents_tell_other_networks_apart() -> None:
     moved = where.pack(tensors | {"0.weight": tensors["0.weight"].flip(1)})
     turned = where.pack(tensors | {"9.weight": tensors["9.weight"].flip(2)})
     for other in (moved, turned):
-        assert (encoder.encode(other) - encoder.encode(vectors)).abs().max() > 1e-4
+        assert (
+            encoder.encode(scaled(where, other)) - encoder.encode(scaled(where, vectors))
+        ).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("name", ["cnn-small", "residual"])
@@ -149,7 +164,8 @@ def test_the_dense_transformer_needs_more_than_twice_the_memory() -> None:
 
 def test_pna_trains_every_parameter(generator: torch.Generator) -> None:
     encoder, where = made("cnn-small", "pna")
-    vectors = torch.randn(3, where.size, generator=generator, dtype=torch.float64)
+    numbers = torch.randn(3, where.size, generator=generator, dtype=torch.float64)
+    vectors = scaled(where, numbers)
     decoded = encoder.decode(encoder.encode(vectors))
     assert decoded.shape == vectors.shape
     (decoded - vectors).square().mean().backward()
@@ -167,6 +183,6 @@ def test_published_sizes_and_refused_ones() -> None:
     config = GraphConfig.published()
     assert (config.node, config.edge, config.depth, config.heads) == (64, 32, 4, 8)
     with pytest.raises(FlownError, match="node 10 is not divisible by heads 4"):
-        encoders.build(GraphConfig(node=10), JointLayout.of([layout()]))
+        encoders.build(GraphConfig(node=10), JointLayout.of([layout()]), 2484)
     with pytest.raises(FlownError, match="layers"):
         encoders.from_values({"kind": "graph", "layers": "gnn"})

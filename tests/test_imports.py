@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from flown import nets
 from flown.base.errors import FlownError
 from flown.nets.architecture import Architecture
 from flown.tasks.task import Task
@@ -38,8 +37,12 @@ def normed(channels: int, classes: int) -> nn.Module:
 NORMED = f"{__name__}:normed"
 
 
-def state(seed: int, net: str = "cnn-small", task: Task = TASK) -> State:
-    module = nets.build(net, task.channels, len(task.classes), task.activation)
+SMALL = DIGITS.model_copy(update={"net": NORMED, "outputs": 3, "size": 1, "channels": 2})
+THREE = Task(id="three", dataset="three", classes=("a", "b", "c"))
+
+
+def state(seed: int, architecture: Architecture = DIGITS) -> State:
+    module = architecture.build()
     generator = torch.Generator().manual_seed(seed)
     for value in module.state_dict().values():
         if value.is_floating_point():
@@ -69,9 +72,9 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "source"
 
 
-def reason(source: Path, net: str = "cnn-small", task: Task = TASK, **options: Any) -> Skipped:
+def reason(source: Path, **options: Any) -> Skipped:
     """The one thing that is skipped, the good model being imported."""
-    zoo, skipped = from_checkpoints(source, net, task, source.parent / "zoo", **options)
+    zoo, skipped = from_checkpoints(source, DIGITS, TASK, source.parent / "zoo", **options)
     assert len(zoo) == 1 and len(skipped) == 1
     assert report(zoo.path)["skipped"] == [skipped[0]._asdict()]
     return skipped[0]
@@ -139,9 +142,7 @@ def test_mapping(tmp_path: Path, kind: str) -> None:
     file = tmp_path / f"names.{kind}"
     file.write_text(json.dumps(mapping))
     given = mapping if kind == "dict" else file
-    zoo, _ = from_checkpoints(
-        tmp_path / "source", DIGITS, TASK, tmp_path / "zoo", mapping=given
-    )
+    zoo, _ = from_checkpoints(tmp_path / "source", DIGITS, TASK, tmp_path / "zoo", mapping=given)
     assert same(zoo, 0, state(1)) and report(zoo.path)["mapping"] == mapping
     with pytest.raises(FlownError, match=r"'module\.conv\.weight' is not the network's, whose"):
         from_checkpoints(tmp_path / "source", DIGITS, TASK, tmp_path / "zoo2")
@@ -154,7 +155,7 @@ def test_mapping(tmp_path: Path, kind: str) -> None:
     ):
         from_checkpoints(
             tmp_path / "source",
-            "cnn-small",
+            DIGITS,
             TASK,
             tmp_path / "zoo2",
             mapping={"conv.weight": "0.bias", "conv.bias": "0.bias"},
@@ -242,7 +243,7 @@ def test_what_is_not_the_networks_is_named(source: Path, value: Any, expected: s
 
 
 def test_mixed_classes_say_both_numbers(source: Path) -> None:
-    save(state(2, task=TASK.model_copy(update={"classes": ("a", "b")})), source / "two.pt")
+    save(state(2, DIGITS.model_copy(update={"outputs": 2})), source / "two.pt")
     skipped = reason(source)
     assert (
         skipped.path == "two.pt" and "'11.weight' is (2, 20), expected (10, 20)" in skipped.reason
@@ -252,9 +253,9 @@ def test_mixed_classes_say_both_numbers(source: Path) -> None:
 
 def test_buffers_are_dropped_and_counted(tmp_path: Path) -> None:
     for seed in range(3):
-        save(state(seed, NORMED, SMALL), tmp_path / "source" / f"{seed}.pt")
-    zoo, skipped = from_checkpoints(tmp_path / "source", NORMED, SMALL, tmp_path / "zoo")
-    assert skipped == [] and same(zoo, 2, state(2, NORMED, SMALL))
+        save(state(seed, SMALL), tmp_path / "source" / f"{seed}.pt")
+    zoo, skipped = from_checkpoints(tmp_path / "source", SMALL, THREE, tmp_path / "zoo")
+    assert skipped == [] and same(zoo, 2, state(2, SMALL))
     dropped = ["0.1.num_batches_tracked", "0.1.running_mean", "0.1.running_var"]
     assert report(zoo.path)["dropped_buffers"] == dict.fromkeys(dropped, 3)
 
@@ -303,7 +304,13 @@ def test_same_files_same_bytes(tmp_path: Path) -> None:
     for out in ("a", "b"):
         from_checkpoints(tmp_path / "source", DIGITS, TASK, tmp_path / out, seed=5)
     names = sorted(file.name for file in (tmp_path / "a").iterdir())
-    assert names == ["import.json", "index.jsonl", "weights-00000.safetensors", "zoo.json"]
+    assert names == [
+        "import.json",
+        "index.jsonl",
+        "tasks.jsonl",
+        "weights-00000.safetensors",
+        "zoo.json",
+    ]
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
@@ -347,7 +354,9 @@ def test_nothing_to_import(tmp_path: Path) -> None:
         with pytest.raises(FlownError, match="overlaps"):
             from_checkpoints(empty, DIGITS, TASK, out, overwrite=True)
     with pytest.raises(FlownError, match="Did you mean 'cnn-small'"):
-        from_checkpoints(empty, "cnn-smal", TASK, tmp_path / "zoo")
+        from_checkpoints(
+            empty, DIGITS.model_copy(update={"net": "cnn-smal"}), TASK, tmp_path / "zoo"
+        )
     with pytest.raises(FlownError, match="held_out"):
         from_checkpoints(empty, DIGITS, TASK, tmp_path / "zoo", held_out=1.0)
 
@@ -432,7 +441,7 @@ def test_trials_lack_files(modelzoo: Path, tmp_path: Path) -> None:
         "NN_b/checkpoint_10": "holds no file `checkpoints`",
         "NN_c/checkpoint_2": "the same epoch as checkpoint_000002",
         "NN_d": "has no checkpoint",
-        "NN_e": "its activation is 'gelu', the task's is 'tanh'",
+        "NN_e": "its activation is 'gelu', 'tanh' was given",
     }
     notes = "\n".join(report(zoo.path)["notes"])
     assert "NN_a: result.json, line 4: not a result" in notes
@@ -440,7 +449,7 @@ def test_trials_lack_files(modelzoo: Path, tmp_path: Path) -> None:
 
 
 def test_modelzoos_names_by_the_order_of_shapes(tmp_path: Path) -> None:
-    tensors = state(1, NORMED, SMALL)
+    tensors = state(1, SMALL)
     theirs = dict(
         zip(
             [
@@ -461,7 +470,7 @@ def test_modelzoos_names_by_the_order_of_shapes(tmp_path: Path) -> None:
     save(theirs, tmp_path / "source" / "NN_a" / "checkpoint_1" / "checkpoints")
     backwards = dict(reversed(theirs.items()))
     save(backwards, tmp_path / "source" / "NN_b" / "checkpoint_1" / "checkpoints")
-    zoo, skipped = from_modelzoos(tmp_path / "source", NORMED, SMALL, tmp_path / "zoo")
+    zoo, skipped = from_modelzoos(tmp_path / "source", SMALL, THREE, tmp_path / "zoo")
     assert len(zoo) == 1 and same(zoo, 0, tensors)
     about = report(zoo.path)
     assert about["checkpoints"]["named by the order of shapes"] == 1

@@ -22,7 +22,7 @@ def test_mapped_and_held_populations_are_the_same(
     mapped = Networks(zoo, zoo.joint, places)
     assert held.held is not None and mapped.held is None
     for some in (held, mapped):
-        some.standardizer.fit(some.blocks())
+        some.scale.fit(some.blocks())
     rows = torch.tensor([5, 0, 200, 5])
     assert torch.equal(held[rows], mapped[rows])
     assert torch.equal(held.raw(rows)[0], zoo.batch("digits").vectors[35])

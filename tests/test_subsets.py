@@ -15,10 +15,11 @@ import flown
 from flown import nets
 from flown.base.errors import FlownError
 from flown.nets import subsets
+from flown.nets.architecture import Architecture
 from flown.nets.batched import batchnorm, stacked
 from flown.tasks import ImageData, Split
 from flown.weights.batch import WeightBatch
-from flown.weights.layout import Task, WeightLayout
+from flown.weights.layout import WeightLayout
 from flown.zoo import Recipe, Zoo
 from flown.zoo.align.align import align_zoo
 from flown.zoo.train.base import Base
@@ -40,8 +41,14 @@ TINY = Recipe(
     keep=(),
     keep_steps=(4, 8, 12, 16),
 )
-TASK = Task(
-    name="t", channels=1, size=10, mean=0.5, std=0.5, classes=tuple("0123456789"), activation="relu"
+CONV = Architecture(
+    net="tests.fakes:ConvNorm",
+    channels=1,
+    size=10,
+    outputs=10,
+    activation="relu",
+    mean=0.5,
+    std=0.5,
 )
 NORMS = ["norm2.weight", "norm2.bias", "norm3.weight", "norm3.bias"]
 
@@ -77,7 +84,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def drawn(subset: list[str] | None, n: int = 3) -> WeightBatch:
     """n networks that differ in a subset, or in all."""
     net = fakes.ConvNorm()
-    layout = WeightLayout.of(net, "tests.fakes:ConvNorm", TASK, subset)
+    layout = WeightLayout.of(net, CONV, subset)
     vectors = layout.pack({k: v[None] for k, v in net.state_dict().items() if k in layout.names})
     noise = torch.randn(n, layout.size, generator=torch.Generator().manual_seed(1))
     rest = {k: v for k, v in net.state_dict().items() if k not in layout.names}
@@ -94,7 +101,7 @@ def test_published_parameter_counts(net: str, numbers: int, side: int) -> None:
     with torch.device("meta"):
         bare = nets.build(net, 3, 10, "gelu").eval()
         assert bare(torch.empty(2, 3, side, side)).shape == (2, 10)
-    layout = WeightLayout.of(bare, net, TASK, subsets.patterns(bare, "last-2-norms"))
+    layout = WeightLayout.of(bare, CONV, subsets.patterns(bare, "last-2-norms"))
     assert layout.size == numbers and len(layout.names) == 4
 
 
@@ -116,10 +123,10 @@ def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_patterns() -> None:
     net = fakes.ConvNorm()
     assert list(subsets.last_norms(net, 2)) == NORMS
-    layout = WeightLayout.of(net, "n", TASK, ["head.*", "conv1.weight"])
+    layout = WeightLayout.of(net, CONV, ["head.*", "conv1.weight"])
     assert layout.names == ("conv1.weight", "head.weight", "head.bias"), "the network's order"
     with pytest.raises(FlownError, match=r"no tensor matches 'norm2\.weigth'.*norm2\.weight"):
-        WeightLayout.of(net, "n", TASK, ["norm2.weigth"])
+        WeightLayout.of(net, CONV, ["norm2.weigth"])
     with pytest.raises(FlownError, match="ConvNorm has 3 norm layers"):
         subsets.patterns(net, "last-4-norms")
     for wrong in ({"base_epochs": 0}, {"init": "uniform"}, {"subset": None}):
@@ -175,7 +182,7 @@ def test_no_test_image_is_touched(made: Zoo, tmp_path: Path) -> None:
 def test_calibrated_is_update_bn(subset: list[str] | None) -> None:
     batch, images = drawn(subset), fakes.images("digits").train.images
     found = batch.calibrated(images, batches=50, batch_size=16, seed=3)
-    seen = [TASK.preprocess(some) for some in batchnorm.draw(images, 50, 16, 3)]
+    seen = [CONV.preprocess(some) for some in batchnorm.draw(images, 50, 16, 3)]
     for i in range(len(batch)):
         alone = fakes.ConvNorm()
         own = {k: v[i] for k, v in batch.layout.unpack(batch.vectors).items()}
@@ -254,7 +261,7 @@ def test_generated_weights_are_evaluated(made: Zoo) -> None:
         images.train.images
     )
     found = flown.evaluate(new, images.test.images, images.test.labels)
-    x = TASK.preprocess(images.test.images)
+    x = CONV.preprocess(images.test.images)
     alone = [
         float((new.module(i)(x).argmax(1) == images.test.labels).float().mean()) for i in range(3)
     ]

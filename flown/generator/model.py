@@ -302,15 +302,11 @@ class Flown(nn.Module, ModelHubMixin):
         return made
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        context = {"support": self.support, "head": self.head, "form": self.form}
         prior = {f"prior.{k}": v for k, v in self.prior.items()}
         frozen = {f"rest.{i}.{k}": v for i, x in enumerate(self.space.frozen) for k, v in x.items()}
-        space = {"encoder": self.space.encoder, "scale": self.space.scale}
-        parts = {
-            "encoder": files.prefixed(space) | frozen,
-            "flow": files.prefixed({"velocity": self.velocity}) | prior,
-            "context": files.prefixed({k: v for k, v in context.items() if v is not None}),
-        }
+        parts = {part: files.prefixed(m) for part, m in self._modules_by_part().items()}
+        parts["encoder"] |= frozen
+        parts["flow"] |= prior
         values = {
             "flown": __version__,
             "config": self.config.model_dump(mode="json"),
@@ -332,29 +328,47 @@ class Flown(nn.Module, ModelHubMixin):
         values, known, tensors = files.read(path)
         config = FlownConfig.parse(values["config"], f"{path}/config.json")
         layouts = [WeightLayout.parse(v, f"{path}/config.json") for v in values["layouts"]]
-        joint = JointLayout.of(layouts)
-        scale, support, width = NetworkScale(joint), None, None
+        support = None
         if config.context.mode != "none":
             support = SupportEncoder.from_values(values["support"])
-            width = token_width(support, config.context.tokens)
-        with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten below
+        frozen = files.rests(tensors["encoder"], len(layouts))
+        prior = files.floats("prior", tensors["flow"])
+        model = cls.untrained(config, layouts, known, support, frozen, prior)
+        model.epochs, model.card = tuple(values.get("epochs", ())), values.get("card", {})
+        for part, modules in model._modules_by_part().items():
+            for name, module in modules.items():
+                files.fill(module, name, tensors[part], path / f"{part}.safetensors")
+        return model
+
+    @classmethod
+    def untrained(
+        cls,
+        config: FlownConfig,
+        layouts: Sequence[WeightLayout],
+        tasks: TaskTable,
+        support: SupportEncoder | None = None,
+        frozen: Sequence[Mapping[str, Tensor]] = (),
+        prior: Mapping[str, Tensor] | None = None,
+    ) -> Flown:
+        """A model of random parameters, to be filled; `support` belongs to models with context."""
+        joint = JointLayout.of(layouts)
+        width = None if support is None else token_width(support, config.context.tokens)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            scale = NetworkScale(joint)
             encoder = encoders.build(config.encoder, joint, scale.size)
-            frozen = files.rests(tensors["encoder"], len(layouts))
             space = LatentSpace(joint, scale, encoder, frozen)
             parts = flow_parts(config, space.shape, len(layouts), _most_classes(joint), width)
-        parts.epochs = tuple(values.get("epochs", ()))
-        model = cls(config, space, parts, support, known, files.floats("prior", tensors["flow"]))
-        modules: dict[str, dict[str, nn.Module | None]] = {
-            "encoder": {"encoder": encoder, "scale": scale},
-            "flow": {"velocity": parts.velocity},
-            "context": {"support": support, "head": parts.head, "form": parts.form},
+        return cls(config, space, parts, support, tasks, prior or {})
+
+    def _modules_by_part(self) -> dict[str, dict[str, nn.Module]]:
+        """The modules that each file of a model's folder holds."""
+        context = {"support": self.support, "head": self.head, "form": self.form}
+        return {
+            "encoder": {"encoder": self.space.encoder, "scale": self.space.scale},
+            "flow": {"velocity": self.velocity},
+            "context": {name: module for name, module in context.items() if module is not None},
         }
-        for part, named in modules.items():
-            for name, module in named.items():
-                if module is not None:
-                    files.fill(module, name, tensors[part], path / f"{part}.safetensors")
-        model.card = values.get("card", {})
-        return model
 
 
 def _most_classes(joint: JointLayout) -> int:

@@ -20,7 +20,8 @@ from torch import Tensor
 from flown.base.config import Config
 from flown.base.errors import FlownError
 from flown.context.support import SupportEncoder
-from flown.tasks import ImageData, ManyClass, Split, Task
+from flown.tasks import ClassPool, ImageData, ManyClass, Split, Task
+from flown.tasks.draw import cpu_generator
 
 Images: TypeAlias = Mapping[str, "ImageData | ManyClass"]
 _APART = 10  # every tenth training image of a class is kept from contexts
@@ -85,8 +86,8 @@ class Contexts:
         self.config, self.classes = config, classes
         self.encode = TOKENS[config.tokens]
         self.device = support.feature_mean.device
-        self._pools: dict[str, Split] = {}
-        self._rows: dict[str, dict[int, Tensor]] = {}
+        self._sets: dict[str, Split] = {}
+        self._pools: dict[str, ClassPool] = {}
         self._features: dict[tuple[str, int], Tensor] = {}
         for task in self.tasks:
             self._check(task)
@@ -96,44 +97,31 @@ class Contexts:
             raise FlownError(
                 f"task '{task.id}': the images of data set '{task.dataset}' are not given"
             )
-        rows = self._class_rows(task.dataset)
-        for name, member in zip(task.classes, self._members(task), strict=True):
-            count = len(rows.get(member, ()))
+        pool = self._pool(task.dataset)
+        for name, place in zip(task.classes, _places(task), strict=True):
+            count = len(pool.rows[place]) if place < len(pool) else 0
             if count < self.config.shots:
                 raise FlownError(
                     f"task '{task.id}': class '{name}' has {count} images for contexts, "
                     f"{self.config.shots} are needed; lower context.shots"
                 )
 
-    def _members(self, task: Task) -> tuple[int, ...]:
-        return task.members or tuple(range(len(task.classes)))
-
-    def _pool(self, dataset: str) -> Split:
-        """The images of a data set that contexts are drawn from."""
+    def _pool(self, dataset: str) -> ClassPool:
+        """The images of a data set that contexts are drawn from, by class."""
         if dataset not in self._pools:
             source = self.images[dataset]
             everything = Task(id=dataset, dataset=dataset, classes=source.classes)
-            pool = context_images(everything.images(source).train)
-            kept = [
-                (pool.labels == label).nonzero().flatten()[: self.config.per_class]
-                for label in pool.labels.unique()
-            ]
-            self._pools[dataset] = pool[torch.cat(kept)]
+            found = context_images(everything.images(source).train)
+            numbers = range(len(source.classes))
+            rows = [x[: self.config.per_class] for x in ClassPool(found.labels, numbers).rows]
+            self._sets[dataset] = found[torch.cat(rows)]
+            self._pools[dataset] = ClassPool(self._sets[dataset].labels, numbers)
         return self._pools[dataset]
-
-    def _class_rows(self, dataset: str) -> dict[int, Tensor]:
-        if dataset not in self._rows:
-            labels = self._pool(dataset).labels
-            order = labels.argsort(stable=True)
-            numbers, counts = labels.unique(return_counts=True)
-            parts = order.split(counts.tolist())
-            self._rows[dataset] = dict(zip(numbers.tolist(), parts, strict=True))
-        return self._rows[dataset]
 
     def _table(self, dataset: str, rotation: int) -> Tensor:
         """Features (N, F) of a data set's images, turned."""
         if (dataset, rotation) not in self._features:
-            images = self._pool(dataset).images.rot90(rotation // 90, (2, 3))
+            images = self._sets[dataset].images.rot90(rotation // 90, (2, 3))
             found = [
                 self.support.features(part.to(self.device)).cpu() for part in images.split(2048)
             ]
@@ -142,17 +130,13 @@ class Contexts:
 
     def one(self, task: int, generator: torch.Generator) -> Tensor:
         """The tokens (C, width) of one support set of a task, by its place among `tasks`."""
-        what = self.tasks[task]
-        rows = self._class_rows(what.dataset)
-        chosen = []
-        for member in self._members(what):
-            order = torch.randperm(len(rows[member]), generator=generator)
-            chosen.append(rows[member][order[: self.config.shots]])
-        features = self._table(what.dataset, what.rotation)[torch.cat(chosen)].to(self.device)
-        count = len(chosen)
-        labels = torch.arange(count, device=self.device).repeat_interleave(self.config.shots)
-        tokens = self.encode(self.support, features, labels, count, generator)
-        return F.pad(tokens, (0, 0, 0, self.classes - count))
+        chosen = self.tasks[task]
+        places, shots = _places(chosen), self.config.shots
+        rows = self._pool(chosen.dataset).draw_places(places, shots, generator)
+        features = self._table(chosen.dataset, chosen.rotation)[rows].to(self.device)
+        labels = torch.arange(len(places), device=self.device).repeat_interleave(shots)
+        tokens = self.encode(self.support, features, labels, len(places), generator)
+        return F.pad(tokens, (0, 0, 0, self.classes - len(places)))
 
     def draw(self, tasks: Tensor, generator: torch.Generator) -> Tensor:
         """Tokens (B, C, width) for networks of tasks (B,); networks of a task share support sets.
@@ -160,8 +144,7 @@ class Contexts:
         Args:
             generator: on any device; support sets are drawn on the CPU, from a seed it gives.
         """
-        seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
-        draw = torch.Generator().manual_seed(seed)
+        draw = cpu_generator(generator)
         kinds, places = tasks.cpu().unique(return_inverse=True)
         each = max(1, self.config.draws // len(kinds))
         bank = torch.stack(
@@ -169,6 +152,11 @@ class Contexts:
         )  # (kinds, each, C, width)
         which = torch.randint(each, (len(tasks),), generator=draw)
         return bank[places.to(bank.device), which.to(bank.device)]
+
+
+def _places(task: Task) -> tuple[int, ...]:
+    """A task's classes among its data set's."""
+    return task.members or tuple(range(len(task.classes)))
 
 
 def caml_tokens(

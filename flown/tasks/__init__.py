@@ -18,7 +18,7 @@ from flown.tasks.support import (
     draw_support,
     load_support,
 )
-from flown.tasks.task import Task, TaskTable
+from flown.tasks.task import Task, TaskDraw, TaskTable
 
 __all__ = [
     "ClassPool",
@@ -30,6 +30,7 @@ __all__ = [
     "Split",
     "Support",
     "Task",
+    "TaskDraw",
     "TaskTable",
     "available",
     "cache_folder",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, Optional
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from flown.base.config import Config
@@ -98,6 +98,45 @@ class Task(Config):
         val = torch.cat([r[a:b] for r, (a, b) in zip(rows, ends, strict=True)])
         test = torch.cat([r[b:] for r, (_, b) in zip(rows, ends, strict=True)])
         return whole[train], whole[val], whole[test]
+
+
+class TaskDraw(Config):
+    """Random tasks over the classes of a many-class set.
+
+    `ways` classes each, all images turned by one of `rotations`; `part` is the set's own part of
+    classes, so that tasks over other parts share none with these. A share `held_out` of the tasks is
+    of split `val`.
+    """
+
+    ways: int = Field(default=10, ge=2)
+    rotations: tuple[Rotation, ...] = (0, 90, 180, 270)
+    part: Literal["train", "val", "test"] = "train"
+    held_out: float = Field(default=0.1, ge=0, lt=1)
+
+    def task(self, source: ManyClass, number: int, seed: int = 0) -> Task:
+        """The task of that number; the same for the same seed, whatever others are drawn.
+
+        Raises:
+            FlownError: fewer classes than `ways`.
+        """
+        classes = source.class_split[self.part]
+        if self.ways > len(classes):
+            raise FlownError(
+                f"{source.name}: {self.ways} ways asked for, its part '{self.part}' has "
+                f"{len(classes)} classes"
+            )
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+        members = classes[torch.randperm(len(classes), generator=generator)[: self.ways]].tolist()
+        turn = int(torch.randint(len(self.rotations), (1,), generator=generator))
+        late = float(torch.rand(1, generator=generator)) < self.held_out
+        return Task(
+            id=f"{source.name}-{number:06d}",
+            dataset=source.name,
+            classes=tuple(source.classes[member] for member in members),
+            members=tuple(members),
+            rotation=self.rotations[turn],
+            split="val" if late else "train",
+        )
 
 
 class TaskTable(Mapping[str, Task]):

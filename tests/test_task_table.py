@@ -83,7 +83,7 @@ def test_the_table_round_trip(tmp_path: Path) -> None:
     table.write(tmp_path / "tasks.jsonl")
     again = TaskTable.read(tmp_path / "tasks.jsonl")
     assert list(again.items()) == list(table.items())
-    with pytest.raises(FlownError, match="unknown task 'pages-000009'. Did you mean"):
+    with pytest.raises(FlownError, match=r"unknown task 'pages-000009'\. Did you mean"):
         again["pages-000009"]
 
 

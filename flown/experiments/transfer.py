@@ -109,7 +109,6 @@ def _trained(
         layout,
         starts.vectors.repeat(len(RATES), 1),
         x,
-        images.train.labels,
         batch_size,
         rates,
         [0.0] * len(rates),
@@ -124,7 +123,8 @@ def _trained(
     stops = sorted({max(1, evaluations * (k + 1) // LOOKS) for k in range(LOOKS)})
     with bar(f"control on {images.name}", evaluations) as update:
         for first, last in zip([0, *stops], stops, strict=False):
-            engine.run(orders[:, first * batch_size : last * batch_size], first)
+            rows = orders[:, first * batch_size : last * batch_size]
+            engine.run(rows, images.train.labels[rows], first)
             now = WeightBatch(layout, engine.vectors, rest=rest)
             val = evaluate(
                 now.calibrated(images.train.images), images.val.images, images.val.labels

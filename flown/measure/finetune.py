@@ -214,7 +214,6 @@ class _Run:
             layout,
             self.batch.vectors,
             x,
-            self.train.labels,
             config.batch_size,
             rates,
             decays,
@@ -229,9 +228,8 @@ class _Run:
         loss = None
         if epoch:
             first = (epoch - 1) * self.steps
-            losses = self.engine.run(
-                self._orders(epoch), first, self.scale[first : first + self.steps]
-            )
+            rows, scale = self._orders(epoch), self.scale[first : first + self.steps]
+            losses = self.engine.run(rows, self.train.labels[rows], first, scale)
             sound = torch.isfinite(losses) & torch.isfinite(self.engine.vectors.cpu()).all(dim=1)
             if not sound.all():
                 raise TrainingError(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from flown.base.errors import TrainingError
 from flown.base.files import load_tensors, save_tensors
-from flown.tasks import ImageData
+from flown.tasks import ImageData, ManyClass
 from flown.weights.layout import WeightLayout
 from flown.zoo.store import rest_file
 from flown.zoo.train.recipes import Recipe
@@ -34,12 +34,13 @@ class Base:
         self,
         recipe: Recipe,
         layout: WeightLayout,
-        images: ImageData,
+        images: ImageData | ManyClass,
         out: Path,
         seed: int,
         device: str = "cpu",
     ) -> None:
         self.recipe, self.layout, self.out, self.device = recipe, layout, out, device
+        assert isinstance(images, ImageData)  # `Recipe.check` refuses a subset of random tasks'
         self.train = images.train[: recipe.max_train_images]
         self.seed, self.note = seed, ""
 

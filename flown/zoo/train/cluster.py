@@ -19,7 +19,7 @@ import torch
 
 from flown.base.errors import FlownError, TrainingError
 from flown.base.files import write_bytes
-from flown.tasks import ImageData
+from flown.tasks import ImageData, ManyClass
 from flown.weights.layout import WeightLayout
 from flown.zoo.train.shard import Plan, Shard, index_file
 
@@ -30,7 +30,7 @@ _AHEAD = 2  # shards in flight a processor: enough to keep all busy, few enough 
 def train_shards(
     plan: Plan,
     layout: WeightLayout,
-    images: ImageData,
+    images: ImageData | ManyClass,
     out: Path,
     address: str,
     device: str,

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from flown.base.config import Config
 from flown.base.errors import FlownError, unknown
+from flown.tasks import TaskDraw
 
 Scale = Literal["smoke", "cpu", "paper"]
 SCALES: tuple[Scale, ...] = ("smoke", "cpu", "paper")
@@ -37,6 +38,9 @@ class Recipe(Config):
     network, from its own default initialisation, is then trained whole for `base_epochs`, with Adam
     and the recipe's rate, weight decay and batch size; all networks go on from it, training only the
     subset, the rest frozen in eval mode, and the zoo holds the rest once.
+
+    `tasks` draws a random task over the classes of `dataset`, a set of many classes, for every
+    `per_task` networks; the zoo is then split by task.
     """
 
     name: str
@@ -62,6 +66,8 @@ class Recipe(Config):
     seeds: Literal["random", "fixed"] = "random"
     subset: Union[str, tuple[str, ...], None] = None
     base_epochs: int = 0
+    tasks: Optional[TaskDraw] = None
+    per_task: int = Field(default=1, ge=1)
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -117,6 +123,10 @@ class Recipe(Config):
         if self.subset is not None and (self.init != "default" or "init" in self.grid):
             raise FlownError(
                 f"{self.name}: networks of a subset start from their base; drop `init`"
+            )
+        if self.tasks is not None and self.subset is not None:
+            raise FlownError(
+                f"{self.name}: networks of random tasks have no common base; drop `subset`"
             )
         for model in range(len(self.cells)):
             self.variant(model)

@@ -11,13 +11,15 @@ from flown.base.files import prepare_output, read_json, write_json
 from flown.base.progress import bar
 from flown.nets import subsets
 from flown.nets.architecture import Architecture
-from flown.tasks.task import Task
+from flown.nets.batched import batchnorm
+from flown.tasks import TaskTable
 from flown.version import __version__
 from flown.weights.layout import WeightLayout
 from flown.zoo.rows import read_rows
 from flown.zoo.store import Zoo
 from flown.zoo.train.base import Base, start_file
 from flown.zoo.train.cluster import train_shards
+from flown.zoo.train.lessons import lessons
 from flown.zoo.train.recipes import Recipe
 from flown.zoo.train.recipes import recipe as recipe_by_name
 from flown.zoo.train.shard import Plan, Shard, split_rows
@@ -34,7 +36,7 @@ def train_zoo(
     resume: bool = False,
     overwrite: bool = False,
     device: str = "cpu",
-    images: data.ImageData | None = None,
+    images: data.ImageData | data.ManyClass | None = None,
     ray: str | None = None,
 ) -> Zoo:
     """Trains `models` networks by a recipe and writes the zoo.
@@ -64,7 +66,10 @@ def train_zoo(
         raise FlownError(f"{out}: holds a zoo begun with another recipe, seed or number of models")
     if resume and (out / "zoo.json").exists():
         return _finished(out, plan)
-    images = images or data.load(recipe.dataset)
+    if images is None:
+        images = (
+            data.load(recipe.dataset) if recipe.tasks is None else data.load_many(recipe.dataset)
+        )
     layout = layout_for(recipe, images)
     write_json(out / "progress.json", plan.json())
     if recipe.subset is not None:
@@ -97,37 +102,45 @@ def _finished(out: Path, plan: Plan) -> Zoo:
     return zoo
 
 
-def finish(plan: Plan, layout: WeightLayout, images: data.ImageData, out: Path) -> Zoo:
+def finish(
+    plan: Plan, layout: WeightLayout, images: data.ImageData | data.ManyClass, out: Path
+) -> Zoo:
     """Joins the shards' indices to the zoo's and clears what was only for resuming."""
     parts = sorted(out.glob("index-*.jsonl"))
-    rows = split_rows(plan, [row for part in parts for row in read_rows(part)])
+    known = lessons(plan.recipe, images, plan.seed)
+    tasks = TaskTable({t.id: t for t in map(known.task, range(plan.models))}.values())
+    rows = split_rows(plan, [row for part in parts for row in read_rows(part)], tasks)
     about = {
         "recipes": {plan.recipe.dataset: plan.json()["recipe"]},
         "seed": plan.seed,
         "flown": __version__,
     }
-    name = plan.recipe.dataset
-    task = Task(id=name, dataset=name, classes=images.classes)
-    zoo = Zoo.write(out, [layout], [task], rows, about)
+    zoo = Zoo.write(out, [layout], tasks.values(), rows, about)
     begun = out.glob("progress-*.safetensors")  # of shards that a cluster then trained
     for scratch in [out / "progress.json", start_file(out), *begun, *parts]:
         scratch.unlink(missing_ok=True)
     return zoo
 
 
-def layout_for(recipe: Recipe, images: data.ImageData) -> WeightLayout:
+def layout_for(recipe: Recipe, images: data.ImageData | data.ManyClass) -> WeightLayout:
     """The layout of the networks that a recipe trains."""
     recipe.check()
-    channels = 1 if recipe.grey else images.train.images.shape[1]
+    known = lessons(recipe, images, seed=0)
+    channels = 1 if recipe.grey else known.channels
     architecture = Architecture(
         net=recipe.net,
         channels=channels,
         size=recipe.size or nets.input_size(recipe.net),
-        outputs=len(images.classes),
+        outputs=known.classes,
         activation=recipe.activation,
         mean=recipe.mean,
         std=recipe.std,
     )
     net = architecture.build()
+    if recipe.tasks is not None and batchnorm.layers(net):
+        raise FlownError(
+            f"{recipe.name}: '{recipe.net}' has BatchNorm, whose statistics networks of random tasks "
+            "do not share; choose a network without"
+        )
     chosen = None if recipe.subset is None else subsets.patterns(net, recipe.subset)
     return WeightLayout.of(net, architecture, chosen)

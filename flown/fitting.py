@@ -7,6 +7,7 @@ c = head(CAML(support of task k))
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +141,8 @@ class Population:
             WeightBatch(x, torch.empty(0, x.size), rest=zoo.rest(x.task.name)).bare().rest
             for x in chosen.layouts
         )
-        return cls(chosen.joint, train.standardizer, train, held_out, rests)
+        # A copy: a model moves its own to a device, networks are standardised where they are read.
+        return cls(chosen.joint, copy.deepcopy(train.standardizer), train, held_out, rests)
 
 
 class _EncoderObjective(nn.Module):

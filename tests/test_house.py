@@ -22,7 +22,6 @@ ROOMS = """
 """.split()
 APART = {"encoders", "context", "flow"}  # they meet in `model` and know nothing of each other
 HEAVY = {
-    "accelerate",
     "diffusers",
     "matplotlib",
     "mlxtend",

@@ -97,10 +97,13 @@ class Backbone(nn.Module):
 
 @torch.no_grad()
 def features(backbone: nn.Module, images: Tensor, batch: int = 256) -> Tensor:
-    """A backbone's features (N, F) of many images (N, c, H, W), computed in eval mode."""
-    was_training = backbone.training
+    """A backbone's features (N, F) of many images (N, c, H, W), computed in eval mode.
+
+    Images may lie on another device than the backbone; features lie on the backbone's.
+    """
+    was_training, device = backbone.training, next(backbone.parameters(), images).device
     backbone.eval()
-    parts = [backbone(images[i : i + batch]) for i in range(0, len(images), batch)]
+    parts = [backbone(images[i : i + batch].to(device)) for i in range(0, len(images), batch)]
     backbone.train(was_training)
     return torch.cat(parts)
 

@@ -96,7 +96,8 @@ class SupportEncoder(nn.Module):
         """CAML's output for each class, (classes, width).
 
         Args:
-            images, labels: the support, uint8 (K, c, H, W) and (K,), labels in 0..classes-1.
+            images, labels: the support, uint8 (K, c, H, W) and (K,), labels in 0..classes-1, on any
+                device.
             generator: picks one random support image of each class as its query (model retrieval).
             queries: images and labels of queries instead (few-shot); a class's are averaged.
 
@@ -104,11 +105,12 @@ class SupportEncoder(nn.Module):
             FlownError: a class without support or query image, or too many classes.
         """
         support = self.features(images)
+        labels = labels.to(support.device)
         if queries is None:
             rows = torch.stack([_pick(labels, k, generator) for k in range(classes)])
             asked, targets = support[rows], labels[rows]
         else:
-            asked, targets = self.features(queries[0]), queries[1]
+            asked, targets = self.features(queries[0]), queries[1].to(support.device)
             _check_all_classes(targets, classes, "queries")
             _check_all_classes(labels, classes, "support set")
         # Every query repeats the support: large sets go through in parts.

@@ -104,7 +104,7 @@ def centroid_accuracy(
 ) -> Tensor:
     """Percent right (tasks,) of 5-way tasks with 15 queries a class, by the nearest centroid."""
     known = torch.isin(many.labels, many.class_split[part])
-    found, labels = features(backbone, many.images[known]), many.labels[known]
+    found, labels = features(backbone, many.images[known]).cpu(), many.labels[known]
     generator = torch.Generator().manual_seed(seed)
     classes, right = many.class_split[part], []
     for _ in range(tasks):

@@ -54,6 +54,10 @@ class Described:
     def __getitem__(self, rows: slice | Tensor) -> Described:
         return Described(self.classes[rows], self.centre[rows], self.radius[rows])
 
+    def to(self, device: torch.device | str) -> Described:
+        """The same on a device."""
+        return Described(self.classes.to(device), self.centre.to(device), self.radius.to(device))
+
     @classmethod
     def join(cls, parts: Sequence[Described]) -> Described:
         """All tasks of several."""

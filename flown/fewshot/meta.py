@@ -142,6 +142,10 @@ class HeadFlow(nn.Module):
         load_into(model, tensors, path)
         return model.eval().requires_grad_(False)
 
+    @property
+    def device(self) -> torch.device:
+        return self.standardizer.mean.device
+
     def encode(self, rows: Tensor) -> Tensor:
         """Rows (B, F + 1) to latents (B, 4, 8, 8)."""
         index = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
@@ -154,7 +158,8 @@ class HeadFlow(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, heads: Tensor, tasks: Described) -> Tensor:
-        """decode(encode(w)) of the tasks' heads (T, W F + W)."""
+        """decode(encode(w)) of the tasks' heads (T, W F + W), on the model's device."""
+        tasks, heads = tasks.to(self.device), heads.to(self.device)
         rows = tasks.framed(split_heads(heads, tasks.classes.shape[1]))
         found = [self.decode(self.encode(some)) for some in rows.flatten(0, 1).split(_ROWS)]
         return join_rows(tasks.unframed(torch.cat(found).view_as(rows)))
@@ -193,7 +198,7 @@ class HeadFlow(nn.Module):
         steps: int = 20,
         noise: Tensor | None = None,
     ) -> Tensor:
-        """Heads (T, n, W F + W) for tasks that `describe` describes.
+        """Heads (T, n, W F + W) for tasks that `describe` describes, on the model's device.
 
         Args:
             solver: `euler` and others for a flow, `ddim` or `ddpm` for a diffusion.
@@ -202,6 +207,7 @@ class HeadFlow(nn.Module):
         Raises:
             FlownError: n < 1, features of another size, a solver unknown or not of this model.
         """
+        tasks = tasks.to(self.device)
         tokens = tasks.classes
         if n < 1 or tokens.ndim != 3 or tokens.shape[2] != self.context.norm.normalized_shape[0]:
             size, got = self.features, tokens.shape[2] // 2
@@ -231,6 +237,7 @@ class HeadFlow(nn.Module):
 
         Classes in another order have the same rows in that order.
         """
+        tasks = tasks.to(self.device)
         count, ways = tasks.classes.shape[:2]
         generator = torch.Generator(tasks.classes.device).manual_seed(seed)
         noise = torch.randn(
@@ -261,7 +268,10 @@ class _RowsObjective(nn.Module):
         self.encoder, self.rows, self.batch = model.encoder, rows, batch
 
     def forward(self, generator: torch.Generator) -> Tensor:
-        some = self.rows[torch.randint(len(self.rows), (self.batch,), generator=generator)]
+        rows = torch.randint(
+            len(self.rows), (self.batch,), generator=generator, device=self.rows.device
+        )
+        some = self.rows[rows]
         mask = torch.ones_like(some, dtype=torch.bool)
         decoded, penalty = self.encoder.training_pass(some, mask, generator)  # type: ignore[operator]
         return encoders.reconstruction_error(decoded, some, mask) + penalty  # type: ignore[no-any-return]
@@ -278,7 +288,9 @@ class _FlowObjective(nn.Module):
     def forward(self, generator: torch.Generator) -> Tensor:
         (model,) = self.model
         count = max(1, model.config.flow_training.batch_size // self.tokens.shape[1])
-        some = torch.randint(len(self.tokens), (count,), generator=generator)
+        some = torch.randint(
+            len(self.tokens), (count,), generator=generator, device=self.tokens.device
+        )
         tokens, x1 = self.tokens[some], self.latents[some].flatten(0, 1)
         contexts = self.context(tokens).flatten(0, 1)
         if model.config.process != "flow":
@@ -287,7 +299,9 @@ class _FlowObjective(nn.Module):
         return flow.flow_matching_loss(self.velocity, x0, x1, contexts, generator=generator)
 
 
-def _fit_encoder(model: HeadFlow, standard: Tensor, out: Path, resume: bool) -> None:
+def _fit_encoder(
+    model: HeadFlow, standard: Tensor, out: Path, resume: bool, device: torch.device | str
+) -> None:
     """Trains the encoder on standardised rows (B, F + 1); a linear one has a closed form."""
     config = model.config
     if isinstance(model.encoder, encoders.Linear):
@@ -295,7 +309,13 @@ def _fit_encoder(model: HeadFlow, standard: Tensor, out: Path, resume: bool) -> 
         return
     objective = _RowsObjective(model, standard, config.encoder_training.batch_size)
     model.history["encoder"] = train(
-        objective, config.encoder_training, out=out, name="encoder", seed=config.seed, resume=resume
+        objective,
+        config.encoder_training,
+        out=out,
+        name="encoder",
+        seed=config.seed,
+        resume=resume,
+        device=device,
     )
     model.encoder.settle(standard[:8192])  # type: ignore[operator]
 
@@ -308,6 +328,7 @@ def fit_heads(
     out: Path | str,
     resume: bool = False,
     like: HeadFlow | None = None,
+    device: torch.device | str = "cpu",
 ) -> HeadFlow:
     """Trains a generator on probed heads (T, W F + W) and what their tasks say.
 
@@ -323,17 +344,20 @@ def fit_heads(
     features = tasks.centre.shape[1]
     if tuple(heads.shape) != (want := (len(tokens), ways * features + ways)):
         raise FlownError(f"heads: expected {want} for these tasks, got {tuple(heads.shape)}")
-    rows = tasks.framed(split_heads(heads, ways))
+    tasks = tasks.to(device)
+    tokens = tasks.classes
+    rows = tasks.framed(split_heads(heads.to(device), ways))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # parameters are initialised by torch's own rules
         model = HeadFlow(config, features, tokens.shape[2])
     flat = rows.flatten(0, 1)
-    index = torch.zeros(len(flat), dtype=torch.int64)
+    index = torch.zeros(len(flat), dtype=torch.int64, device=device)
     shared: dict[str, Any] = {} if like is None else like.state_dict()
     if like is None:
-        model.standardizer.fit([(flat, index)])
+        model.standardizer.fit([(flat.cpu(), index.cpu())])
+        model.to(device)
         standard = model.standardizer(flat, index)
-        _fit_encoder(model, standard, Path(out), resume)
+        _fit_encoder(model, standard, Path(out), resume, device)
         means = tokens[..., :features]
         apart = (means - means.mean(dim=1, keepdim=True)).norm(dim=2).mean()
         model.stretch.copy_(rows[..., :-1].norm(dim=2).mean() / apart)
@@ -343,7 +367,7 @@ def fit_heads(
             for k, v in shared.items()
             if k.startswith(("encoder.", "standardizer.", "stretch"))
         }
-        model.load_state_dict(kept, strict=False)
+        model.to(device).load_state_dict(kept, strict=False)
     model.encoder.requires_grad_(False)
     with torch.no_grad():
         latents = torch.cat([model.encode(some) for some in flat.split(_ROWS)])
@@ -355,5 +379,6 @@ def fit_heads(
         name="flow",
         seed=config.seed + 1,
         resume=resume,
+        device=device,
     )
     return model.eval().requires_grad_(False)

@@ -8,8 +8,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from flown.errors import FlownError, unknown
-from flown.layout import WeightLayout
+from flown.base.errors import FlownError, unknown
 from flown.nets.cnn import ACTIVATIONS, cnn_medium, cnn_small
 from flown.nets.large import convnext_tiny, resnet18, vit_base
 from flown.nets.linear import NormalisedHead, linear_head
@@ -71,12 +70,6 @@ def build(
     if not isinstance(net, nn.Module):
         raise FlownError(f"network '{name}': returned {type(net).__name__}, expected nn.Module")
     return net
-
-
-def build_for(layout: WeightLayout) -> nn.Module:
-    """The network that a layout is of."""
-    task = layout.task
-    return build(layout.net, task.channels, len(task.classes), task.activation, task.size)
 
 
 def input_size(name: str) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from flown import nets
 from flown.base.files import save_tensors
+from flown.base.seeding import seeded
 from flown.generator.fit import FlownConfig
 from flown.generator.model import Samples
 from flown.tasks import ImageData, Split
@@ -67,7 +68,9 @@ def layout(task: str = "digits", net: str = "cnn-small", channels: int = 1) -> W
     about = Task(
         name=task, channels=channels, size=size, mean=0.5, std=0.5, classes=names, activation="tanh"
     )
-    return WeightLayout.of(nets.build(net, channels, len(names), "tanh"), net, about)
+    with seeded(0):
+        made = nets.build(net, channels, len(names), "tanh")
+    return WeightLayout.of(made, net, about)
 
 
 def networks(n: int, seed: int = 0, **about: object) -> WeightBatch:

@@ -6,7 +6,7 @@ a GPU does. `pytest --device cuda` runs the same on a real one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import flown
-from flown.adapt import AdaptConfig, adapt
+from flown.base.seeding import seeded
 from flown.context import (
     BackboneConfig,
     CAMLConfig,
@@ -24,18 +24,20 @@ from flown.context import (
     train_backbone,
     train_caml,
 )
-from flown.data import ManyClass
 from flown.encoders import VAEConfig
-from flown.evaluate import evaluate
-from flown.fewshot import backbone as metabaseline
-from flown.fewshot.frames import describe
-from flown.fewshot.maml import MAMLConfig, train_maml
-from flown.fewshot.meta import fit_heads
-from flown.fewshot.probe import probe
-from flown.finetune import FinetuneConfig, finetune
-from flown.fitting import ContextConfig, FlownConfig
+from flown.encoders.functional import FunctionalConfig
 from flown.flow import VelocityConfig
-from flown.functional import FunctionalConfig
+from flown.generator.adapt import AdaptConfig, adapt
+from flown.generator.fit import ContextConfig, FlownConfig
+from flown.heads import backbone as metabaseline
+from flown.heads.frames import describe
+from flown.heads.maml import MAMLConfig, train_maml
+from flown.heads.meta import fit_heads
+from flown.heads.probe import probe
+from flown.measure.evaluate import evaluate
+from flown.measure.finetune import FinetuneConfig, finetune
+from flown.tasks import ManyClass, draw_support
+from flown.tasks import load as load_data
 from flown.training import TrainConfig, train
 from flown.zoo import Recipe
 from tests import fakes
@@ -46,6 +48,13 @@ from tests.test_meta import quick, tasks
 FEW = TrainConfig(steps=4, batch_size=8, warmup=1, ema=0.5, validate_every=2, checkpoint_every=2)
 SMALL = BackboneConfig(widths=(8, 16), size=16)
 CAML = CAMLConfig(ways=5, feature_dim=16, label_dim=8, layers=1, heads=2, mlp=16)
+
+
+@pytest.fixture(autouse=True)
+def _global_generator_is_left_alone(device: str) -> Iterator[None]:
+    before = torch.get_rng_state()
+    yield
+    assert torch.equal(torch.get_rng_state(), before), "the global generator was drawn from"
 
 
 @pytest.fixture
@@ -83,13 +92,15 @@ def config(**changes: object) -> FlownConfig:
 
 
 def test_mixed_devices_are_errors(device: str) -> None:
+    with seeded(0):
+        line = nn.Linear(2, 2)
     here, there = torch.ones(2, 2), torch.ones(2, 2).to(device)
     assert there.device == torch.device(device) and (there + 1).cpu().device.type == "cpu"
     for mix in (
         lambda: here + there,
         lambda: torch.cat([here, there]),
         lambda: here[there[0].long()],
-        lambda: nn.Linear(2, 2)(there),
+        lambda: line(there),
         lambda: there.numpy(),
         lambda: torch.rand(2, generator=torch.Generator(), device=device),
         lambda: torch.vmap(lambda x: x @ here)(there),
@@ -100,7 +111,8 @@ def test_mixed_devices_are_errors(device: str) -> None:
 
 
 def test_moving_a_module_does_not_share_memory(device: str) -> None:
-    line = nn.Linear(2, 2)
+    with seeded(0):
+        line = nn.Linear(2, 2)
     kept = line.weight.data
     line.to(device)
     line.weight.data.add_(1)
@@ -173,8 +185,8 @@ def test_a_model_is_fitted_and_generates(
     assert on(model, device)
     for key, value in expected.state_dict().items():
         assert same(model.state_dict()[key], value, pretended), key
-    images = flown.data.load("digits")
-    some = flown.data.draw_support(images.train, 10, 5, torch.Generator().manual_seed(0))
+    images = load_data("digits")
+    some = draw_support(images.train, 10, 5, torch.Generator().manual_seed(0))
     support = (some.images, some.labels) if model.support is not None else ()
     solver = "ddim" if variant == "diffusion" else "euler"
     made = model.generate(*support, n=3, steps=2, solver=solver)
@@ -214,6 +226,7 @@ def test_a_model_is_adapted(
         resume=True,
     )
     assert on(done, device) and done.history == new.history
+    assert flown.Flown.from_pretrained(tmp_path / "run" / "model").tasks == new.tasks
 
 
 # ---- networks

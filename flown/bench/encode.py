@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flown import encoders
 from flown.base.provenance import Row
+from flown.base.seeding import seeded
 from flown.bench.timing import medians, timed_rows
 from flown.encoders import GraphConfig, GraphEncoder
 from flown.encoders.graph import run
@@ -88,8 +89,7 @@ class Case:
             activation="gelu",
         )
         layout = WeightLayout.of(build(net, 3, 10, "gelu"), net, task)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with seeded(0):
             encoder = encoders.build(config, JointLayout.of([layout]))
         assert isinstance(encoder, GraphEncoder)
         self.layers, self.graph = encoder.encoder, encoder.graph

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from flown.base.config import Config
 from flown.base.errors import FlownError, unknown
+from flown.base.seeding import seeded
 from flown.nets.resnet12 import resnet12
 from flown.tasks import ManyClass
 from flown.training import TrainConfig, train
@@ -188,8 +189,7 @@ def train_backbone(
     """
     if not sets:
         raise FlownError("train_backbone: no set of images given")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # parameters are initialised by torch's own rules
+    with seeded(seed):  # parameters are initialised by torch's own rules
         backbone = Backbone(config)
         objective = Classification(backbone, sets, training.batch_size)
     train(

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flown.base.errors import FlownError
+from flown.base.seeding import seeded
 from flown.context.caml import CAML, CAMLConfig
 from flown.tasks import draw_episode
 from flown.training import TrainConfig, train
@@ -162,8 +163,7 @@ def train_caml(
             raise FlownError(f"train_caml: expected features (N, {config.feature_dim}), got {got}")
         if min(len(some.class_split[part]) for part in ("train", "val")) < 2:
             raise FlownError("train_caml: a set needs two training and two validation classes")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         caml = CAML(config)
     ways = min(5, config.ways, *(len(some.class_split["val"]) for some in sets))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from flown.base.seeding import seeded
 from flown.context.backbones import features, train_backbone
 from flown.context.episodes import FeatureSet, train_caml
 from flown.context.support import SupportConfig, SupportEncoder
@@ -48,7 +49,8 @@ def train_support_encoder(
     """
     config = config or SupportConfig()
     sets = [load_many(name) for name in names]
-    encoder = SupportEncoder(config)
+    with seeded(seed):  # parameters are drawn, and filled in below
+        encoder = SupportEncoder(config)
     assert config.backbone is not None  # the constructor has refused it
     backbone = train_backbone(
         sets, config.backbone, backbone_training, out=out, seed=seed, resume=resume, device=device

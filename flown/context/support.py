@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from flown.base.config import Config
 from flown.base.errors import FlownError
 from flown.base.files import halved, load_into, load_tensors, save_tensors
+from flown.base.seeding import seeded
 from flown.context.backbones import Backbone, BackboneConfig, features
 from flown.context.caml import CAML, CAMLConfig
 
@@ -137,7 +138,8 @@ class SupportEncoder(nn.Module):
             values = json.loads(about["config"])
         except (KeyError, ValueError):
             raise FlownError(f"{path}: no support encoder, its header has no 'config'") from None
-        encoder = cls.from_values(values, backbone)
+        with seeded(0):  # parameters are drawn, and filled in below
+            encoder = cls.from_values(values, backbone)
         load_into(encoder, tensors, path)
         return encoder
 

@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flown import flow
-from flown.base.config import Config, describes
+from flown.base.config import Config
 from flown.base.errors import FlownError, unknown
-from flown.base.files import prepare_output, read_json, write_json
+from flown.base.files import read_json, write_json
+from flown.base.run import Run
 from flown.flow.adjoint import adjoint_matching_loss
 from flown.generator.fit import context_bank
 from flown.generator.model import Flown
@@ -324,25 +325,28 @@ def adapt(
     """
     config = config or AdaptConfig()
     config.check(device)
-    out = prepare_output(out, overwrite, resume)
     if task is not None and task not in model.tasks:
         raise unknown("task", task, model.tasks)
     new = copy.deepcopy(model).to(device)
     objective = Objective(new, images, task or _nearest(new, images), config, reward)
     task = objective.task
-    run = {
+    plan = {
         "config": config.model_dump(mode="json"),
         "data": images.name,
+        "images": images.identity,
         "task": task,
         "model": [_fingerprint(part) for part in (model.encoder, model.velocity)],
         "reward": None if reward is None else getattr(reward, "__name__", type(reward).__name__),
-        "flown": __version__,
     }
-    made = out / "run.json"
-    if made.exists() and not describes(made, run, AdaptConfig):
-        raise FlownError(
-            f"{out}: holds a run of another model, data or config; choose another --out"
-        )
+    run = Run(
+        out,
+        plan,
+        resume=resume,
+        overwrite=overwrite,
+        configs={"config": AdaptConfig},
+        newer=["images"],
+    )
+    out = run.out
     if resume and (out / "model" / "config.json").exists():
         done = Flown.from_pretrained(out / "model")
         done.history = read_json(out / "history.json")
@@ -352,7 +356,7 @@ def adapt(
     )
     static = [] if training.choose else [{"step": 0.0, **objective.validate()}]
     objective.choose()
-    write_json(made, run)
+    run.write()
     history = static + train(
         objective,
         training,
@@ -367,7 +371,11 @@ def adapt(
     if new.known is not None and objective.bank is not None:  # the new images are now `task`'s
         new.known.replace(new.tasks.index(task), objective.bank)
     new.history = {"adapt": history}
-    new.card = {"adapted": run | {"static": history[0]["val"], "val": _kept(history, training)}}
+    new.card = {
+        "adapted": plan
+        | {"flown": __version__}
+        | {"static": history[0]["val"], "val": _kept(history, training)}
+    }
     write_json(out / "history.json", new.history)
     new.save_pretrained(str(out / "model"))
     return new

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from flown import encoders, flow
 from flown.base.config import Config
 from flown.base.errors import FlownError, unknown
+from flown.base.seeding import seeded
 from flown.context import ContextHead, SupportEncoder
 from flown.encoders import EncoderConfig, VAEConfig
 from flown.encoders.functional import FunctionalConfig, FunctionalError
@@ -192,8 +193,7 @@ def fit_encoder(
     """
     if not (config.functional.mse or config.functional.runs):
         raise FlownError("functional: mse, kl, ce, spread are all 0; there is nothing to train for")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)  # parameters are initialised by torch's own rules
+    with seeded(config.seed):  # parameters are initialised by torch's own rules
         encoder = encoders.build(config.encoder, people.joint)
     encoder.to(device)
     if isinstance(encoder, encoders.Identity):
@@ -383,8 +383,7 @@ def fit_flow(
             resume=resume,
             device=device,
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed + 1)
+    with seeded(config.seed + 1):
         velocity = flow.UNet(config.velocity, tuple(latents.shape[-3:]), 128)
         head = None
         if bank is not None and config.context.mode != "none":

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from flown import encoders, flow
 from flown import tasks as data
-from flown.base.config import describes
 from flown.base.errors import FlownError, unknown
-from flown.base.files import prepare_output, read_json, write_json
+from flown.base.files import read_json, write_json
+from flown.base.run import Run, digest
+from flown.base.seeding import seeded
 from flown.context import ContextHead, KnownTasks, SupportEncoder
 from flown.flow.marginals import time_of
 from flown.flow.samplers import Samples as Samples  # part of this module's interface
@@ -105,20 +106,30 @@ class Flown(nn.Module, ModelHubMixin):
             TrainingError: a loss became NaN.
         """
         config = config or FlownConfig()
-        out = prepare_output(out, overwrite, resume)
-        run = {"config": config.model_dump(mode="json"), "zoo": zoo.identity, "flown": __version__}
-        made = out / "run.json"
-        if made.exists() and not describes(made, run, FlownConfig):
-            raise FlownError(f"{out}: holds a run with another config or zoo; choose another --out")
+        prior = load_prior(config)
+        images = images or {task: data.load(task) for task in zoo.tasks}
+        run = Run(
+            out,
+            {
+                "config": config.model_dump(mode="json"),
+                "zoo": zoo.identity,
+                "images": {task: images[task].identity for task in zoo.tasks},
+                "prior": digest(*prior.values()) if prior else None,
+            },
+            resume=resume,
+            overwrite=overwrite,
+            configs={"config": FlownConfig},
+            newer=("images", "prior"),
+        )
+        out = run.out
         if resume and (out / "model" / "config.json").exists():
             model = cls.from_pretrained(str(out / "model"))
             model.history = read_json(out / "history.json")
             return model.to(device)
-        images = images or {task: data.load(task) for task in zoo.tasks}
         people = Population.of(zoo, config.epochs)
-        prior = load_prior(config)
-        write_json(made, run)
-        model = cls(config, people.joint, prior)
+        run.write()
+        with seeded(config.seed):
+            model = cls(config, people.joint, prior)
         model.standardizer, model.rests = people.standardizer, people.rests
         model.encoder, encoder_history = fit_encoder(people, config, images, out, resume, device)
         model.to(device)
@@ -368,7 +379,12 @@ class Flown(nn.Module, ModelHubMixin):
         values, parts = modelfiles.read(path)
         config = FlownConfig.parse(values["config"], f"{path}/config.json")
         layouts = [WeightLayout.parse(v, f"{path}/config.json") for v in values["layouts"]]
-        model = cls(config, JointLayout.of(layouts), modelfiles.floats("prior", parts["flow"]))
+        with seeded(0):  # parameters are drawn, and filled in below
+            model = cls(config, JointLayout.of(layouts), modelfiles.floats("prior", parts["flow"]))
+            if config.context.mode != "none":
+                model.support = SupportEncoder.from_values(values["support"])
+                width, mode = model.support.width, config.context.mode
+                model.head = ContextHead(model.classes, width, mode=mode)
 
         def fill(module: nn.Module, name: str, part: str) -> None:
             modelfiles.fill(module, name, parts[part], path / f"{part}.safetensors")
@@ -377,10 +393,8 @@ class Flown(nn.Module, ModelHubMixin):
         fill(model.standardizer, "standardizer", "encoder")
         fill(model.velocity, "velocity", "flow")
         model.rests = modelfiles.rests(parts["encoder"], len(layouts))
-        if config.context.mode != "none":
-            model.support = SupportEncoder.from_values(values["support"])
+        if model.support is not None and model.head is not None:
             fill(model.support, "support", "context")
-            model.head = ContextHead(model.classes, model.support.width, mode=config.context.mode)
             fill(model.head, "head", "context")
             model.known = KnownTasks(
                 *modelfiles.take(path, parts["context"], "prototypes", "reach")

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from flown.base.errors import FlownError, unknown
 from flown.base.files import halved, load_into, load_tensors, save_tensors
+from flown.base.seeding import seeded
 from flown.context.backbones import Backbone, BackboneConfig, features
 from flown.tasks import cache_folder
 from flown.zoo.rows import checksum
@@ -71,7 +72,8 @@ class Standardised(nn.Module):
         if "backbone" not in about:
             raise FlownError(f"{path}: no backbone of flown's, its header has no 'backbone'")
         config = BackboneConfig.parse(json.loads(about["backbone"]), str(path))
-        made = cls(Backbone(config))
+        with seeded(0):  # parameters are drawn, and filled in below
+            made = cls(Backbone(config))
         load_into(made, tensors, path)
         return made
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from flown.base.config import Config
 from flown.base.errors import FlownError
+from flown.base.seeding import seeded
 from flown.context import FeatureSet
 from flown.heads.classifiers import accuracy
 from flown.heads.tasks import Tasks, check_disjoint, draw_tasks
@@ -141,8 +142,7 @@ def train_maml(
         raise FlownError("train_maml: no set of features given")
     for some in sets:
         check_disjoint(some.class_split)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = MAML(config)
     held_out = [_tasks(some, "val", size, 100, 0) for some in sets]
 

@@ -28,6 +28,7 @@ from flown import encoders, flow
 from flown.base.config import Config
 from flown.base.errors import FlownError
 from flown.base.files import halved, load_into, load_tensors, save_tensors
+from flown.base.seeding import seeded
 from flown.encoders import EncoderConfig, LinearConfig, VAEConfig
 from flown.flow import VelocityConfig
 from flown.flow import samplers as sampling
@@ -139,7 +140,8 @@ class HeadFlow(nn.Module):
             HeadFlowConfig.parse(json.loads(about["heads"]), str(path)),
             int(about["features"]),
         )
-        model = cls(config, features, 2 * features)
+        with seeded(0):  # parameters are drawn, and filled in below
+            model = cls(config, features, 2 * features)
         load_into(model, tensors, path)
         return model.eval().requires_grad_(False)
 
@@ -348,8 +350,7 @@ def fit_heads(
     tasks = tasks.to(device)
     tokens = tasks.classes
     rows = tasks.framed(split_heads(heads.to(device), ways))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)  # parameters are initialised by torch's own rules
+    with seeded(config.seed):  # parameters are initialised by torch's own rules
         model = HeadFlow(config, features, tokens.shape[2])
     flat = rows.flatten(0, 1)
     index = torch.zeros(len(flat), dtype=torch.int64, device=device)

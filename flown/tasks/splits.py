@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flown.base.errors import FlownError
+from flown.base.run import digest
 
 Pixels: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -41,6 +42,15 @@ class ImageData:
     train: Split
     val: Split
     test: Split
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What says whether two runs saw the same images: counts, and a digest of them all."""
+        parts = {"train": self.train, "val": self.val, "test": self.test}
+        return {
+            **{name: len(part) for name, part in parts.items()},
+            "digest": digest(*(x for part in parts.values() for x in (part.images, part.labels))),
+        }
 
 
 @dataclass(frozen=True)

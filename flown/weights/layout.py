@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from flown import nets
 from flown.base.config import Config
 from flown.base.errors import FlownError
+from flown.base.seeding import seeded
 
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -90,9 +91,10 @@ class WeightLayout(Config):
         return cls(net=net, task=task, names=tuple(names), shapes=tuple(shapes[n] for n in names))
 
     def build(self) -> nn.Module:
-        """A network of this layout, freshly initialised."""
-        task = self.task
-        return nets.build(self.net, task.channels, len(task.classes), task.activation, task.size)
+        """A network of this layout, freshly initialised from the global generator, which stays put."""
+        task, classes = self.task, len(self.task.classes)
+        with seeded(None):
+            return nets.build(self.net, task.channels, classes, task.activation, task.size)
 
     @cached_property
     def numels(self) -> tuple[int, ...]:

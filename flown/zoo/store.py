@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from flown.base.errors import FlownError, unknown
-from flown.base.files import load_tensors, prepare_output, read_json, save_tensors, write_json
+from flown.base.files import load_tensors, read_json, save_tensors, write_json
 from flown.base.progress import bar
+from flown.base.run import Run
 from flown.weights.batch import WeightBatch
 from flown.weights.layout import JointLayout, WeightLayout
 from flown.zoo.mapped import Mapped
@@ -93,18 +94,35 @@ class Zoo:
         return cls.open(path)
 
     @classmethod
-    def join(cls, zoos: Sequence[Zoo], out: Path | str, overwrite: bool = False) -> Zoo:
+    def join(
+        cls,
+        zoos: Sequence[Zoo],
+        out: Path | str,
+        overwrite: bool = False,
+        resume: bool = False,
+    ) -> Zoo:
         """Copies several zoos of different tasks, or what was selected of them, into one folder.
 
+        With `resume`, a folder that holds these zoos already is taken as it is, and one that was not
+        finished is written anew.
+
         Raises:
-            FlownError: two share a task, or their networks cannot share a vector space.
+            FlownError: two share a task, their networks cannot share a vector space, or with `resume`
+                the folder holds other zoos.
         """
         JointLayout.of([layout for zoo in zoos for layout in zoo.layouts])
         tasks = [layout.task.name for zoo in zoos for layout in zoo.layouts]
         if len(set(tasks)) < len(tasks):
             twice = next(task for task in tasks if tasks.count(task) > 1)
             raise FlownError(f"task '{twice}' is in more than one of the zoos to join")
-        out = prepare_output(out, overwrite)
+        parts = {"joined": [zoo.identity for zoo in zoos]}
+        run = Run(out, parts, resume=resume, overwrite=overwrite, file="progress.json")
+        out = run.out
+        if resume and (out / "zoo.json").exists():
+            made = cls.open(out)
+            run.check({"joined": made.about.get("joined")}, out / "zoo.json")
+            return made
+        run.write()
         rows: list[Row] = []
         for zoo in zoos:
             for task, layout in enumerate(zoo.layouts):
@@ -117,7 +135,9 @@ class Zoo:
                 rows += [r._replace(shard=shard, offset=i) for i, r in enumerate(some)]
         layouts = [layout for zoo in zoos for layout in zoo.layouts]
         recipes = {k: v for zoo in zoos for k, v in zoo.about.get("recipes", {}).items()}
-        return cls.write(out, layouts, rows, {"recipes": recipes})
+        made = cls.write(out, layouts, rows, {"recipes": recipes, **parts})
+        run.file.unlink()
+        return made
 
     def __len__(self) -> int:
         return len(self.rows)

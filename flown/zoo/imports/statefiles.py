@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from flown import nets
 from flown.base.errors import FlownError
 from flown.base.files import load_tensors, read_json
+from flown.base.seeding import seeded
 from flown.weights.layout import Task, WeightLayout
 
 SUFFIXES = (".bin", ".pt", ".pth", ".safetensors")
@@ -175,7 +176,8 @@ class Naming:
         Raises:
             FlownError: no such network, or one without parameters.
         """
-        module = nets.build(net, task.channels, len(task.classes), task.activation)
+        with seeded(None):
+            module = nets.build(net, task.channels, len(task.classes), task.activation)
         layout = WeightLayout.of(module, net, task)
         if not layout.size:
             raise FlownError(f"network '{net}': has no parameters")

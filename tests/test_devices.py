@@ -15,22 +15,14 @@ from torch import Tensor, nn
 
 import flown
 from flown.base.seeding import seeded
-from flown.context import (
-    BackboneConfig,
-    CAMLConfig,
-    FeatureSet,
-    SupportConfig,
-    pretrain,
-    train_backbone,
-    train_caml,
-)
+from flown.context import BackboneConfig, CAMLConfig, FeatureSet, train_caml
+from flown.context.pretrain import MetaBaselineConfig, train_backbone
 from flown.encoders import VAEConfig
 from flown.encoders.functional import FunctionalConfig
 from flown.flow import VelocityConfig
 from flown.generator.adapt import AdaptConfig, adapt
 from flown.generator.fit import ContextConfig, FlownConfig
-from flown.heads import backbone as metabaseline
-from flown.heads.frames import describe
+from flown.heads.frames import class_tokens
 from flown.heads.maml import MAMLConfig, train_maml
 from flown.heads.meta import fit_heads
 from flown.heads.probe import probe
@@ -46,7 +38,6 @@ from tests.test_backbone import many
 from tests.test_meta import quick, tasks
 
 FEW = TrainConfig(steps=4, batch_size=8, warmup=1, ema=0.5, validate_every=2, checkpoint_every=2)
-SMALL = BackboneConfig(widths=(8, 16), size=16)
 CAML = CAMLConfig(ways=5, feature_dim=16, label_dim=8, layers=1, heads=2, mlp=16)
 
 
@@ -266,12 +257,11 @@ def points(set_: ManyClass) -> FeatureSet:
 
 
 TRAININGS: dict[str, Callable[..., nn.Module]] = {
-    "backbone": lambda **how: train_backbone([many()], SMALL, FEW, **how),
     "caml": lambda **how: train_caml([points(many())], CAML, FEW, **how),
     "maml": lambda **how: train_maml([points(many())], MAMLConfig(features=16), FEW, **how),
-    "meta-baseline": lambda **how: metabaseline.train_backbone(
+    "backbone": lambda **how: train_backbone(
         many(),
-        metabaseline.MetaBaselineConfig(
+        MetaBaselineConfig(
             backbone=BackboneConfig(kind="resnet12", widths=(4, 6, 8, 10)),
             classification=FEW,
             episodes=FEW,
@@ -282,7 +272,7 @@ TRAININGS: dict[str, Callable[..., nn.Module]] = {
     )[0],
     "heads": lambda **how: fit_heads(
         probe(tasks(20).support, 4),
-        describe(tasks(20)),
+        class_tokens(tasks(20)),
         quick(encoder_training=FEW, flow_training=FEW),
         **how,
     ),
@@ -298,22 +288,7 @@ def test_parts_are_trained(name: str, device: str, pretended: bool, tmp_path: Pa
         assert same(made.state_dict()[key], value, pretended), key
 
 
-def test_a_support_encoder_is_trained(
-    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pretrain, "load_many", lambda name: many())
-    encoder = pretrain.train_support_encoder(
-        ("stripes",),
-        out=tmp_path,
-        config=SupportConfig(backbone=SMALL, caml=CAML),
-        backbone_training=FEW,
-        caml_training=FEW,
-        device=device,
-    )
-    assert on(encoder, "cpu") and (tmp_path / "support.safetensors").exists()
-
-
 def test_generated_heads_are_of_the_models_device(device: str, tmp_path: Path) -> None:
     model = TRAININGS["heads"](out=tmp_path, device=device)
-    heads = model.generate(describe(tasks(3)), 2, steps=2)
+    heads = model.generate(class_tokens(tasks(3)), 2, steps=2)
     assert heads.device == torch.device(device) and heads.shape[:2] == (3, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,12 @@ from flown.flow import VelocityConfig
 from flown.generator.config import FlownConfig
 from flown.training import TrainConfig
 from flown.zoo import Recipe
+from tests.pretend import DEVICE, Pretend
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "where tests/test_devices.py runs; cpu: on a second device that is pretended"
+    parser.addoption("--device", default="cpu", help=text)
 
 
 @pytest.fixture(autouse=True)
@@ -61,3 +68,14 @@ def model(run: Path) -> flown.Flown:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The device of `--device`, or a pretended one, where mixed devices are errors as on a GPU."""
+    name = str(request.config.getoption("--device"))
+    if name != "cpu":
+        yield name
+        return
+    with Pretend():
+        yield str(DEVICE)

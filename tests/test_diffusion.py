@@ -17,7 +17,7 @@ import flown
 from flown.base.errors import FlownError
 from flown.flow import UNet, VelocityConfig, diffusion, guided
 from flown.generator.config import FlownConfig
-from flown.generator.fit import FlowObjective
+from flown.generator.objectives import FlowObjective
 from flown.tasks import draw_support, load
 
 pytest.importorskip("diffusers")

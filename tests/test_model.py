@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from flown.base.errors import FlownError
 from flown.generator import files as modelfiles
 from flown.generator.config import FlownConfig
 from flown.tasks import draw_support, load
+from flown.tasks import load as load_data
 
 
 def support(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,7 +91,7 @@ def test_fit_resumes_to_the_same_model(
         resumed.state_dict().items(), whole.state_dict().values(), strict=True
     ):
         assert torch.equal(mine, theirs), name
-    with pytest.raises(FlownError, match="another config or zoo"):
+    with pytest.raises(FlownError, match="holds a run with another config;"):
         other = config.model_copy(update={"seed": 9})
         flown.Flown.fit(zoo, other, out=out, resume=True)
     with pytest.raises(FlownError, match="--overwrite"):
@@ -109,6 +111,23 @@ def test_a_run_from_before_a_key_was_there_goes_on(
     (out / "run.json").write_text(json.dumps(about))
     with pytest.raises(FlownError, match="pth"):
         flown.Flown.fit(zoo, config, out=out, resume=True)
+
+
+def test_a_run_of_another_version_goes_on_and_one_with_other_images_does_not(
+    run: Path, zoo: flown.Zoo, config: FlownConfig, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(run, out)
+    about = json.loads((out / "run.json").read_text())
+    assert about["format"].startswith("flown-")
+    about["flown"] = "0.0.0"
+    (out / "run.json").write_text(json.dumps(about))
+    images = load_data("digits")
+    assert about["images"]["digits"]["train"] == len(images.train)
+    flown.Flown.fit(zoo, config, out=out, resume=True)
+    other = replace(images, train=replace(images.train, images=images.train.images.flip(0)))
+    with pytest.raises(FlownError, match="holds a run with another images;"):
+        flown.Flown.fit(zoo, config, out=out, resume=True, images={"digits": other})
 
 
 def test_history_tells_reconstruction_accuracy(run: Path) -> None:

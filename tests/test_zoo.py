@@ -97,7 +97,7 @@ def test_same_seed_same_bits_and_resume(tmp_path: Path, monkeypatch: pytest.Monk
     resumed = train_zoo(QUICK, 2, tmp_path / "b", resume=True)
     assert calls == [1, 2]
     assert torch.equal(resumed.batch("digits").vectors, whole)
-    with pytest.raises(FlownError, match="another recipe"):
+    with pytest.raises(FlownError, match="another recipe, models, seed, held_out;"):
         shutil.copytree(tmp_path / "b", tmp_path / "c")
         (tmp_path / "c" / "zoo.json").unlink()
         (tmp_path / "c" / "progress.json").write_text("{}")
@@ -106,10 +106,10 @@ def test_same_seed_same_bits_and_resume(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_finished_zoo_goes_on_as_itself_alone(zoo: flown.Zoo) -> None:
     assert train_zoo(DIGITS, 12, zoo.path, resume=True).identity == zoo.identity
-    others = (QUICK, 12, {}), (DIGITS, 11, {}), (DIGITS, 12, {"seed": 1})
-    for how, models, more in others:
-        with pytest.raises(FlownError, match="another recipe, seed or number of models"):
-            train_zoo(how, models, zoo.path, resume=True, **more)
+    others = {"recipe": (QUICK, 12, 0), "models": (DIGITS, 11, 0), "seed": (DIGITS, 12, 1)}
+    for key, (how, models, seed) in others.items():
+        with pytest.raises(FlownError, match=f"holds a run with another {key};"):
+            train_zoo(how, models, zoo.path, resume=True, seed=seed)
 
 
 def test_a_nan_model_is_named(zoo: flown.Zoo, tmp_path: Path) -> None:

@@ -115,7 +115,10 @@ def fit(
     whole = Zoo.open(zoo[0])
     if len(zoo) > 1:
         whole = Zoo.join(
-            [Zoo.open(path) for path in zoo], out.with_name(out.name + "-zoo"), overwrite
+            [Zoo.open(path) for path in zoo],
+            out.with_name(out.name + "-zoo"),
+            overwrite,
+            resume,
         )
     model = Flown.fit(
         whole, settings, out=out, resume=resume, overwrite=overwrite, device=device_of(device)

@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flown import flow
-from flown.base.config import Config, describes
+from flown.base.config import Config
 from flown.base.errors import FlownError, unknown
-from flown.base.files import prepare_output, read_json, write_json
+from flown.base.files import read_json, write_json
+from flown.base.run import Run
 from flown.context.tokens import Contexts
 from flown.flow.adjoint import adjoint_matching_loss
 from flown.generator.model import Flown
@@ -326,26 +327,29 @@ def adapt(
     """
     config = config or AdaptConfig()
     config.check(device)
-    out = prepare_output(out, overwrite, resume)
     new = copy.deepcopy(model).to(device)
     if layout is None:
         layout = _layout(new, images)
     elif not 0 <= layout < len(model.space.joint.layouts):
         raise FlownError(f"layout {layout} is out of range 0..{len(model.space.joint.layouts) - 1}")
     objective = Objective(new, images, layout, config, reward)
-    run = {
+    plan = {
         "config": config.model_dump(mode="json"),
         "data": images.name,
+        "images": images.identity,
         "layout": layout,
         "model": [_fingerprint(part) for part in (model.space.encoder, model.velocity)],
         "reward": None if reward is None else getattr(reward, "__name__", type(reward).__name__),
-        "flown": __version__,
     }
-    made = out / "run.json"
-    if made.exists() and not describes(made, run, AdaptConfig):
-        raise FlownError(
-            f"{out}: holds a run of another model, data or config; choose another --out"
-        )
+    run = Run(
+        out,
+        plan,
+        resume=resume,
+        overwrite=overwrite,
+        configs={"config": AdaptConfig},
+        newer=["images"],
+    )
+    out = run.out
     if resume and (out / "model" / "config.json").exists():
         done = Flown.from_pretrained(out / "model")
         done.history = read_json(out / "history.json")
@@ -355,7 +359,7 @@ def adapt(
     )
     static = [] if training.choose else [{"step": 0.0, **objective.validate()}]
     objective.choose()
-    write_json(made, run)
+    run.write()
     history = static + train(
         objective,
         training,
@@ -368,7 +372,11 @@ def adapt(
     )
     new.eval().requires_grad_(False)
     new.history = {"adapt": history}
-    new.card = {"adapted": run | {"static": history[0]["val"], "val": _kept(history, training)}}
+    new.card = {
+        "adapted": plan
+        | {"flown": __version__}
+        | {"static": history[0]["val"], "val": _kept(history, training)}
+    }
     write_json(out / "history.json", new.history)
     new.save_pretrained(str(out / "model"))
     return new

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from flown.base.errors import FlownError
+from flown.base.seeding import seeded
 from flown.weights.batch import WeightBatch
 from flown.weights.layout import WeightLayout
 from flown.zoo.train.shard import initial
@@ -92,8 +93,7 @@ def subset_default(train: WeightBatch, n: int, generator: torch.Generator) -> We
 
 
 def _fresh(layout: WeightLayout, seed: int) -> dict[str, Tensor]:
-    with torch.random.fork_rng(devices=[]):  # networks initialise themselves from the global one
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):  # networks initialise themselves from the global one
         return {name: p.detach() for name, p in layout.architecture.build().named_parameters()}
 
 

@@ -21,6 +21,7 @@ from flown.base.config import read_mapping
 from flown.base.errors import FlownError, unknown
 from flown.base.files import prepare_output, save_tensors, write_json
 from flown.base.progress import bar
+from flown.base.run import FORMAT
 from flown.nets.architecture import Architecture
 from flown.tasks.task import Task
 from flown.version import __version__
@@ -218,7 +219,9 @@ class _Import:
         if here in (there, *there.parents) or there in here.parents:
             raise FlownError(f"{out}: overlaps {self.path}; choose another folder")
         out = prepare_output(out, overwrite)
-        write_json(out / "progress.json", {"import": str(self.path)})  # a zoo that is begun
+        write_json(
+            out / "progress.json", {"format": FORMAT, "import": str(self.path)}
+        )  # a zoo that is begun
         writer = _Writer(out, self.naming.layout)
         self._read(found, writer)
         if not writer.rows:

@@ -9,7 +9,6 @@ No augmentation, no schedule: Adam (PyTorch's defaults, the recipe's rate and we
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from flown.base.errors import TrainingError
 from flown.base.files import load_tensors, save_tensors
+from flown.base.seeding import seeded
 from flown.tasks import ImageData, ManyClass
 from flown.weights.layout import WeightLayout
 from flown.zoo.store import rest_file
@@ -53,13 +53,13 @@ class Base:
         if start_file(self.out).exists():
             yield self.recipe.base_epochs
             return
-        with _seeded(self.seed):
+        with seeded(self.seed):
             net = self.layout.architecture.build().to(self.device).train()
         adam = torch.optim.Adam(
             net.parameters(), self.recipe.learning_rate, weight_decay=self.recipe.weight_decay
         )
         for epoch in range(self._restore(net, adam) + 1, self.recipe.base_epochs + 1):
-            with _seeded(self.seed + epoch):  # of dropout
+            with seeded(self.seed + epoch, self.device):  # of dropout
                 self._epoch(net, adam, epoch)
             self._checkpoint(net, adam, epoch)
             yield epoch
@@ -121,11 +121,3 @@ def load_base(layout: WeightLayout, out: Path) -> tuple[Tensor, dict[str, Tensor
     start, _ = load_tensors(start_file(out))
     rest, _ = load_tensors(rest_file(out, 0))
     return layout.pack({name: tensor[None] for name, tensor in start.items()}), rest
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Networks initialise themselves from the global generator: seeded here, restored after."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield

@@ -7,8 +7,8 @@ from pathlib import Path
 from flown import nets
 from flown import tasks as data
 from flown.base.errors import FlownError
-from flown.base.files import prepare_output, read_json, write_json
 from flown.base.progress import bar
+from flown.base.run import Run
 from flown.nets import subsets
 from flown.nets.architecture import Architecture
 from flown.nets.batched import batchnorm
@@ -61,17 +61,22 @@ def train_zoo(
             "one will do where several checkpoints are kept"
         )
     plan = Plan(recipe, models, seed, held_out)
-    out = prepare_output(out, overwrite, resume)
-    if (out / "progress.json").exists() and read_json(out / "progress.json") != plan.json():
-        raise FlownError(f"{out}: holds a zoo begun with another recipe, seed or number of models")
+    run = Run(
+        out,
+        plan.json(),
+        resume=resume,
+        overwrite=overwrite,
+        configs={"recipe": Recipe},
+        file="progress.json",
+    )
+    out = run.out
     if resume and (out / "zoo.json").exists():
-        return _finished(out, plan)
+        return _finished(run, recipe)
     if images is None:
-        images = (
-            data.load(recipe.dataset) if recipe.tasks is None else data.load_many(recipe.dataset)
-        )
+        many = recipe.tasks is not None
+        images = data.load_many(recipe.dataset) if many else data.load(recipe.dataset)
     layout = layout_for(recipe, images)
-    write_json(out / "progress.json", plan.json())
+    run.write()
     if recipe.subset is not None:
         base = Base(recipe, layout, images, out, plan.base_seed, device)
         with bar(f"base of {recipe.name}", recipe.base_epochs) as update:
@@ -89,16 +94,15 @@ def train_zoo(
     return finish(plan, layout, images, out)
 
 
-def _finished(out: Path, plan: Plan) -> Zoo:
-    """The zoo that is there, if it is the plan's."""
-    zoo = Zoo.open(out)
-    wanted = {plan.recipe.dataset: plan.json()["recipe"]}, plan.seed, plan.models
-    if wanted != (
-        zoo.about.get("recipes"),
-        zoo.about.get("seed"),
-        len({x.model for x in zoo.rows}),
-    ):
-        raise FlownError(f"{out}: holds a zoo of another recipe, seed or number of models")
+def _finished(run: Run, recipe: Recipe) -> Zoo:
+    """The zoo that is there, if it is the run's."""
+    zoo = Zoo.open(run.out)
+    found = {
+        "recipe": zoo.about.get("recipes", {}).get(recipe.dataset),
+        "seed": zoo.about.get("seed"),
+        "models": len({row.model for row in zoo.rows}),
+    }
+    run.check({**run.plan, **found}, run.out / "zoo.json")
     return zoo
 
 

@@ -27,7 +27,7 @@ from flown.data import ImageData
 from flown.errors import FlownError, TrainingError
 from flown.evaluate import evaluate
 from flown.files import load_tensors, prepare_output, read_json, save_tensors, write_json
-from flown.nets import batchnorm
+from flown.nets import batchnorm, construction
 from flown.progress import bar
 from flown.version import __version__
 from flown.weights import WeightBatch
@@ -204,7 +204,7 @@ class _Run:
             )
         self.batch = batch.to(device).calibrated(self.train.images, batch_size=config.batch_size)
         layout, rest = self.batch.layout, self.batch.rest
-        net = nets.build_for(layout)
+        net = construction.fill(nets.build_for(layout), rest)
         frozen = any(name not in layout.names for name, _ in net.named_parameters())
         own = [x for x in batchnorm.layers(net) if f"{x}.running_mean" not in rest]
         x = self.train.images if frozen else layout.task.preprocess(self.train.images)

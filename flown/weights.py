@@ -21,7 +21,7 @@ from flown import nets
 from flown.errors import FlownError
 from flown.files import check_finite, load_tensors, save_tensors
 from flown.layout import WeightLayout
-from flown.nets import batchnorm, stacked
+from flown.nets import batchnorm, construction, stacked
 
 
 class WeightBatch:
@@ -30,7 +30,7 @@ class WeightBatch:
     Args:
         vectors: (n, D).
         rest: what the layout leaves out and all networks share, by state_dict name, `(*shape)`:
-            frozen parameters and buffers.
+            frozen parameters, and buffers that a fresh network does not have.
         buffers: BatchNorm statistics of each network's own, `(n, *shape)`; see `calibrated`.
     """
 
@@ -83,6 +83,12 @@ class WeightBatch:
         """Buffers that the architecture alone decides; raises where anything else is unknown."""
         self._check_parameters()
         known = {*self.rest, *self.buffers}
+        for name in sorted(construction.drawn(self.layout.net, self.layout.task) - known):
+            raise FlownError(
+                f"{self.layout.net} for task '{self.layout.task.name}': its constructor draws buffer "
+                f"'{name}' at random, and these networks' is not known; pass it: "
+                "WeightBatch(..., rest={name: buffer})"
+            )
         for name in batchnorm.layers(self.architecture):
             if f"{name}.running_mean" not in known:
                 raise FlownError(
@@ -90,7 +96,7 @@ class WeightBatch:
                     f"BatchNorm layer '{name}' are not known; use .calibrated(training images)"
                 )
         kept = self.architecture.state_dict()
-        buffers = self.architecture.named_buffers()
+        buffers = self.architecture.named_buffers(remove_duplicate=False)
         return {k: v for k, v in buffers if k in kept and k not in known}
 
     def on(self, vectors: Tensor) -> WeightBatch:
@@ -111,11 +117,14 @@ class WeightBatch:
         """The i-th network's state dict; a copy.
 
         Raises:
-            FlownError: the frozen rest or BatchNorm statistics are missing.
+            FlownError: the frozen rest, BatchNorm statistics or a buffer that the constructor draws
+                at random are missing.
         """
         own = self.layout.unpack(self.vectors[i][None])
         tensors = self._constants | self.rest | {name: tensor[0] for name, tensor in own.items()}
         tensors |= {name: tensor[i] for name, tensor in self.buffers.items()}
+        for name, first in construction.second_names(self.architecture).items():
+            tensors[name] = tensors[first]  # of one weight under two names
         return {name: tensor.clone() for name, tensor in tensors.items()}
 
     def module(self, i: int) -> nn.Module:

@@ -17,7 +17,7 @@ from flown.baselines import random_init
 from flown.card import Measured
 from flown.data import ImageData, Split
 from flown.evaluate import evaluate, predictions
-from flown.nets import batchnorm
+from flown.nets import batchnorm, construction
 from flown.novelty import mutual_iou
 from flown.progress import bar
 from flown.weights import WeightBatch
@@ -97,7 +97,7 @@ def _trained(
     """`starts` trained for so many batches each; rate and stopping chosen on validation images."""
     layout, rest, n = starts.layout, starts.rest or None, len(starts)
     rates = [rate for rate in RATES for _ in range(n)]
-    net = nets.build_for(layout).eval()
+    net = construction.fill(nets.build_for(layout), starts.rest).eval()
     batchnorm.by_batch(net, batchnorm.layers(net))
     x = images.train.images if rest else layout.task.preprocess(images.train.images).contiguous()
     device = starts.vectors.device

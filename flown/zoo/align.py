@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flown.errors import FlownError
 from flown.files import prepare_output, save_tensors
+from flown.nets import construction
 from flown.weights import WeightBatch
 from flown.zoo.matching import Aligned, align, permute
 from flown.zoo.rows import Row, checksum
@@ -81,6 +82,11 @@ def align_zoo(
         task = layout.task.name
         some = [row for row in zoo.rows if row.task == task]
         batch = zoo.batch(task)
+        if shared := construction.constants(batch.architecture).keys() & batch.rest.keys():
+            raise FlownError(
+                f"{zoo.path}: networks for task '{task}' share buffer '{min(shared)}', which a "
+                "permutation of one network might have to change"
+            )
         aligned, owner = _align_rows(batch, some, rounds, seed, str(zoo.path))
         orders = [p[owner] for p in aligned.permutations]
         flips = [s[owner] for s in aligned.signs]

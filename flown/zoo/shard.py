@@ -20,7 +20,7 @@ from flown.data import ImageData
 from flown.errors import TrainingError
 from flown.files import load_tensors, save_tensors
 from flown.layout import WeightLayout
-from flown.nets import batchnorm
+from flown.nets import batchnorm, construction
 from flown.weights import WeightBatch
 from flown.zoo.base import load_base
 from flown.zoo.recipes import Recipe
@@ -66,10 +66,23 @@ class Plan:
 
 
 def initial(layout: WeightLayout, init: str, seed: int) -> dict[str, Tensor]:
-    """One network's fresh parameters by a recipe's rule, from its seed."""
+    """One network's fresh parameters by a recipe's rule, from its seed.
+
+    `default` is what the network's own constructor gives; a number of shape () always is.
+    """
+    ruled = init != "default" or layout.net in nets.DEFAULT_INITIALISED
+    made: dict[str, Tensor] = {}
+    if not ruled or () in layout.shapes:
+        net = construction.build_seeded(layout, seed)
+        made = {name: parameter.detach() for name, parameter in net.named_parameters()}
+    if not ruled:
+        return {name: made[name] for name in layout.names}
     generator = torch.Generator().manual_seed(seed)
     tensors, fan_in, shift = {}, 1, ""
     for name, shape in zip(layout.names, layout.shapes, strict=True):
+        if not shape:
+            tensors[name] = made[name]
+            continue
         value = torch.empty(shape)
         if len(shape) > 1:
             fan_in = value[0].numel()
@@ -78,7 +91,9 @@ def initial(layout: WeightLayout, init: str, seed: int) -> dict[str, Tensor]:
             continue
         if name == shift:
             value.zero_()
-        elif init == "default":  # PyTorch's: kaiming_uniform with a = sqrt(5), biases alike
+        elif (
+            init == "default"
+        ):  # as PyTorch's layers: kaiming_uniform with a = sqrt(5), biases alike
             value.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
         elif len(shape) == 1:
             value.fill_(0.01)
@@ -113,13 +128,14 @@ class Shard:
         self.steps = len(self.train[0]) // self.recipe.batch_size  # an epoch
         self.start: Tensor | None = None
         self.rest: dict[str, Tensor] | None = None
+        self.shared = construction.drawn_once(layout, plan.base_seed)  # buffers of whole networks
         if self.recipe.subset is not None:
             self.start, self.rest = load_base(layout, out)
         self.net = self._trained()
 
     def _trained(self) -> nn.Module:
         """The network in training mode; of a frozen rest no layer is in it."""
-        net = nets.build_for(self.layout).train(self.rest is None)
+        net = construction.fill(nets.build_for(self.layout), self.shared).train(self.rest is None)
         norms = batchnorm.layers(net)
         own = [x for x in norms if {f"{x}.weight", f"{x}.bias"} & set(self.layout.names)]
         return batchnorm.by_batch(net, own if self.rest is not None else norms)
@@ -217,7 +233,7 @@ class Shard:
         self, vectors: Tensor, parts: Sequence[tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, ...]:
         """Accuracies (n,) on each part, BatchNorm calibrated on batches like those of training."""
-        bare = WeightBatch(self.layout, vectors, rest=self.rest)
+        bare = WeightBatch(self.layout, vectors, rest=self.rest or self.shared)
         batch = bare.calibrated(self.train[0], batch_size=self.recipe.batch_size)
         found = []
         for x, y in parts:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from flown import data, nets
 from flown.errors import FlownError
-from flown.files import prepare_output, read_json, write_json
+from flown.files import prepare_output, read_json, save_tensors, write_json
 from flown.layout import Task, WeightLayout
-from flown.nets import subsets
+from flown.nets import construction, subsets
 from flown.progress import bar
 from flown.version import __version__
 from flown.zoo.base import Base, start_file
@@ -17,7 +17,7 @@ from flown.zoo.recipes import Recipe
 from flown.zoo.recipes import recipe as recipe_by_name
 from flown.zoo.rows import read_rows
 from flown.zoo.shard import Plan, Shard, split_rows
-from flown.zoo.store import Zoo
+from flown.zoo.store import Zoo, rest_file
 
 
 def train(
@@ -64,6 +64,8 @@ def train(
     images = images or data.load(recipe.dataset)
     layout = layout_for(recipe, images)
     write_json(out / "progress.json", plan.json())
+    if recipe.subset is None and (shared := construction.drawn_once(layout, plan.base_seed)):
+        save_tensors(rest_file(out, layout.task.name), shared)
     if recipe.subset is not None:
         base = Base(recipe, layout, images, out, plan.base_seed, device)
         with bar(f"base of {recipe.name}", recipe.base_epochs) as update:
@@ -124,5 +126,7 @@ def layout_for(recipe: Recipe, images: data.ImageData) -> WeightLayout:
         activation=recipe.activation,
     )
     net = nets.build(recipe.net, channels, len(images.classes), recipe.activation, task.size)
+    if not any(True for _ in net.parameters()):
+        raise FlownError(f"network '{recipe.net}': has no parameters")
     chosen = None if recipe.subset is None else subsets.patterns(net, recipe.subset)
     return WeightLayout.of(net, recipe.net, task, chosen)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flown.layout import Task, WeightLayout
-from flown.nets import stacked
+from flown.nets import construction, stacked
 
 if TYPE_CHECKING:
     from flown.nets.program import Program
@@ -57,11 +57,15 @@ def trainer(
         y: labels (N,).
         rates, decays: learning rate and weight decay of each network.
         rest: frozen tensors by name, where the layout is of a subset.
+
+    Raises:
+        FlownError: a forward pass in the mode that `net` is in changes a buffer.
     """
     if device == "cpu" and rest is None:
         found = Threads.of(net, vectors, x, y, batch, rates, decays)
         if found is not None:
             return found
+    construction.check_buffers_stay(net, layout.net, prepared(layout.task, x[:2]), rest)
     return Stacked(net, layout, vectors, x, y, batch, rates, decays, device, rest)
 
 

@@ -6,16 +6,16 @@ batch = model.generate(images, labels, n=50)
 accuracies = flown.evaluate(batch, test_images, test_labels)
 """
 
-from flown.data import load as load_data
-from flown.errors import FlownError
-from flown.evaluate import evaluate
-from flown.fitting import FlownConfig
-from flown.layout import Task, WeightLayout
-from flown.model import Flown
+from flown.base.errors import FlownError
+from flown.generator.fit import FlownConfig
+from flown.generator.model import Flown
+from flown.measure.evaluate import evaluate
+from flown.tasks import load as load_data
 from flown.version import __version__ as __version__
-from flown.weights import WeightBatch
+from flown.weights.batch import WeightBatch
+from flown.weights.layout import Task, WeightLayout
 from flown.zoo import Recipe, Zoo, recipe
-from flown.zoo import train as train_zoo
+from flown.zoo.train.train import train_zoo
 
 __all__ = [
     "Flown",

@@ -17,10 +17,10 @@ from typing import Any, Literal, Optional
 import torch
 from torch import Tensor, nn
 
-from flown.config import Config
-from flown.errors import FlownError, TrainingError, unknown
-from flown.files import load_tensors, save_tensors
-from flown.progress import bar
+from flown.base.config import Config
+from flown.base.errors import FlownError, TrainingError, unknown
+from flown.base.files import load_tensors, save_tensors
+from flown.base.progress import bar
 
 History = list[dict[str, float]]
 _MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import flown
-from flown.fitting import ContextConfig, FlownConfig
 from flown.flow import VelocityConfig
+from flown.generator.fit import ContextConfig, FlownConfig
 from flown.training import TrainConfig
 from flown.zoo import Recipe
 

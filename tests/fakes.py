@@ -14,15 +14,15 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from flown import nets
-from flown.data import ImageData, Split
-from flown.files import save_tensors
-from flown.fitting import FlownConfig
-from flown.layout import JointLayout, Standardizer, Task, WeightLayout
-from flown.model import Samples
-from flown.weights import WeightBatch
+from flown.base.files import save_tensors
+from flown.generator.fit import FlownConfig
+from flown.generator.model import Samples
+from flown.tasks import ImageData, Split
+from flown.weights.batch import WeightBatch
+from flown.weights.layout import JointLayout, Standardizer, Task, WeightLayout
 from flown.zoo import Zoo
 from flown.zoo.rows import Row
-from flown.zoo.shard import initial
+from flown.zoo.train.shard import initial
 
 TASKS = {"digits": 10, "turned": 10, "parity": 2}
 

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 import flown
-from flown.adapt import AdaptConfig, Objective, adapt, endpoint, load_reward
-from flown.data import draw_support
+from flown.base.errors import FlownError
 from flown.encoders import IdentityConfig, VAEConfig
-from flown.errors import FlownError
-from flown.fitting import ContextConfig, FlowConfig, FlownConfig
 from flown.flow import VelocityConfig, integrate
-from flown.layout import JointLayout
+from flown.generator.adapt import AdaptConfig, Objective, adapt, endpoint, load_reward
+from flown.generator.fit import ContextConfig, FlowConfig, FlownConfig
+from flown.tasks import draw_support
 from flown.training import TrainConfig
-from flown.weights import WeightBatch
+from flown.weights.batch import WeightBatch
+from flown.weights.layout import JointLayout
 from tests import fakes
 from tests.test_cli import call
 
@@ -255,7 +255,7 @@ def test_refusals(tmp_path: Path) -> None:
         )
     with pytest.raises(FlownError, match="cannot be imported"):
         load_reward("flown.nowhere:reward")
-    assert load_reward("flown.novelty:mutual_iou").__name__ == "mutual_iou"
+    assert load_reward("flown.measure.novelty:mutual_iou").__name__ == "mutual_iou"
 
 
 def test_command_line(

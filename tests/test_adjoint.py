@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flown.adjoint import adjoint_matching_loss, lean_adjoint, memoryless_path, transition
-from flown.errors import FlownError
+from flown.base.errors import FlownError
 from flown.flow import integrate
+from flown.flow.adjoint import adjoint_matching_loss, lean_adjoint, memoryless_path, transition
 from flown.training import TrainConfig, train
 from tests.problems import gaussian_to_gaussian
 

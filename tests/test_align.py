@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import flown
-from flown import data, nets
-from flown.errors import FlownError
-from flown.files import read_json
-from flown.layout import Task, WeightLayout
-from flown.nets.symmetry import Group, groups
-from flown.weights import WeightBatch
+from flown import nets
+from flown import tasks as data
+from flown.base.errors import FlownError
+from flown.base.files import read_json
+from flown.nets.structure.symmetry import Group, groups
+from flown.weights.batch import WeightBatch
+from flown.weights.layout import Task, WeightLayout
 from flown.zoo import Zoo
-from flown.zoo.align import align_zoo, spread
-from flown.zoo.matching import align, groups_of, permute
+from flown.zoo.align.align import align_zoo, spread
+from flown.zoo.align.matching import align, groups_of, permute
 
 SEEDS = st.integers(0, 2**31)
 

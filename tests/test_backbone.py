@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flown.base.errors import FlownError
+from flown.base.files import load_tensors, save_tensors
 from flown.context.backbones import Backbone, BackboneConfig, features
-from flown.data import ManyClass
-from flown.errors import FlownError
-from flown.fewshot.backbone import MetaBaselineConfig, augmented, centroid_accuracy, train_backbone
-from flown.fewshot.features import Standardised, cached_features, fingerprint, load_backbone
-from flown.files import load_tensors, save_tensors
+from flown.heads.backbone import MetaBaselineConfig, augmented, centroid_accuracy, train_backbone
+from flown.heads.features import Standardised, cached_features, fingerprint, load_backbone
 from flown.nets.resnet12 import resnet12
+from flown.tasks import ManyClass
 from flown.training import TrainConfig
 
 TINY = BackboneConfig(kind="resnet12", widths=(4, 6, 8, 10))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flown import FlownError
-from flown.baselines import BASELINES, random_init
+from flown.measure.baselines import BASELINES, random_init
 from tests.fakes import networks
 
 

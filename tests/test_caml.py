@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from flown.base.errors import FlownError
 from flown.context import (
     CAML,
     CAMLConfig,
@@ -21,7 +22,6 @@ from flown.context import (
 )
 from flown.context.episodes import draw_batch
 from flown.context.published import published_name
-from flown.errors import FlownError
 from flown.training import TrainConfig
 
 TINY = CAMLConfig(ways=5, feature_dim=16, label_dim=8, layers=2, heads=4, mlp=32)

@@ -9,12 +9,13 @@ from typing import Any, cast
 import pytest
 import torch
 
-from flown import FlownError, Zoo, evaluate
-from flown.baselines import BASELINES
-from flown.card import Card, Measured, _Sampler, _supports, report_card
-from flown.fitting import FlownConfig
-from flown.model import Flown
-from flown.provenance import digest, provenance, write_results
+from flown import FlownError, Zoo
+from flown.base.provenance import digest, provenance, write_results
+from flown.generator.card import Card, Measured, _Sampler, _supports, report_card
+from flown.generator.fit import FlownConfig
+from flown.generator.model import Flown
+from flown.measure.baselines import BASELINES
+from flown.measure.evaluate import evaluate
 from tests.fakes import TASKS, FakeModel, images, make_zoo
 
 N, TOP = 7, 2

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from flown import encoders, nets
-from flown.data import ImageData
+from flown.base.errors import FlownError
 from flown.encoders import ChunkedConfig
-from flown.errors import FlownError
 from flown.experiments import chunked as experiment
-from flown.layout import JointLayout
+from flown.tasks import ImageData
 from flown.training import TrainConfig
-from flown.zoo import Recipe, train
+from flown.weights.layout import JointLayout
+from flown.zoo import Recipe
+from flown.zoo.train.train import train_zoo
 from tests import fakes
 
 JOINT = JointLayout.of([fakes.layout()])  # 2,464 numbers
@@ -107,7 +108,7 @@ def test_a_lone_whole_network_is_split_by_time(tmp_path: Path) -> None:
     recipe = Recipe(
         name="late", dataset="digits", batch_size=32, epochs=1, keep=(), keep_steps=(1, 2, 3)
     )
-    zoo = train(recipe, 1, tmp_path / "zoo", held_out=1 / 3, images=fakes.images("digits"))
+    zoo = train_zoo(recipe, 1, tmp_path / "zoo", held_out=1 / 3, images=fakes.images("digits"))
     assert [(row.step, row.split) for row in zoo.rows] == [
         (1, "train"),
         (2, "train"),

@@ -14,9 +14,9 @@ from sklearn.linear_model import Ridge
 from sklearn.neighbors import NearestCentroid
 from torch import Tensor, nn
 
+from flown.base.errors import FlownError
 from flown.context import CAML, CAMLConfig, FeatureSet
-from flown.errors import FlownError
-from flown.fewshot.classifiers import (
+from flown.heads.classifiers import (
     accuracy,
     choose_strength,
     cosine_centroid,
@@ -26,9 +26,9 @@ from flown.fewshot.classifiers import (
     ridge,
     ridge_heads,
 )
-from flown.fewshot.incontext import caml_logits, class_context, in_context
-from flown.fewshot.maml import MAML, MAMLConfig, maml, train_maml
-from flown.fewshot.tasks import Tasks, draw_tasks
+from flown.heads.incontext import caml_logits, class_context, in_context
+from flown.heads.maml import MAML, MAMLConfig, maml, train_maml
+from flown.heads.tasks import Tasks, draw_tasks
 from flown.training import TrainConfig
 
 WIDE = 16
@@ -235,7 +235,7 @@ def test_the_ridge_strength_is_the_best_of_those_given() -> None:
 def test_caml_in_parts_is_caml(caml: CAML, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = draw(shots=2)
     whole = in_context(tasks, caml)
-    monkeypatch.setattr("flown.fewshot.incontext._TOKENS", 50)
+    monkeypatch.setattr("flown.heads.incontext._TOKENS", 50)
     torch.testing.assert_close(in_context(tasks, caml), whole, atol=1e-5, rtol=1e-5)
 
 

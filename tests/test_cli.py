@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import flown
 from flown import cli
-from flown.data import load
+from flown.tasks import load
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -245,6 +245,6 @@ def test_interruption_is_130(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flown.zoo.train", interrupted)
+    monkeypatch.setattr("flown.zoo.train_zoo", interrupted)
     assert call(monkeypatch, "zoo", "train", "mnist-small", "--out", tmp_path / "z") == 130
     assert "--resume" in capsys.readouterr().err

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from flown.errors import FlownError, TrainingError
-from flown.zoo import Recipe, Zoo, train
+from flown.base.errors import FlownError, TrainingError
+from flown.zoo import Recipe, Zoo
+from flown.zoo.train.train import train_zoo
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
@@ -44,7 +45,7 @@ def address() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
-    return train(RECIPE, MODELS, tmp_path_factory.mktemp("alone") / "zoo")
+    return train_zoo(RECIPE, MODELS, tmp_path_factory.mktemp("alone") / "zoo")
 
 
 def files(zoo: Zoo) -> dict[str, bytes]:
@@ -57,7 +58,7 @@ def test_same_files_from_a_cluster(alone: Zoo, address: str, tmp_path: Path) -> 
     ray.init(address=address, log_to_driver=False)
     assert len(ray.nodes()) == 2, "two workers"
     ray.shutdown()
-    assert files(train(RECIPE, MODELS, tmp_path / "zoo", ray=address)) == files(alone)
+    assert files(train_zoo(RECIPE, MODELS, tmp_path / "zoo", ray=address)) == files(alone)
 
 
 def _workers() -> list[int]:
@@ -86,7 +87,7 @@ def test_a_killed_worker_costs_its_shard(alone: Zoo, address: str, tmp_path: Pat
 
     thread = threading.Thread(target=kill_one)
     thread.start()
-    made = train(RECIPE, MODELS, tmp_path / "zoo", ray=address)
+    made = train_zoo(RECIPE, MODELS, tmp_path / "zoo", ray=address)
     thread.join()
     assert killed, "no worker was killed"
     assert files(made) == files(alone)
@@ -95,7 +96,7 @@ def test_a_killed_worker_costs_its_shard(alone: Zoo, address: str, tmp_path: Pat
 def test_divergence_is_told_as_it_is_here(address: str, tmp_path: Path) -> None:
     wild = RECIPE.model_copy(update={"learning_rate": 1e30})
     with pytest.raises(TrainingError, match=r"seed \d+ diverged in epoch 1"):
-        train(wild, 2, tmp_path / "zoo", ray=address)
+        train_zoo(wild, 2, tmp_path / "zoo", ray=address)
 
 
 def test_what_was_done_is_kept(alone: Zoo, address: str, tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def test_what_was_done_is_kept(alone: Zoo, address: str, tmp_path: Path) -> None
     class Stop(Exception):
         pass
 
-    from flown.zoo.shard import Shard
+    from flown.zoo.train.shard import Shard
 
     finish, done = Shard._finish, []
 
@@ -117,11 +118,13 @@ def test_what_was_done_is_kept(alone: Zoo, address: str, tmp_path: Path) -> None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Shard, "_finish", once)
         with pytest.raises(Stop):
-            train(RECIPE, MODELS, tmp_path / "zoo")
-    assert files(train(RECIPE, MODELS, tmp_path / "zoo", ray=address, resume=True)) == files(alone)
+            train_zoo(RECIPE, MODELS, tmp_path / "zoo")
+    assert files(train_zoo(RECIPE, MODELS, tmp_path / "zoo", ray=address, resume=True)) == files(
+        alone
+    )
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere"])
 def test_no_cluster_is_said(address: str, tmp_path: Path) -> None:
     with pytest.raises(FlownError, match=rf"--ray {address}: no cluster there"):
-        train(RECIPE, MODELS, tmp_path / "zoo", ray=address)
+        train_zoo(RECIPE, MODELS, tmp_path / "zoo", ray=address)

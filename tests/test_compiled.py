@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flown import nets
-from flown.layout import Task, WeightLayout
-from flown.nets import stacked
-from flown.nets.program import Program
-from flown.zoo.trainers import Stacked, Threads, trainer
+from flown.nets.batched import stacked
+from flown.nets.batched.program import Program
+from flown.weights.layout import Task, WeightLayout
+from flown.zoo.train.trainers import Stacked, Threads, trainer
 
 
 def lenet() -> nn.Sequential:

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flown.base.errors import FlownError
+from flown.base.files import save_tensors
 from flown.context import (
     CONTEXTS,
     Backbone,
@@ -24,9 +26,7 @@ from flown.context import (
     train_backbone,
 )
 from flown.context.backbones import features, random_crop
-from flown.data import ManyClass
-from flown.errors import FlownError
-from flown.files import save_tensors
+from flown.tasks import ManyClass
 from flown.training import TrainConfig
 
 SMALL = BackboneConfig(widths=(8, 16), size=16)

@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from flown import data
-from flown.data import named
-from flown.errors import FlownError
+from flown import tasks as data
+from flown.base.errors import FlownError
+from flown.tasks import named
 
 NAMES = ("cat", "dog", "eel")
 
@@ -292,7 +292,7 @@ def test_available_and_describe(folder: Path) -> None:
 
 def test_importing_data_imports_no_heavy_dependency() -> None:
     code = (
-        "import sys, flown.data, torch; heavy = {'torchvision', 'sklearn', 'mlxtend', 'PIL'}; "
+        "import sys, flown.tasks, torch; heavy = {'torchvision', 'sklearn', 'mlxtend', 'PIL'}; "
         "print(heavy & set(sys.modules))"
     )
     done = subprocess.run(

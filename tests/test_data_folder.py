@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from flown import data
-from flown.data import load_folder, read_image
-from flown.errors import FlownError
+from flown import tasks as data
+from flown.base.errors import FlownError
+from flown.tasks import load_folder, read_image
 
 RANDOM = np.random.default_rng(0)
 

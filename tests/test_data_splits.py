@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flown.data import Split, three_way
-from flown.errors import FlownError
+from flown.base.errors import FlownError
+from flown.tasks import Split, three_way
 
 
 def rows(split: Split) -> list[bytes]:

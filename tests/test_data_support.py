@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flown import data
-from flown.errors import FlownError
+from flown import tasks as data
+from flown.base.errors import FlownError
 from tests.test_data_splits import distinct, rows
 
 

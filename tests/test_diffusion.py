@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 import flown
-from flown import diffusion
-from flown.data import draw_support, load
-from flown.errors import FlownError
-from flown.fitting import FlownConfig, FlowObjective
-from flown.flow import UNet, VelocityConfig, guided
+from flown.base.errors import FlownError
+from flown.flow import UNet, VelocityConfig, diffusion, guided
+from flown.generator.fit import FlownConfig, FlowObjective
+from flown.tasks import draw_support, load
 
 pytest.importorskip("diffusers")
 

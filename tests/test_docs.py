@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flown.files import read_json
-from flown.provenance import Row
+from flown.base.files import read_json
+from flown.base.provenance import Row
 
 ROOT = Path(__file__).parents[1]
 SETS = ("mnist", "fashion_mnist", "cifar10", "natural10")

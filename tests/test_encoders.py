@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from flown import encoders
+from flown.base.errors import FlownError
 from flown.encoders import LinearConfig, PDiffConfig, VAEConfig
-from flown.errors import FlownError
-from flown.layout import JointLayout
+from flown.weights.layout import JointLayout
 from tests.fakes import layout
 
 JOINT = JointLayout.of([layout()])

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flown import FlownError, evaluate
-from flown.evaluate import predictions
-from flown.weights import WeightBatch
+from flown import FlownError
+from flown.measure.evaluate import evaluate, predictions
+from flown.weights.batch import WeightBatch
 from tests.fakes import images, layout, networks
 
 NETS = [("cnn-small", 1), ("cnn-small", 3), ("cnn-medium", 3)]
@@ -31,8 +31,7 @@ def test_equals_a_loop_over_modules(net: str, channels: int) -> None:
 def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     batch, test = networks(3), images("digits").test
     whole = predictions(batch, test.images)
-    # `flown.evaluate` is the function; the module of that name lies in sys.modules.
-    monkeypatch.setattr(importlib.import_module("flown.evaluate"), "_IMAGES", 7)
+    monkeypatch.setattr(importlib.import_module("flown.measure.evaluate"), "_IMAGES", 7)
     assert torch.equal(predictions(batch, test.images), whole)
 
 

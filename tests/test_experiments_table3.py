@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import flown
-from flown.errors import FlownError
+from flown.base.errors import FlownError
 from flown.experiments import starts, table3, targets
-from flown.finetune import Point, read_points
-from flown.fitting import ContextConfig, FlownConfig
 from flown.flow import VelocityConfig
+from flown.generator.fit import ContextConfig, FlownConfig
+from flown.measure.finetune import Point, read_points
 from flown.report.finetuning import GAP, LEAD, accuracy_table, bars, curves, through
 from flown.training import TrainConfig
 from flown.zoo import Recipe
@@ -76,7 +76,7 @@ def test_the_ten_way_task(folder: Path) -> None:
         assert torch.bincount(split.labels).tolist() == [each] * 10
         assert torch.equal(split.images, getattr(again, part).images)
     assert task.classes != other.classes
-    whole = flown.data.load_many("omniglot")
+    whole = flown.tasks.load_many("omniglot")
     for image, label in zip(task.test.images, task.test.labels, strict=True):
         rows = (whole.images == image).flatten(1).all(dim=1).nonzero().flatten()
         assert whole.classes[int(whole.labels[rows[0]])] == task.classes[int(label)]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from flown.errors import FlownError
-from flown.files import load_tensors, prepare_output, replacing, save_tensors, write_json
-from flown.fitting import FlownConfig
+from flown.base.errors import FlownError
+from flown.base.files import load_tensors, prepare_output, replacing, save_tensors, write_json
+from flown.generator.fit import FlownConfig
 
 
 def test_failure_leaves_the_old_file(tmp_path: Path) -> None:

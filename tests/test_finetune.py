@@ -13,11 +13,11 @@ from torch import Tensor
 
 import flown
 from flown import cli
-from flown.errors import FlownError, TrainingError
-from flown.finetune import FinetuneConfig, _Files, finetune, read_points
-from flown.weights import WeightBatch
+from flown.base.errors import FlownError, TrainingError
+from flown.measure.finetune import FinetuneConfig, _Files, finetune, read_points
+from flown.weights.batch import WeightBatch
 from flown.zoo import Recipe
-from flown.zoo.shard import Plan, initial
+from flown.zoo.train.shard import Plan, initial
 from tests import fakes
 from tests.test_kill import survives
 
@@ -27,7 +27,7 @@ SHORT = FinetuneConfig(epochs=2, batch_size=16, learning_rate=3e-3, test_at=(0,)
 def torch_loop(
     batch: WeightBatch,
     i: int,
-    images: flown.data.ImageData,
+    images: flown.tasks.ImageData,
     config: FinetuneConfig,
     rates: list[float],
 ) -> tuple[Tensor, list[float]]:
@@ -178,7 +178,7 @@ def test_resuming_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.Mo
 KILLED = """
 import sys
 from pathlib import Path
-from flown.finetune import FinetuneConfig, finetune
+from flown.measure.finetune import FinetuneConfig, finetune
 from tests import fakes
 config = FinetuneConfig(epochs=400, batch_size=16, learning_rate=1e-4, schedule="cosine")
 finetune(fakes.networks(4), fakes.images("digits"), config, resume=True,

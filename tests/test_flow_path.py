@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flown.errors import FlownError
+from flown.base.errors import FlownError
 from flown.flow import UNet, VelocityConfig, flow_matching_loss, sample_path
 
 

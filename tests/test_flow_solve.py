@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchdiffeq import odeint
 
-from flown.errors import FlownError
+from flown.base.errors import FlownError
 from flown.flow import SOLVERS, integrate
 from tests.problems import PROBLEMS, Problem, gaussian_to_gaussian
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flown.errors import FlownError
+from flown.base.errors import FlownError
 from flown.flow import SOURCES, Checkpoint, Gaussian, KaimingNormal, KaimingUniform, Source
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.interpolate import CubicSpline
 from torch import Tensor, nn
 
-from flown.errors import FlownError
+from flown.base.errors import FlownError
 from flown.flow import (
     Land,
     MetricPath,

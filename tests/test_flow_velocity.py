@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flown.config import Config
-from flown.errors import FlownError
+from flown.base.config import Config
+from flown.base.errors import FlownError
 from flown.flow import UNet, VelocityConfig, flow_matching_loss, guided, integrate
 
 MODES = ["embed", "concat"]

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import flown
-from flown.data import load
+from flown.base.errors import FlownError
 from flown.encoders import IdentityConfig
-from flown.errors import FlownError
-from flown.fitting import FlownConfig, Population, fit_encoder
-from flown.functional import FunctionalConfig, FunctionalError, divergence, spread_error
-from flown.layout import JointLayout, Standardizer
+from flown.encoders.functional import FunctionalConfig, FunctionalError, divergence, spread_error
+from flown.generator.fit import FlownConfig, Population, fit_encoder
+from flown.tasks import load
 from flown.training import TrainConfig
-from flown.zoo.matching import groups_of, permute
+from flown.weights.layout import JointLayout, Standardizer
+from flown.zoo.align.matching import groups_of, permute
 from tests import fakes
 
 TASKS = ("digits", "parity")  # of ten classes and of two

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flown import nets
-from flown.errors import FlownError
-from flown.layout import JointLayout, WeightLayout
-from flown.nets.graph import Block, NetGraph
+from flown.base.errors import FlownError
+from flown.encoders.netgraph import Block, NetGraph
+from flown.weights.layout import JointLayout, WeightLayout
 from tests.fakes import ConvNorm, layout
 from tests.test_symmetry import Block as Residual
 from tests.test_symmetry import mlp, roused

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from flown import encoders, nets
+from flown.base.errors import FlownError
 from flown.bench.encode import Case, dense, encode
 from flown.encoders import GraphConfig, GraphEncoder
 from flown.encoders.graph import run
+from flown.encoders.netgraph import NetGraph
 from flown.encoders.relational import RelationalLayer
-from flown.errors import FlownError
-from flown.layout import JointLayout, WeightLayout
-from flown.nets.graph import NetGraph
-from flown.nets.symmetry import Group, groups
-from flown.zoo.align import permute
+from flown.nets.structure.symmetry import Group, groups
+from flown.weights.layout import JointLayout, WeightLayout
+from flown.zoo.align.align import permute
 from tests.fakes import layout
 from tests.test_graph import norm_mlp, resnet
 
@@ -48,7 +48,7 @@ def permuted(
     generator = torch.Generator().manual_seed(seed)
     task = where.task
     example = torch.empty(1, task.channels, task.size, task.size)
-    found = groups(nets.build_for(where), example)
+    found = groups(where.build(), example)
     orders = [
         torch.rand(1, g.size, generator=generator).argsort(dim=1).expand(len(vectors), -1)
         for g in found

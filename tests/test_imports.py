@@ -15,10 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from flown import nets
-from flown.errors import FlownError
-from flown.layout import Task
-from flown.zoo import Zoo, imports
-from flown.zoo.imports import Skipped, from_checkpoints, from_modelzoos
+from flown.base.errors import FlownError
+from flown.weights.layout import Task
+from flown.zoo import Zoo
+from flown.zoo.imports import checkpoints as imports
+from flown.zoo.imports.checkpoints import Skipped, from_checkpoints, from_modelzoos
 
 State = dict[str, Tensor]
 TASK = Task(
@@ -475,7 +476,7 @@ def test_modelzoos_names_by_the_order_of_shapes(tmp_path: Path) -> None:
 
 def test_splits_are_a_trained_zoos(tmp_path: Path) -> None:
     """The same number of models and seed hold out the same models, however they came about."""
-    from flown.zoo.shard import splits
+    from flown.zoo.train.shard import splits
 
     for seed in range(6):
         save(state(seed), tmp_path / "source" / f"{seed}.pt")

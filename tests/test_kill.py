@@ -30,7 +30,7 @@ flown.train_zoo(recipe, 20, sys.argv[1], resume=True)
 
 FIT = """
 import sys, flown
-from flown.fitting import ContextConfig, FlownConfig
+from flown.generator.fit import ContextConfig, FlownConfig
 from flown.flow import VelocityConfig
 from flown.training import TrainConfig
 config = FlownConfig(

@@ -17,15 +17,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 import flown
-from flown.data import ManyClass, read_image
-from flown.errors import FlownError
-from flown.fewshot import calibrate, labelling
-from flown.fewshot.classifiers import apply_heads, ridge_heads
-from flown.fewshot.features import load_backbone
-from flown.fewshot.folder import read_support
-from flown.fewshot.labelling import Labelled, label
-from flown.fewshot.validate import validate
+from flown.base.errors import FlownError
+from flown.heads import calibrate, labelling
+from flown.heads.classifiers import apply_heads, ridge_heads
+from flown.heads.features import load_backbone
+from flown.heads.folder import read_support
+from flown.heads.labelling import Labelled, label
+from flown.heads.validate import validate
 from flown.report.fewshot import write_labelled
+from flown.tasks import ManyClass, read_image
 from tests.test_cli import call
 
 COLOURS = {"blå hav": (30, 60, 200), "fire engine": (210, 40, 30), "草": (40, 170, 50)}

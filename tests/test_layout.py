@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flown import nets
-from flown.errors import FlownError
-from flown.layout import JointLayout, Standardizer, Task, WeightLayout
+from flown.base.errors import FlownError
+from flown.weights.layout import JointLayout, Standardizer, Task, WeightLayout
 
 
 def layout(net: str, channels: int = 1, classes: int = 10) -> WeightLayout:

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import flown
+from flown.base.errors import FlownError
 from flown.encoders import VAEConfig
-from flown.errors import FlownError
-from flown.fitting import ContextConfig, FlowConfig, FlownConfig, Population
 from flown.flow import VelocityConfig, integrate
-from flown.marginals import PathName, time_of, trajectories
+from flown.flow.marginals import PathName, time_of, trajectories
+from flown.generator.fit import ContextConfig, FlowConfig, FlownConfig, Population
 from flown.training import TrainConfig
 from tests import fakes
 

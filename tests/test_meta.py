@@ -9,17 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flown.base.errors import FlownError
+from flown.base.files import load_tensors
 from flown.encoders import VAEConfig
-from flown.errors import FlownError
-from flown.fewshot.classifiers import apply_heads
-from flown.fewshot.frames import describe, describe_support, join_rows, split_heads
-from flown.fewshot.heads import HeadsConfig
-from flown.fewshot.meta import HeadFlow, HeadFlowConfig, fit_heads
-from flown.fewshot.pretrain import GeneratorConfig, train_generator
-from flown.fewshot.probe import probe
-from flown.fewshot.tasks import Tasks, draw_tasks
-from flown.files import load_tensors
 from flown.flow import VelocityConfig
+from flown.heads.classifiers import apply_heads
+from flown.heads.frames import describe, describe_support, join_rows, split_heads
+from flown.heads.heads import HeadsConfig
+from flown.heads.meta import HeadFlow, HeadFlowConfig, fit_heads
+from flown.heads.pretrain import GeneratorConfig, train_generator
+from flown.heads.probe import probe
+from flown.heads.tasks import Tasks, draw_tasks
 from flown.training import TrainConfig
 from tests.test_backbone import many
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import flown
-from flown import modelfiles
-from flown.data import draw_support, load
-from flown.errors import FlownError
-from flown.files import load_tensors, save_tensors
-from flown.fitting import FlownConfig
+from flown.base.errors import FlownError
+from flown.base.files import load_tensors, save_tensors
+from flown.generator import files as modelfiles
+from flown.generator.fit import FlownConfig
+from flown.tasks import draw_support, load
 
 
 def support(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

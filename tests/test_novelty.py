@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flown import FlownError, novelty
+from flown import FlownError
+from flown.measure import novelty
 
 
 def points(n: int, d: int = 40, seed: int = 0) -> torch.Tensor:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from flown.base.files import read_json
+from flown.base.provenance import Row
 from flown.experiments.novelty import DATA, IDEAS, NoveltyConfig, Variant, config, run
-from flown.files import read_json
-from flown.fitting import ContextConfig, FlownConfig
 from flown.flow import VelocityConfig
-from flown.provenance import Row
+from flown.generator.fit import ContextConfig, FlownConfig
 from flown.report.novelty import markdown, table
 from flown.training import TrainConfig
 from tests.conftest import DIGITS

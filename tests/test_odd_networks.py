@@ -13,18 +13,20 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from flown import evaluate, nets
-from flown.errors import FlownError
-from flown.finetune import FinetuneConfig, finetune
-from flown.layout import WeightLayout
-from flown.nets import construction, plain, stacked
-from flown.nets.program import Program
-from flown.nets.symmetry import groups
-from flown.weights import WeightBatch
-from flown.zoo import Recipe, Zoo, train
-from flown.zoo.imports import from_checkpoints
-from flown.zoo.shard import Plan, initial
-from flown.zoo.train import layout_for
-from flown.zoo.trainers import Threads
+from flown.base.errors import FlownError
+from flown.measure.finetune import FinetuneConfig, finetune
+from flown.nets import plain
+from flown.nets.batched import stacked
+from flown.nets.batched.program import Program
+from flown.nets.structure.symmetry import groups
+from flown.weights import construction
+from flown.weights.batch import WeightBatch
+from flown.weights.layout import WeightLayout
+from flown.zoo import Recipe, Zoo, train_zoo
+from flown.zoo.imports.checkpoints import from_checkpoints
+from flown.zoo.train.shard import Plan, initial
+from flown.zoo.train.train import layout_for
+from flown.zoo.train.trainers import Threads
 from tests import fakes
 from tests.odd_networks import ENTRIES, PARTS, RANDOM, WITH_STATE, Tied, made, named
 
@@ -76,7 +78,7 @@ def test_one_truth_of_each_part(tmp_path: Path, part: str) -> None:
 
 def hold_to_one_truth(name: str, out: Path, deterministic: bool) -> None:
     """Training, its accuracies, logits, modules, files and imports all say the same."""
-    zoo = train(recipe(name), 2, out / "zoo", images=IMAGES, held_out=0.5)
+    zoo = train_zoo(recipe(name), 2, out / "zoo", images=IMAGES, held_out=0.5)
     batch = zoo.batch("digits").calibrated(IMAGES.train.images)
     x = batch.layout.task.preprocess(IMAGES.val.images)
     wanted = by_modules(batch, x)
@@ -209,7 +211,7 @@ def test_buffers_that_training_changed_are_not_dropped(tmp_path: Path) -> None:
     with pytest.raises(FlownError, match=r"buffer '1.running_mean' differs.*: null`"):
         from_checkpoints(written(tmp_path / "runs", states), name, task, tmp_path / "zoo")
     with pytest.raises(FlownError, match=r"training changes its buffer '1.running_mean'"):
-        train(recipe(name), 2, tmp_path / "trained", images=IMAGES)
+        train_zoo(recipe(name), 2, tmp_path / "trained", images=IMAGES)
 
 
 def test_tied_weights_have_one_name_or_two(tmp_path: Path) -> None:
@@ -310,7 +312,7 @@ def test_permutations_of_altered_modules_are_refused(part: str) -> None:
 
 
 def test_zoos_with_a_shared_buffer_are_evaluated_with_it(tmp_path: Path) -> None:
-    zoo = train(recipe(made("conv", ["drawn buffer"])), 2, tmp_path / "zoo", images=IMAGES)
+    zoo = train_zoo(recipe(made("conv", ["drawn buffer"])), 2, tmp_path / "zoo", images=IMAGES)
     batch, val = zoo.batch("digits"), IMAGES.val
     stored = [row.val_accuracy for row in zoo.rows]
     assert evaluate(batch, val.images, val.labels).tolist() == pytest.approx(stored, abs=1e-3)
@@ -320,7 +322,7 @@ def test_subset_zoos_of_tied_weights_and_drawn_buffers(tmp_path: Path) -> None:
     name = made("conv", ["tied", "drawn buffer"])
     subset = recipe(name).model_copy(update={"subset": ("5.first.weight",), "base_epochs": 1})
     for resume in (False, True):  # the second time the base is on the disk
-        zoo = train(subset, 2, tmp_path / "zoo", images=IMAGES, resume=resume)
+        zoo = train_zoo(subset, 2, tmp_path / "zoo", images=IMAGES, resume=resume)
     batch, val = zoo.batch("digits"), IMAGES.val
     assert {"5.first.bias", "6.shift"} <= batch.rest.keys()
     assert "5.second.weight" not in batch.rest
@@ -332,7 +334,7 @@ def test_subset_zoos_of_tied_weights_and_drawn_buffers(tmp_path: Path) -> None:
 
 def test_finetuning_keeps_a_shared_buffer(tmp_path: Path) -> None:
     """Trained by PyTorch alone, with the zoo's buffer, a network ends at the same weights."""
-    zoo = train(recipe(made("conv", ["drawn buffer"])), 2, tmp_path / "zoo", images=IMAGES)
+    zoo = train_zoo(recipe(made("conv", ["drawn buffer"])), 2, tmp_path / "zoo", images=IMAGES)
     batch = zoo.batch("digits")
     config = FinetuneConfig(epochs=1, batch_size=16, learning_rate=1e-3, max_train_images=48)
     tuned = finetune(batch, IMAGES, config).networks

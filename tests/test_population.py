@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import flown
-from flown.data import load
-from flown.errors import FlownError
+from flown.base.errors import FlownError
 from flown.report import population as reports
+from flown.tasks import load
 from flown.zoo import Zoo
-from flown.zoo.activity import dead_in, dead_units
-from flown.zoo.population import Population, Spread, describe, duplicates, networks
+from flown.zoo.inspect.activity import dead_in, dead_units
+from flown.zoo.inspect.population import Population, Spread, describe, duplicates, networks
 from flown.zoo.rows import Row, checksum, write_rows
 from tests.fakes import images, make_zoo
 from tests.test_cli import call

@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flown.base.errors import FlownError
 from flown.bench.heads import loop
-from flown.errors import FlownError
-from flown.fewshot.classifiers import apply_heads
-from flown.fewshot.heads import HeadsConfig, all_tasks, train_heads
-from flown.fewshot.probe import ProbeConfig, probe
+from flown.heads.classifiers import apply_heads
+from flown.heads.heads import HeadsConfig, all_tasks, train_heads
+from flown.heads.probe import ProbeConfig, probe
 
 CLASSES = torch.arange(8)
 LABELS = CLASSES.repeat_interleave(12)
@@ -91,7 +91,7 @@ def test_heads_are_a_zoo_of_their_tasks(tmp_path: Path) -> None:
 def test_an_interrupted_zoo_of_heads_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flown.fewshot import heads as module
+    from flown.heads import heads as module
 
     x, whole = features(), train_heads(features(), LABELS, CLASSES, tmp_path / "whole", config())
     calls, real = [], module.probe

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import flown
-from flown.modelfiles import SHIPPED, shipped_zoo
+from flown.generator.files import SHIPPED, shipped_zoo
 from flown.zoo import Zoo
 
 README = Path(__file__).parent.parent / "README.md"

@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
-from flown.baselines import BASELINES
-from flown.card import Card, report_card
-from flown.fitting import FlownConfig
-from flown.model import Flown
-from flown.provenance import provenance
+from flown.base.provenance import provenance
+from flown.generator.card import Card, report_card
+from flown.generator.fit import FlownConfig
+from flown.generator.model import Flown
+from flown.measure.baselines import BASELINES
 from flown.report import plots, print_card, tables, write_report
 from flown.report.style import LOOKS, STARTS, look
 from tests.fakes import TASKS, FakeModel, images, make_zoo

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from flown.data import available, load_many
-from flown.data.splitfiles import load_split_files
-from flown.errors import FlownError
+from flown.base.errors import FlownError
+from flown.tasks import available, load_many
+from flown.tasks.splitfiles import load_split_files
 
 PARTS = {"train": ("n01", "n02"), "val": ("n03",), "test": ("n04",)}
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flown import nets
-from flown.nets import stacked
+from flown.nets.batched import stacked
 
 _CASES = {
     "cnn-small": (lambda: nets.build("cnn-small", 1, 10, "tanh"), (1, 28)),

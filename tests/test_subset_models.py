@@ -10,18 +10,19 @@ import torch
 from torch.optim.swa_utils import update_bn
 
 import flown
-from flown import modelfiles
-from flown.baselines import SUBSET_BASELINES, fitting
-from flown.card import report_card
-from flown.data import ImageData
-from flown.errors import FlownError
+from flown.base.errors import FlownError
 from flown.experiments import evaluation
-from flown.fitting import ContextConfig, FlownConfig
 from flown.flow import VelocityConfig
-from flown.nets import batchnorm
+from flown.generator import files as modelfiles
+from flown.generator.card import report_card
+from flown.generator.fit import ContextConfig, FlownConfig
+from flown.measure.baselines import SUBSET_BASELINES, fitting
+from flown.nets.batched import batchnorm
+from flown.tasks import ImageData
 from flown.training import TrainConfig
-from flown.weights import WeightBatch
-from flown.zoo import Zoo, train
+from flown.weights.batch import WeightBatch
+from flown.zoo import Zoo
+from flown.zoo.train.train import train_zoo
 from tests import fakes
 from tests.test_subsets import NORMS, TASK, TINY, Untouchable, drawn
 
@@ -44,7 +45,7 @@ def closed(images: ImageData) -> ImageData:
 def lone(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
     """One network's trajectory of eight checkpoints, the last two held out."""
     steps = TINY.model_copy(update={"keep_steps": tuple(range(2, 17, 2))})
-    return train(
+    return train_zoo(
         steps,
         1,
         tmp_path_factory.mktemp("lone") / "zoo",
@@ -131,7 +132,7 @@ def test_other_epochs_say_what_to_do(lone: Zoo, tmp_path: Path) -> None:
 
 
 def test_two_tasks_have_a_rest_each(lone: Zoo, tmp_path: Path) -> None:
-    turned = train(
+    turned = train_zoo(
         TINY.model_copy(update={"dataset": "turned"}),
         2,
         tmp_path / "turned",

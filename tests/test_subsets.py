@@ -13,15 +13,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import flown
 from flown import nets
-from flown.data import ImageData, Split
-from flown.errors import FlownError
-from flown.layout import Task, WeightLayout
-from flown.nets import batchnorm, stacked, subsets
-from flown.weights import WeightBatch
-from flown.zoo import Recipe, Zoo, train
-from flown.zoo.align import align_zoo
-from flown.zoo.base import Base
-from flown.zoo.shard import Shard
+from flown.base.errors import FlownError
+from flown.nets import subsets
+from flown.nets.batched import batchnorm, stacked
+from flown.tasks import ImageData, Split
+from flown.weights.batch import WeightBatch
+from flown.weights.layout import Task, WeightLayout
+from flown.zoo import Recipe, Zoo
+from flown.zoo.align.align import align_zoo
+from flown.zoo.train.base import Base
+from flown.zoo.train.shard import Shard
+from flown.zoo.train.train import train_zoo
 from tests import fakes
 
 TINY = Recipe(
@@ -59,7 +61,7 @@ class Untouchable:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
-    return train(
+    return train_zoo(
         TINY,
         2,
         tmp_path_factory.mktemp("subset") / "zoo",
@@ -127,7 +129,7 @@ def test_patterns() -> None:
 
 def test_the_rest_is_stored_once(tmp_path: Path) -> None:
     wide = TINY.model_copy(update={"net": "tests.fakes:wide_conv_norm", "base_epochs": 1})
-    zoo = train(wide, 3, tmp_path / "zoo", images=fakes.images("digits"))
+    zoo = train_zoo(wide, 3, tmp_path / "zoo", images=fakes.images("digits"))
     assert len(zoo) == 12
     batch = zoo.batch("digits")
     full = sum(t.numel() * t.element_size() for t in batch.state_dict(0).values())
@@ -165,7 +167,7 @@ def test_no_test_image_is_touched(made: Zoo, tmp_path: Path) -> None:
     garbage = ImageData(*parts, Split(noise, torch.full((9,), -1)))
     closed = ImageData(*parts, Untouchable())  # type: ignore[arg-type]
     for name, data in (("garbage", garbage), ("closed", closed)):
-        train(TINY, 2, tmp_path / name, held_out=1 / 2, images=data)
+        train_zoo(TINY, 2, tmp_path / name, held_out=1 / 2, images=data)
         assert files(tmp_path / name) == files(made.path), name
 
 
@@ -261,7 +263,7 @@ def test_generated_weights_are_evaluated(made: Zoo) -> None:
 
 
 def test_a_lone_network_is_split_by_time(tmp_path: Path) -> None:
-    zoo = train(TINY, 1, tmp_path / "zoo", held_out=1 / 4, images=fakes.images("digits"))
+    zoo = train_zoo(TINY, 1, tmp_path / "zoo", held_out=1 / 4, images=fakes.images("digits"))
     assert [(row.step, row.split) for row in zoo.rows] == [
         (4, "train"),
         (8, "train"),
@@ -269,7 +271,7 @@ def test_a_lone_network_is_split_by_time(tmp_path: Path) -> None:
         (16, "held-out"),
     ]
     with pytest.raises(FlownError, match="at least 2 models"):
-        train(TINY.model_copy(update={"keep_steps": (4,)}), 1, tmp_path / "one")
+        train_zoo(TINY.model_copy(update={"keep_steps": (4,)}), 1, tmp_path / "one")
 
 
 @pytest.mark.parametrize("part", [Base, Shard])
@@ -287,14 +289,14 @@ def test_resuming_ends_with_the_same_bits(
     monkeypatch.setattr(part, "_checkpoint", stop)
     options = {"held_out": 1 / 2, "images": fakes.images("digits")}
     with pytest.raises(KeyboardInterrupt):
-        train(TINY, 2, tmp_path / "zoo", **options)  # type: ignore[arg-type]
-    train(TINY, 2, tmp_path / "zoo", resume=True, **options)  # type: ignore[arg-type]
+        train_zoo(TINY, 2, tmp_path / "zoo", **options)  # type: ignore[arg-type]
+    train_zoo(TINY, 2, tmp_path / "zoo", resume=True, **options)  # type: ignore[arg-type]
     assert len(calls) == 2
     assert files(tmp_path / "zoo") == files(made.path)
 
 
 def test_join_copies_the_rest(made: Zoo, tmp_path: Path) -> None:
-    other = train(
+    other = train_zoo(
         TINY.model_copy(update={"dataset": "turned"}),
         2,
         tmp_path / "turned",
@@ -312,7 +314,7 @@ def test_join_copies_the_rest(made: Zoo, tmp_path: Path) -> None:
 def test_whole_networks_with_batchnorm_train(tmp_path: Path) -> None:
     whole = TINY.model_copy(update={"subset": None, "base_epochs": 0})
     images = fakes.images("digits")
-    zoo = train(whole, 2, tmp_path / "zoo", images=images)
+    zoo = train_zoo(whole, 2, tmp_path / "zoo", images=images)
     batch = zoo.batch("digits").calibrated(images.train.images, batch_size=16)
     assert isinstance(batch.module(0), nn.Module) and not batch.rest
     stored = torch.tensor([row.val_accuracy for row in zoo.rows])

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from flown import nets
-from flown.errors import FlownError
-from flown.nets.symmetry import Group, groups
-from flown.zoo.align import permute
+from flown.base.errors import FlownError
+from flown.nets.structure.symmetry import Group, groups
+from flown.zoo.align.align import permute
 
 IMAGES = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
 

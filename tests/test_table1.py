@@ -14,8 +14,8 @@ from flown import cli
 from flown.encoders import PDiffConfig, VAEConfig
 from flown.experiments import table1
 from flown.experiments.unconditional import Cell, UnconditionalConfig, run
-from flown.fitting import ContextConfig, FlownConfig
 from flown.flow import VelocityConfig
+from flown.generator.fit import ContextConfig, FlownConfig
 from flown.training import TrainConfig
 from flown.zoo import Recipe
 

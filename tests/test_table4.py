@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from flown.adapt import AdaptConfig
-from flown.data import load
 from flown.encoders import VAEConfig
-from flown.evaluate import evaluate
 from flown.experiments import table4
 from flown.experiments.transfer import from_best, from_default_init, match_classes
 from flown.experiments.unconditional import Cell
-from flown.fitting import ContextConfig, FlownConfig
 from flown.flow import VelocityConfig
+from flown.generator.adapt import AdaptConfig
+from flown.generator.fit import ContextConfig, FlownConfig
+from flown.measure.evaluate import evaluate
+from flown.tasks import load
 from flown.training import TrainConfig
-from flown.weights import WeightBatch
+from flown.weights.batch import WeightBatch
 from flown.zoo import Recipe, Zoo
-from flown.zoo import train as train_zoo
+from flown.zoo.train.train import train_zoo
 from tests import fakes
 from tests.conftest import DIGITS
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flown.base.config import Config
+from flown.base.errors import FlownError
+from flown.base.files import read_json
 from flown.bench.heads import heads
-from flown.config import Config
 from flown.context import CAMLConfig
-from flown.errors import FlownError
 from flown.experiments import table5
-from flown.fewshot.heads import HeadsConfig
-from flown.fewshot.meta import HeadFlowConfig
-from flown.files import read_json
 from flown.flow import VelocityConfig
+from flown.heads.heads import HeadsConfig
+from flown.heads.meta import HeadFlowConfig
 from flown.report.table5 import accuracies, bars
 from flown.training import TrainConfig
 from tests.test_backbone import many

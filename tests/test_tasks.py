@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from flown.errors import FlownError
-from flown.fewshot.tasks import check_disjoint, draw_tasks, folder_tasks
+from flown.base.errors import FlownError
+from flown.heads.tasks import check_disjoint, draw_tasks, folder_tasks
 
 SIZES = torch.tensor([9, 12, 7, 30, 8, 11, 9])  # images a class; classes 0 and 5 are not asked for
 LABELS = torch.arange(7).repeat_interleave(SIZES)[torch.randperm(86, generator=torch.Generator())]

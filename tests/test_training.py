@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from flown.errors import FlownError, TrainingError
+from flown.base.errors import FlownError, TrainingError
 from flown.training import TrainConfig, train
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from flown.base.files import read_json
+from flown.base.provenance import Row
 from flown.experiments.trajectory import PATHS, TrajectoryConfig, config, run
-from flown.files import read_json
-from flown.finetune import FinetuneConfig
-from flown.provenance import Row
+from flown.measure.finetune import FinetuneConfig
 from flown.report.trajectory import GAP, table
 from flown.training import TrainConfig
 

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from flown import nets
-from flown.errors import FlownError
-from flown.nets import stacked
-from flown.weights import WeightBatch
+from flown.base.errors import FlownError
+from flown.nets.batched import stacked
+from flown.weights.batch import WeightBatch
 from tests.test_layout import layout
 
 

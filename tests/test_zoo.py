@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 
 import flown
 from flown import nets
-from flown.data import load
-from flown.errors import FlownError, TrainingError
-from flown.zoo import RECIPES, Recipe, Zoo, recipe, train
-from flown.zoo.shard import Shard, initial
-from flown.zoo.train import layout_for
-from flown.zoo.trainers import Trainer
+from flown.base.errors import FlownError, TrainingError
+from flown.tasks import load
+from flown.zoo import RECIPES, Recipe, Zoo, recipe
+from flown.zoo.train.shard import Shard, initial
+from flown.zoo.train.train import layout_for, train_zoo
+from flown.zoo.train.trainers import Trainer
 from tests.conftest import DIGITS
 
 QUICK = Recipe(
@@ -56,7 +56,7 @@ def test_networks_learn_and_rows_say_how_well(zoo: flown.Zoo) -> None:
 
 def test_batched_training_is_the_loop(tmp_path: Path) -> None:
     """Each network ends where it would have ended alone, with its own start and data order."""
-    zoo = train(QUICK, 3, tmp_path / "zoo", held_out=1 / 3)
+    zoo = train_zoo(QUICK, 3, tmp_path / "zoo", held_out=1 / 3)
     images = load("digits")
     layout = layout_for(QUICK, images)
     x, y = layout.task.preprocess(images.train.images), images.train.labels
@@ -77,7 +77,7 @@ def test_batched_training_is_the_loop(tmp_path: Path) -> None:
 
 
 def test_same_seed_same_bits_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = train(QUICK, 2, tmp_path / "a").batch("digits").vectors
+    whole = train_zoo(QUICK, 2, tmp_path / "a").batch("digits").vectors
     calls = []
     original = Shard._checkpoint
 
@@ -89,25 +89,25 @@ def test_same_seed_same_bits_and_resume(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Shard, "_checkpoint", stop)
     with pytest.raises(KeyboardInterrupt):
-        train(QUICK, 2, tmp_path / "b")
+        train_zoo(QUICK, 2, tmp_path / "b")
     with pytest.raises(FlownError, match="add --resume"):
         Zoo.open(tmp_path / "b")
-    resumed = train(QUICK, 2, tmp_path / "b", resume=True)
+    resumed = train_zoo(QUICK, 2, tmp_path / "b", resume=True)
     assert calls == [1, 2]
     assert torch.equal(resumed.batch("digits").vectors, whole)
     with pytest.raises(FlownError, match="another recipe"):
         shutil.copytree(tmp_path / "b", tmp_path / "c")
         (tmp_path / "c" / "zoo.json").unlink()
         (tmp_path / "c" / "progress.json").write_text("{}")
-        train(QUICK, 2, tmp_path / "c", resume=True)
+        train_zoo(QUICK, 2, tmp_path / "c", resume=True)
 
 
 def test_a_finished_zoo_goes_on_as_itself_alone(zoo: flown.Zoo) -> None:
-    assert train(DIGITS, 12, zoo.path, resume=True).identity == zoo.identity
+    assert train_zoo(DIGITS, 12, zoo.path, resume=True).identity == zoo.identity
     others = (QUICK, 12, {}), (DIGITS, 11, {}), (DIGITS, 12, {"seed": 1})
     for how, models, more in others:
         with pytest.raises(FlownError, match="another recipe, seed or number of models"):
-            train(how, models, zoo.path, resume=True, **more)
+            train_zoo(how, models, zoo.path, resume=True, **more)
 
 
 def test_a_nan_model_is_named(zoo: flown.Zoo, tmp_path: Path) -> None:
@@ -136,13 +136,13 @@ def test_broken_zoos_are_named(zoo: flown.Zoo, tmp_path: Path) -> None:
 def test_divergence_names_the_seed(tmp_path: Path) -> None:
     wild = QUICK.model_copy(update={"learning_rate": 1e30, "activation": "relu"})
     with pytest.raises(TrainingError, match="seed 0 diverged"):
-        train(wild, 2, tmp_path / "zoo")
+        train_zoo(wild, 2, tmp_path / "zoo")
 
 
 def test_join(zoo: flown.Zoo, tmp_path: Path) -> None:
     with pytest.raises(FlownError, match="'digits' is in more than one"):
         Zoo.join([zoo, zoo], tmp_path / "twice")
-    other = train(
+    other = train_zoo(
         QUICK.model_copy(update={"dataset": "mnist5k", "max_train_images": 64}),
         2,
         tmp_path / "other",
@@ -164,10 +164,10 @@ def test_recipes(name: str, scale: str) -> None:
 
 def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(FlownError, match="Did you mean 'mnist-small'"):
-        train("mnist-smal", 4, tmp_path)
+        train_zoo("mnist-smal", 4, tmp_path)
     with pytest.raises(FlownError, match="at least 2 models"):
-        train(QUICK, 0, tmp_path)
+        train_zoo(QUICK, 0, tmp_path)
     with pytest.raises(FlownError, match="Did you mean 'digits'"):
-        train(QUICK.model_copy(update={"dataset": "digit"}), 2, tmp_path / "z")
+        train_zoo(QUICK.model_copy(update={"dataset": "digit"}), 2, tmp_path / "z")
     with pytest.raises(FlownError, match=r"not within epochs 1..2"):
-        train(QUICK.model_copy(update={"keep": (3,)}), 2, tmp_path / "y")
+        train_zoo(QUICK.model_copy(update={"keep": (3,)}), 2, tmp_path / "y")

@@ -9,16 +9,16 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from flown import adapt as library
-from flown import data
-from flown.adapt import AdaptConfig, Objective
+from flown import tasks as data
+from flown.base.provenance import Row
 from flown.bench.store import held
 from flown.bench.timing import medians
-from flown.data import ImageData
-from flown.evaluate import predictions
-from flown.model import Flown
-from flown.novelty import mutual_iou
-from flown.provenance import Row
+from flown.generator import adapt as library
+from flown.generator.adapt import AdaptConfig, Objective
+from flown.generator.model import Flown
+from flown.measure.evaluate import predictions
+from flown.measure.novelty import mutual_iou
+from flown.tasks import ImageData
 from flown.training import TrainConfig, step_generator
 
 DETACH = (0.0, 0.2, 0.4, 0.6, 0.8)

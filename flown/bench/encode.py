@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flown import encoders
+from flown.base.provenance import Row
 from flown.bench.timing import medians, timed_rows
 from flown.encoders import GraphConfig, GraphEncoder
 from flown.encoders.graph import run
+from flown.encoders.netgraph import NetGraph
 from flown.encoders.relational import EdgeUpdate, RelationalAttention, RelationalLayer
-from flown.layout import JointLayout, Task, WeightLayout
 from flown.nets import INPUT_SIZES, build
-from flown.nets.graph import NetGraph
-from flown.provenance import Row
+from flown.weights.layout import JointLayout, Task, WeightLayout
 
 NET, BATCH = "cnn-medium", 32
 

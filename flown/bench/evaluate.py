@@ -7,12 +7,12 @@ from functools import partial
 
 import torch
 
+from flown.base.provenance import Row
 from flown.bench.timing import medians, timed_rows
-from flown.evaluate import predictions
-from flown.layout import Task, WeightLayout
+from flown.measure.evaluate import predictions
 from flown.nets import INPUT_SIZES, build
-from flown.provenance import Row
-from flown.weights import WeightBatch
+from flown.weights.batch import WeightBatch
+from flown.weights.layout import Task, WeightLayout
 
 
 def evaluate(repeats: int, networks: int = 100, images: int = 10_000) -> list[Row]:

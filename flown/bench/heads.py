@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flown.base.provenance import Row
 from flown.bench.timing import medians, timed_rows
-from flown.fewshot.classifiers import apply_heads
-from flown.fewshot.heads import HeadsConfig, shard_tasks, train_heads
-from flown.fewshot.probe import ProbeConfig, probe
-from flown.provenance import Row
+from flown.heads.classifiers import apply_heads
+from flown.heads.heads import HeadsConfig, shard_tasks, train_heads
+from flown.heads.probe import ProbeConfig, probe
 
 FEATURES, CLASSES, IMAGES = 512, 64, 120  # as ResNet-12's, of mini-ImageNet's base classes
 _APART = 0.2  # deviation of class means, where images have 1: about as hard as real features

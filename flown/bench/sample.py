@@ -6,14 +6,15 @@ from pathlib import Path
 
 import torch
 
-from flown import data, flow
+from flown import flow
+from flown import tasks as data
+from flown.base.provenance import Row
 from flown.bench.timing import medians, timed_rows
-from flown.diffusion import denoise
-from flown.evaluate import evaluate as accuracy
-from flown.fitting import FlowConfig, Population, context_bank, fit_flow
-from flown.model import Flown
-from flown.modelfiles import shipped_zoo
-from flown.provenance import Row
+from flown.flow.diffusion import denoise
+from flown.generator.files import shipped_zoo
+from flown.generator.fit import FlowConfig, Population, context_bank, fit_flow
+from flown.generator.model import Flown
+from flown.measure.evaluate import evaluate as accuracy
 from flown.zoo import Zoo
 
 STEPS = (1, 2, 5, 10, 20, 50, 100)

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-from flown import data
+from flown import tasks as data
+from flown.base.files import save_tensors
+from flown.base.provenance import Row
 from flown.encoders import VAEConfig
-from flown.files import save_tensors
-from flown.fitting import FlownConfig, Population, fit_encoder
-from flown.layout import Task, WeightLayout
+from flown.generator.fit import FlownConfig, Population, fit_encoder
 from flown.nets import build
-from flown.provenance import Row
 from flown.training import TrainConfig
+from flown.weights.layout import Task, WeightLayout
 from flown.zoo import Zoo
 from flown.zoo.rows import Row as Checkpoint
 from flown.zoo.rows import checksum

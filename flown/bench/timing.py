@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from flown.config import Config
-from flown.provenance import Row, provenance, write_results
+from flown.base.config import Config
+from flown.base.provenance import Row, provenance, write_results
 
 
 class BenchConfig(Config):

@@ -12,17 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flown import data
+from flown import tasks as data
+from flown.base.progress import bar
+from flown.base.provenance import Row
 from flown.bench.timing import medians
-from flown.evaluate import evaluate as accuracy
-from flown.layout import WeightLayout
-from flown.progress import bar
-from flown.provenance import Row
-from flown.weights import WeightBatch
+from flown.measure.evaluate import evaluate as accuracy
+from flown.weights.batch import WeightBatch
+from flown.weights.layout import WeightLayout
 from flown.zoo import Recipe
-from flown.zoo.shard import initial
-from flown.zoo.train import layout_for
-from flown.zoo.trainers import Threads, Trainer, trainer
+from flown.zoo.train.shard import initial
+from flown.zoo.train.train import layout_for
+from flown.zoo.train.trainers import Threads, Trainer, trainer
 
 MODELS = 64
 GROWTH = (1, 8, 64, 256, 1024)

@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn, Optional
 import typer
 from rich.table import Table
 
+from flown.base.errors import FlownError
 from flown.cli.adapt import adapt
 from flown.cli.fewshot import fewshot
 from flown.cli.finetune import finetune
@@ -27,7 +28,6 @@ from flown.cli.options import (
 )
 from flown.cli.reproduce import reproduce
 from flown.cli.zoo import app as zoo_app
-from flown.errors import FlownError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -74,7 +74,7 @@ def demo(
 @data_app.command("list", epilog="Example: FLOWN_DATA=data flown data list")
 def data_list() -> None:
     """Every data set that has a name, and where it comes from."""
-    from flown import data
+    from flown import tasks as data
 
     table = Table("name", "from", "here", "note")
     for source in data.available():
@@ -85,7 +85,7 @@ def data_list() -> None:
 @data_app.command("show", epilog="Example: flown data show digits")
 def data_show(name: str) -> None:
     """Shapes, split sizes and class names of a data set, by name or folder."""
-    from flown import data
+    from flown import tasks as data
 
     for key, value in data.describe(name).items():
         console.print(f"{key}: {value}", highlight=False, soft_wrap=True)
@@ -104,8 +104,8 @@ def fit(
     device: Device = "auto",
 ) -> None:
     """Fit weight encoder and conditional flow on a zoo."""
-    from flown.fitting import FlownConfig
-    from flown.model import Flown
+    from flown.generator.fit import FlownConfig
+    from flown.generator.model import Flown
     from flown.zoo import Zoo
 
     settings = FlownConfig.load(config) if config else FlownConfig()
@@ -147,9 +147,9 @@ def generate(
     device: Device = "auto",
 ) -> None:
     """Generate networks for a support set of labelled images."""
-    from flown import data
-    from flown.files import prepare_output
-    from flown.model import Flown
+    from flown import tasks as data
+    from flown.base.files import prepare_output
+    from flown.generator.model import Flown
 
     prepare_output(out, overwrite)
     generator = Flown.from_pretrained(model).to(device_of(device))
@@ -184,8 +184,8 @@ def evaluate(
 @app.command(epilog="Example: flown export run/model --out small")
 def export(model: Path, out: Out, overwrite: Overwrite = False) -> None:
     """Copy a model in half precision, half the size, for shipping."""
-    from flown import modelfiles
-    from flown.files import prepare_output
+    from flown.base.files import prepare_output
+    from flown.generator import files as modelfiles
 
     modelfiles.export(model, prepare_output(out, overwrite))
     wrote(out)
@@ -215,7 +215,7 @@ def bench(
     import time
 
     from flown import bench as benches
-    from flown.files import prepare_output
+    from flown.base.files import prepare_output
 
     if out is not None:
         prepare_output(out, overwrite)

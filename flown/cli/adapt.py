@@ -47,9 +47,9 @@ def adapt(
     device: Device = "auto",
 ) -> None:
     """Train a generator on new data, through the solver or by adjoint matching."""
-    from flown import adapt as library
-    from flown import data as images
-    from flown.model import Flown
+    from flown import tasks as images
+    from flown.generator import adapt as library
+    from flown.generator.model import Flown
 
     changes = [f"method={method}", f"seed={seed}", *(overrides or [])]
     config = library.AdaptConfig().override(changes)

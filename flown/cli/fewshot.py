@@ -36,8 +36,8 @@ def fewshot(
     overwrite: Overwrite = False,
 ) -> None:
     """Learn classes from a few images each and label others, with confidences and a page."""
-    from flown.fewshot import labelling
-    from flown.files import prepare_output
+    from flown.base.files import prepare_output
+    from flown.heads import labelling
     from flown.report.fewshot import write_labelled
 
     for name in ("index.html", *labelling.OUTPUTS):

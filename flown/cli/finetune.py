@@ -43,10 +43,10 @@ def finetune(
     device: Device = "auto",
 ) -> None:
     """Train all networks of a file further at once; accuracies by epoch as JSON beside them."""
-    from flown import data as images
-    from flown.finetune import FinetuneConfig, curves_file
-    from flown.finetune import finetune as run
-    from flown.weights import WeightBatch
+    from flown import tasks as images
+    from flown.measure.finetune import FinetuneConfig, curves_file
+    from flown.measure.finetune import finetune as run
+    from flown.weights.batch import WeightBatch
 
     config = FinetuneConfig(
         epochs=epochs,

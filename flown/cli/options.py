@@ -9,7 +9,7 @@ from typing import Annotated, Optional
 import typer
 from rich.console import Console
 
-from flown.errors import FlownError
+from flown.base.errors import FlownError
 
 console = Console()
 

@@ -9,8 +9,8 @@ from typing import Annotated, Optional
 import typer
 from rich.table import Table
 
+from flown.base.errors import FlownError
 from flown.cli.options import Device, Out, Overwrite, Resume, Scale, Seed, console, device_of, wrote
-from flown.errors import FlownError
 
 app = typer.Typer(no_args_is_help=True, help="Populations of trained networks.")
 
@@ -36,7 +36,7 @@ def zoo_train(
     from flown.zoo import Recipe
 
     chosen = Recipe.load(recipe) if Path(recipe).is_file() else recipe
-    made = zoo.train(
+    made = zoo.train_zoo(
         chosen,
         models,
         out,
@@ -61,10 +61,10 @@ def zoo_inspect(
     overwrite: Overwrite = False,
 ) -> None:
     """Accuracies, distances, duplicates, dead units and damage of a zoo."""
-    from flown.files import prepare_output
+    from flown.base.files import prepare_output
     from flown.report import population as reports
     from flown.zoo import Zoo
-    from flown.zoo.population import describe
+    from flown.zoo.inspect.population import describe
 
     if report is not None and report.is_dir():  # never to be replaced: it may be the zoo
         raise FlownError(f"--report {report}: a folder; name a file")
@@ -121,10 +121,10 @@ def zoo_import(
     Activation and preprocessing are not in the weights: give those that they were trained with.
     Pickles are opened as weights only; one that would run code is refused and named.
     """
-    from flown.data import load
     from flown.report.population import zoo_table
+    from flown.tasks import load
     from flown.zoo import Recipe, from_checkpoints, from_modelzoos
-    from flown.zoo.train import layout_for
+    from flown.zoo.train.train import layout_for
 
     if mapping is not None and form is Format.modelzoos:
         raise FlownError("--mapping is for --format checkpoints")

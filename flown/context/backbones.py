@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flown.config import Config
-from flown.data import ManyClass
-from flown.errors import FlownError, unknown
+from flown.base.config import Config
+from flown.base.errors import FlownError, unknown
 from flown.nets.resnet12 import resnet12
+from flown.tasks import ManyClass
 from flown.training import TrainConfig, train
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]

@@ -12,8 +12,8 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from flown.base.errors import unknown
 from flown.context.head import ContextHead
-from flown.errors import unknown
 
 
 class Context(Protocol):

@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flown.config import Config
+from flown.base.config import Config
+from flown.base.errors import FlownError
 from flown.context.elmes import elmes
-from flown.errors import FlownError
 
 _EPS = 1e-6  # of the published LayerNorms
 

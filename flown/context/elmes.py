@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flown.errors import FlownError
+from flown.base.errors import FlownError
 
 
 def elmes(classes: int, dim: int, seed: int = 50) -> Tensor:

@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flown.base.errors import FlownError
 from flown.context.caml import CAML, CAMLConfig
-from flown.data import draw_episode
-from flown.errors import FlownError
+from flown.tasks import draw_episode
 from flown.training import TrainConfig, train
 
 _MAX_SHOTS = 5

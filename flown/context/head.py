@@ -14,7 +14,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flown.errors import FlownError, unknown
+from flown.base.errors import FlownError, unknown
 
 CONTEXT_DIM = 128
 

@@ -14,7 +14,7 @@ import torch
 from flown.context.backbones import features, train_backbone
 from flown.context.episodes import FeatureSet, train_caml
 from flown.context.support import SupportConfig, SupportEncoder
-from flown.data import load_many
+from flown.tasks import load_many
 from flown.training import TrainConfig
 
 # EMA is off for the backbone: BatchNorm's running statistics belong to the raw weights.
@@ -40,7 +40,7 @@ def train_support_encoder(
     """Trains backbone and CAML on many-class sets and saves `out/support.safetensors`.
 
     Args:
-        names: sets as `flown.data.load_many` knows them.
+        names: sets as `flown.tasks.load_many` knows them.
         out: folder of checkpoints and result; `resume` goes on from what it holds.
 
     Raises:

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from flown.base.errors import FlownError
 from flown.context.caml import CAML, CAMLConfig
-from flown.errors import FlownError
 
 _HEAD = "transformer_encoder."
 _OLD = {"label_elmes": "label_etf", "elmes_scale": "etf_scale"}

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flown.config import Config
+from flown.base.config import Config
+from flown.base.errors import FlownError
+from flown.base.files import halved, load_into, load_tensors, save_tensors
 from flown.context.backbones import Backbone, BackboneConfig, features
 from flown.context.caml import CAML, CAMLConfig
-from flown.errors import FlownError
-from flown.files import halved, load_into, load_tensors, save_tensors
 
 _CHUNK = 4096  # tokens that go through CAML at once
 

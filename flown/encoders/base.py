@@ -9,15 +9,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from flown.config import Config
+from flown.base.config import Config
+from flown.base.errors import unknown
 from flown.encoders.chunked import Chunked, ChunkedConfig
 from flown.encoders.graph import GraphConfig, GraphEncoder
 from flown.encoders.identity import Identity, IdentityConfig
 from flown.encoders.linear import Linear, LinearConfig
 from flown.encoders.pdiff import PDiff, PDiffConfig
 from flown.encoders.vae import VAE, VAEConfig
-from flown.errors import unknown
-from flown.layout import JointLayout
+from flown.weights.layout import JointLayout
 
 
 class Encoder(Protocol):

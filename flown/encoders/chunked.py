@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flown.base.errors import FlownError
 from flown.encoders.latent import GaussianLatent, LatentConfig
 from flown.encoders.vae import down, up
-from flown.errors import FlownError
-from flown.layout import JointLayout
+from flown.weights.layout import JointLayout
 
 
 class ChunkedConfig(LatentConfig):

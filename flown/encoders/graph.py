@@ -4,7 +4,7 @@
     decode: z -> a draft w of the vector, by an MLP -> its graph, with a learned query for every node
             and edge -> layers -> w + what they change
 
-The graph and what its positions are: `flown.nets.graph`; the layers: `relational`, or `pna`. Kofinas
+The graph and what its positions are: `flown.encoders.netgraph`; the layers: `relational`, or `pna`. Kofinas
 et al. (2403.12143) have no decoder. Ours writes networks in one order, that of its queries, so a zoo
 of independently trained networks has to be aligned first (`flown zoo align`): the latent does not say
 which order a network came in. The draft is there because states alone would be a bottleneck: a 5x5
@@ -20,11 +20,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from flown.base.errors import FlownError
 from flown.encoders.latent import GaussianLatent, LatentConfig
+from flown.encoders.netgraph import NetGraph
 from flown.encoders.relational import RelationalLayer
-from flown.errors import FlownError
-from flown.layout import JointLayout
-from flown.nets.graph import NetGraph
+from flown.weights.layout import JointLayout
 
 _GROUP = 8  # networks at a time on a CPU: decoding is 2.5 times as fast as a hundred at once
 

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from flown.config import Config
-from flown.layout import JointLayout
+from flown.base.config import Config
+from flown.weights.layout import JointLayout
 
 
 class IdentityConfig(Config):

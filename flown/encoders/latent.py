@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from flown.config import Config
+from flown.base.config import Config
 
 
 class LatentConfig(Config):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flown.encoders.latent import GaussianLatent, LatentConfig
-from flown.layout import JointLayout
+from flown.weights.layout import JointLayout
 
 
 class LinearConfig(LatentConfig):

@@ -19,9 +19,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from flown.config import Config
-from flown.errors import FlownError
-from flown.layout import JointLayout
+from flown.base.config import Config
+from flown.base.errors import FlownError
+from flown.weights.layout import JointLayout
 
 
 class PDiffConfig(Config):

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from flown.base.errors import FlownError
+from flown.encoders.netgraph import NetGraph
 from flown.encoders.relational import EdgeUpdate, mlp
-from flown.errors import FlownError
-from flown.nets.graph import NetGraph
 
 _AGGREGATORS = ["mean", "min", "max", "std"]
 _SCALERS = ["identity", "amplification", "attenuation"]

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flown.nets.graph import NetGraph
+from flown.encoders.netgraph import NetGraph
 
 
 class RelationalLayer(nn.Module):

@@ -14,9 +14,9 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flown.base.errors import FlownError
 from flown.encoders.latent import GaussianLatent, LatentConfig
-from flown.errors import FlownError
-from flown.layout import JointLayout
+from flown.weights.layout import JointLayout
 
 
 class VAEConfig(LatentConfig):

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from flown import data
-from flown.evaluate import evaluate
-from flown.weights import WeightBatch
+from flown import tasks as data
+from flown.measure.evaluate import evaluate
+from flown.weights.batch import WeightBatch
 from flown.zoo import Zoo
-from flown.zoo.align import Spread, spread
+from flown.zoo.align.align import Spread, spread
 
 
 def compare(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flown.errors import FlownError
-from flown.files import prepare_output, read_json, write_json
+from flown.base.errors import FlownError
+from flown.base.files import prepare_output, read_json, write_json
 
 
 def begin(out: Path, experiment: str, scale: str, seed: int, resume: bool, overwrite: bool) -> Path:

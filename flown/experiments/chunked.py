@@ -9,19 +9,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flown import data, zoo
-from flown.card import report_card
-from flown.config import Config
-from flown.data import ImageData
+from flown import tasks as data
+from flown import zoo
+from flown.base.config import Config
+from flown.base.provenance import write_results
 from flown.encoders import ChunkedConfig
 from flown.experiments.begin import begin
 from flown.experiments.clock import Clock
 from flown.experiments.retrieval import Retrieval
-from flown.fitting import ContextConfig, FlownConfig
 from flown.flow import VelocityConfig
-from flown.model import Flown
-from flown.provenance import write_results
+from flown.generator.card import report_card
+from flown.generator.fit import ContextConfig, FlownConfig
+from flown.generator.model import Flown
 from flown.report import write_report
+from flown.tasks import ImageData
 from flown.training import TrainConfig
 from flown.zoo import Recipe, recipe
 
@@ -107,7 +108,7 @@ def run(settings: ChunkedExperiment, out: Path, device: str) -> Retrieval:
     """Zoo, fit, report card; goes on from what is in `out`."""
     clock = Clock(out / "seconds.json")
     images = _cut(data.load(settings.recipe.dataset), settings)
-    made = zoo.train(
+    made = zoo.train_zoo(
         settings.recipe,
         settings.models,
         out / "zoo",

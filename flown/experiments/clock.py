@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flown.config import Config
-from flown.files import read_json, write_json
-from flown.provenance import provenance
+from flown.base.config import Config
+from flown.base.files import read_json, write_json
+from flown.base.provenance import provenance
 
 
 class Clock:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from flown.base.files import prepare_output
+from flown.base.provenance import write_results
 from flown.encoders import VAEConfig
 from flown.experiments.retrieval import Retrieval, RetrievalConfig, present, run
-from flown.files import prepare_output
-from flown.fitting import FlownConfig
 from flown.flow import VelocityConfig
-from flown.provenance import write_results
+from flown.generator.fit import FlownConfig
 from flown.report import write_report
 from flown.training import TrainConfig
 from flown.zoo import recipe

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from flown import data
-from flown.errors import FlownError
-from flown.evaluate import predictions
-from flown.novelty import l2_ratio, largest_iou, mutual_iou
-from flown.weights import WeightBatch
+from flown import tasks as data
+from flown.base.errors import FlownError
+from flown.measure.evaluate import predictions
+from flown.measure.novelty import l2_ratio, largest_iou, mutual_iou
+from flown.weights.batch import WeightBatch
 from flown.zoo import Zoo
 
 

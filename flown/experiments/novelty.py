@@ -14,33 +14,34 @@ from typing import Any
 
 import torch
 
-from flown import data, zoo
-from flown.baselines import BASELINES
-from flown.config import Config
-from flown.data import ImageData
-from flown.evaluate import predictions
+from flown import tasks as data
+from flown import zoo
+from flown.base.config import Config
+from flown.base.files import read_json, write_json
+from flown.base.progress import bar
+from flown.base.provenance import Row, write_results
+from flown.encoders.functional import FunctionalConfig
 from flown.experiments.begin import begin
 from flown.experiments.clock import Clock
-from flown.files import read_json, write_json
-from flown.fitting import ContextConfig, FlownConfig
 from flown.flow import VelocityConfig
-from flown.functional import FunctionalConfig
-from flown.model import Flown
-from flown.novelty import (
+from flown.generator.fit import ContextConfig, FlownConfig
+from flown.generator.model import Flown
+from flown.measure.baselines import BASELINES
+from flown.measure.evaluate import predictions
+from flown.measure.novelty import (
     aligned_distance,
     held_out_distance,
     largest_iou,
     mutual_iou,
     nearest_distance,
 )
-from flown.progress import bar
-from flown.provenance import Row, write_results
 from flown.report.novelty import Measured, Points, write_novelty
+from flown.tasks import ImageData
 from flown.training import TrainConfig
-from flown.weights import WeightBatch
+from flown.weights.batch import WeightBatch
 from flown.zoo import Recipe, Zoo
-from flown.zoo.align import align_zoo
-from flown.zoo.matching import align
+from flown.zoo.align.align import align_zoo
+from flown.zoo.align.matching import align
 
 _COSTLESS = ("noise-0.06", "noise-0.12", "average-16", "gaussian", "random-init")
 
@@ -246,7 +247,7 @@ def run(settings: NoveltyConfig, out: Path, scale: str, device: str = "cpu") -> 
 def _zoos(recipe: Recipe, settings: NoveltyConfig, out: Path) -> tuple[Zoo, Zoo]:
     """A data set's zoo as trained, and aligned."""
     path = out / "zoos" / recipe.dataset
-    trained = zoo.train(recipe, settings.models, path, seed=settings.seed, resume=True)
+    trained = zoo.train_zoo(recipe, settings.models, path, seed=settings.seed, resume=True)
     aligned = path.with_name(f"{recipe.dataset}-aligned")
     if not (aligned / "zoo.json").exists():
         align_zoo(trained, aligned, seed=settings.seed, overwrite=True)

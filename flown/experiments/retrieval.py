@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flown import data, zoo
-from flown.card import Card, report_card
-from flown.config import Config
+from flown import tasks as data
+from flown import zoo
+from flown.base.config import Config
+from flown.base.provenance import Row
 from flown.experiments.clock import Clock
-from flown.fitting import FlownConfig
-from flown.model import Flown
-from flown.provenance import Row
+from flown.generator.card import Card, report_card
+from flown.generator.fit import FlownConfig
+from flown.generator.model import Flown
 from flown.zoo import Recipe, Zoo
 
 
@@ -51,7 +52,7 @@ def present() -> set[str]:
 def build_zoo(recipes: Sequence[Recipe], models: int, out: Path, seed: int, resume: bool) -> Zoo:
     """Trains one zoo a recipe under `out/zoos` and joins them in `out/zoo`."""
     parts = [
-        zoo.train(recipe, models, out / "zoos" / recipe.dataset, seed=seed, resume=resume)
+        zoo.train_zoo(recipe, models, out / "zoos" / recipe.dataset, seed=seed, resume=resume)
         for recipe in recipes
     ]
     if resume and (out / "zoo" / "zoo.json").exists():

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import torch
 
-from flown.baselines import nearest, random_init
-from flown.data import ImageData, Support, draw_support
-from flown.evaluate import evaluate
-from flown.model import Flown
-from flown.weights import WeightBatch
+from flown.generator.model import Flown
+from flown.measure.baselines import nearest, random_init
+from flown.measure.evaluate import evaluate
+from flown.tasks import ImageData, Support, draw_support
+from flown.weights.batch import WeightBatch
 from flown.zoo import Zoo
 
 INITS = ("recipe-init", "default-init", "kaiming")

@@ -17,13 +17,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from flown.base.provenance import Row, write_results
 from flown.encoders import GraphConfig, VAEConfig
 from flown.experiments.begin import begin
 from flown.experiments.retrieval import present
 from flown.experiments.unconditional import Cell, Unconditional, UnconditionalConfig, run
-from flown.fitting import ContextConfig, FlownConfig
 from flown.flow import VelocityConfig
-from flown.provenance import Row, write_results
+from flown.generator.fit import ContextConfig, FlownConfig
 from flown.report import write_report
 from flown.report.html import table_html
 from flown.report.style import look

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flown import data, zoo
-from flown.card import Card, report_card
-from flown.data import ImageData, Split, three_way
+from flown import tasks as data
+from flown import zoo
+from flown.base.provenance import Row, write_results
 from flown.encoders import VAEConfig
 from flown.experiments.begin import begin
 from flown.experiments.clock import Clock
 from flown.experiments.retrieval import Retrieval, RetrievalConfig, paper_rows, present, run
 from flown.experiments.unconditional import lend_encoder
-from flown.fitting import FlowConfig, FlownConfig
 from flown.flow import VelocityConfig
-from flown.model import Flown
-from flown.provenance import Row, write_results
+from flown.generator.card import Card, report_card
+from flown.generator.fit import FlowConfig, FlownConfig
+from flown.generator.model import Flown
 from flown.report import write_report
 from flown.report.html import table_html
+from flown.tasks import ImageData, Split, three_way
 from flown.training import TrainConfig
 from flown.zoo import Recipe, recipe
 
@@ -160,7 +161,7 @@ def _prior(out: Path, scale: str, seed: int) -> Path:
         epochs=epochs,
         keep=(epochs,),
     )
-    trained = zoo.train(how, 2, out / "prior", seed=seed, resume=True, images=_many_as_one())
+    trained = zoo.train_zoo(how, 2, out / "prior", seed=seed, resume=True, images=_many_as_one())
     trained.batch(PRIOR_SET)[:1].save(path)
     return path
 

@@ -18,23 +18,23 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from flown.config import Config
-from flown.data import ImageData
+from flown.base.config import Config
+from flown.base.provenance import Row, write_results
 from flown.encoders import VAEConfig
-from flown.evaluate import evaluate
 from flown.experiments import targets
 from flown.experiments.begin import begin
 from flown.experiments.clock import Clock
 from flown.experiments.retrieval import build_zoo, present
 from flown.experiments.starts import INITS, Starts, starts
-from flown.finetune import FinetuneConfig, Point, finetune
-from flown.fitting import FlownConfig
 from flown.flow import VelocityConfig
-from flown.model import Flown
-from flown.provenance import Row, write_results
+from flown.generator.fit import FlownConfig
+from flown.generator.model import Flown
+from flown.measure.evaluate import evaluate
+from flown.measure.finetune import FinetuneConfig, Point, finetune
 from flown.report.finetuning import GAP, LEAD, THROUGH, write_table3
+from flown.tasks import ImageData
 from flown.training import TrainConfig
-from flown.weights import WeightBatch
+from flown.weights.batch import WeightBatch
 from flown.zoo import Recipe, recipe
 
 _SETS = ("mnist", "fashion_mnist", "cifar10", "stl10", "usps", "svhn", "kmnist")

@@ -14,23 +14,24 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from flown import data, zoo
-from flown.adapt import AdaptConfig, adapt, sample
-from flown.card import Card, Measured, TaskCard
-from flown.config import Config
-from flown.data import ImageData
+from flown import tasks as data
+from flown import zoo
+from flown.base.config import Config
+from flown.base.provenance import Row, digest, write_results
 from flown.experiments import table1
 from flown.experiments.begin import begin
 from flown.experiments.clock import Clock
 from flown.experiments.retrieval import present
 from flown.experiments.transfer import from_best, from_default_init, match_classes, measure
 from flown.experiments.unconditional import Cell, at_most
-from flown.model import Flown
-from flown.provenance import Row, digest, write_results
+from flown.generator.adapt import AdaptConfig, adapt, sample
+from flown.generator.card import Card, Measured, TaskCard
+from flown.generator.model import Flown
 from flown.report import write_report
 from flown.report.html import table_html
+from flown.tasks import ImageData
 from flown.training import TrainConfig
-from flown.weights import WeightBatch
+from flown.weights.batch import WeightBatch
 from flown.zoo import Zoo
 
 # (network, encoder, from, to): static, fine-tuned. STL-10 alone: natural10 is another data set.
@@ -269,7 +270,7 @@ def run(
         made = []
         for generator in exchange.generators:
             name, how = generator.recipe.name, generator.recipe
-            trained = zoo.train(
+            trained = zoo.train_zoo(
                 how,
                 generator.models,
                 out / "zoos" / name,

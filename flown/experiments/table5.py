@@ -3,7 +3,7 @@
 A ResNet-12 learns mini-ImageNet's base classes, probed heads of their tasks make the zoo, and test
 tasks come from classes and data sets that nothing was trained on. All methods see the same tasks:
 5 ways, 1 shot, 15 queries a class. D2NWG is there twice: predicting noise, as published, and as a
-v-diffusion, which does better after as little training as there is here (`flown.diffusion`). STL-10 is
+v-diffusion, which does better after as little training as there is here (`flown.flow.diffusion`). STL-10 is
 used where its data is here, `natural10` takes its place, under its own name, where it is not.
 """
 
@@ -18,28 +18,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flown import data
-from flown.config import Config
+from flown import tasks as data
+from flown.base.config import Config
+from flown.base.progress import bar
+from flown.base.provenance import Row, write_results
 from flown.context import CAML, CAMLConfig, FeatureSet
 from flown.context.episodes import train_caml
-from flown.data import ManyClass
 from flown.experiments.begin import begin
 from flown.experiments.clock import Clock
 from flown.experiments.retrieval import present
-from flown.fewshot import classifiers, maml
-from flown.fewshot.backbone import MetaBaselineConfig, train_backbone
-from flown.fewshot.classifiers import apply_heads
-from flown.fewshot.features import Standardised, cached_features, load_backbone
-from flown.fewshot.frames import Described, describe
-from flown.fewshot.heads import HeadsConfig, tell, train_heads
-from flown.fewshot.incontext import in_context
-from flown.fewshot.maml import MAML, MAMLConfig, train_maml
-from flown.fewshot.meta import HeadFlow, HeadFlowConfig, fit_heads
-from flown.fewshot.probe import ProbeConfig, probe
-from flown.fewshot.tasks import Tasks, check_disjoint, draw_tasks
-from flown.progress import bar
-from flown.provenance import Row, write_results
+from flown.heads import classifiers, maml
+from flown.heads.backbone import MetaBaselineConfig, train_backbone
+from flown.heads.classifiers import apply_heads
+from flown.heads.features import Standardised, cached_features, load_backbone
+from flown.heads.frames import Described, describe
+from flown.heads.heads import HeadsConfig, tell, train_heads
+from flown.heads.incontext import in_context
+from flown.heads.maml import MAML, MAMLConfig, train_maml
+from flown.heads.meta import HeadFlow, HeadFlowConfig, fit_heads
+from flown.heads.probe import ProbeConfig, probe
+from flown.heads.tasks import Tasks, check_disjoint, draw_tasks
 from flown.report.table5 import write_table5
+from flown.tasks import ManyClass
 from flown.training import TrainConfig
 
 BASE = "mini_imagenet"
@@ -56,7 +56,7 @@ _TOP = 3
 
 
 class Table5Config(Config):
-    """`backbone`: a name of `flown.fewshot.features.load_backbone`, or None to train one."""
+    """`backbone`: a name of `flown.heads.features.load_backbone`, or None to train one."""
 
     backbone: str | None = None
     pretraining: MetaBaselineConfig = MetaBaselineConfig()

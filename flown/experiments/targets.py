@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from flown import data
-from flown.data import ImageData, Split, three_way
-from flown.errors import FlownError
+from flown import tasks as data
+from flown.base.errors import FlownError
+from flown.tasks import ImageData, Split, three_way
 
 TEN_WAY = "omniglot"
 # What must be said beside figures on a data set.

@@ -12,23 +12,24 @@ from pathlib import Path
 
 import torch
 
-from flown import data, zoo
-from flown.config import Config
-from flown.data import ImageData
+from flown import tasks as data
+from flown import zoo
+from flown.base.config import Config
+from flown.base.progress import bar
+from flown.base.provenance import Row, write_results
 from flown.encoders import VAEConfig
 from flown.experiments.begin import begin
 from flown.experiments.clock import Clock
 from flown.experiments.unconditional import lend_encoder
-from flown.finetune import FinetuneConfig, finetune
-from flown.fitting import ContextConfig, FlowConfig, FlownConfig
 from flown.flow import VelocityConfig, stations
-from flown.marginals import PathName
-from flown.model import Flown
-from flown.progress import bar
-from flown.provenance import Row, write_results
+from flown.flow.marginals import PathName
+from flown.generator.fit import ContextConfig, FlowConfig, FlownConfig
+from flown.generator.model import Flown
+from flown.measure.finetune import FinetuneConfig, finetune
 from flown.report.trajectory import GAP, write_trajectory
+from flown.tasks import ImageData
 from flown.training import TrainConfig
-from flown.weights import WeightBatch
+from flown.weights.batch import WeightBatch
 from flown.zoo import Recipe, Zoo
 
 PATHS: tuple[PathName, ...] = ("linear", "piecewise", "spline", "metric")
@@ -113,7 +114,7 @@ def run(settings: TrajectoryConfig, out: Path, scale: str, device: str = "cpu") 
     """Goes on from what is in `out`: zoo, models, networks trained further."""
     clock = Clock(out / "seconds.json")
     images = data.load(settings.recipe.dataset)
-    made = zoo.train(
+    made = zoo.train_zoo(
         settings.recipe,
         settings.models,
         out / "zoo",

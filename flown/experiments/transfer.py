@@ -12,16 +12,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from flown import nets
-from flown.baselines import random_init
-from flown.card import Measured
-from flown.data import ImageData, Split
-from flown.evaluate import evaluate, predictions
-from flown.nets import batchnorm, construction
-from flown.novelty import mutual_iou
-from flown.progress import bar
-from flown.weights import WeightBatch
-from flown.zoo.trainers import trainer
+from flown.base.progress import bar
+from flown.generator.card import Measured
+from flown.measure.baselines import random_init
+from flown.measure.evaluate import evaluate, predictions
+from flown.measure.novelty import mutual_iou
+from flown.nets.batched import batchnorm
+from flown.tasks import ImageData, Split
+from flown.weights import construction
+from flown.weights.batch import WeightBatch
+from flown.zoo.train.trainers import trainer
 
 RATES = (3e-4, 1e-3, 3e-3)  # Adam's, of which each control has the one best on validation images
 LOOKS = 10  # times along the way that a control's networks are validated, the best of which count
@@ -97,7 +97,7 @@ def _trained(
     """`starts` trained for so many batches each; rate and stopping chosen on validation images."""
     layout, rest, n = starts.layout, starts.rest or None, len(starts)
     rates = [rate for rate in RATES for _ in range(n)]
-    net = construction.fill(nets.build_for(layout), starts.rest).eval()
+    net = construction.fill(layout.build(), starts.rest).eval()
     batchnorm.by_batch(net, batchnorm.layers(net))
     x = images.train.images if rest else layout.task.preprocess(images.train.images).contiguous()
     device = starts.vectors.device

@@ -16,20 +16,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flown import data, zoo
-from flown.baselines import fitting
-from flown.card import CHOICE, Card, Measured, TaskCard
-from flown.config import Config
-from flown.data import ImageData, Split
-from flown.evaluate import predictions
+from flown import tasks as data
+from flown import zoo
+from flown.base.config import Config
+from flown.base.files import replacing
+from flown.base.progress import bar
+from flown.base.provenance import Row, digest
 from flown.experiments.clock import Clock
-from flown.files import replacing
-from flown.fitting import FlowConfig, FlownConfig
-from flown.model import Flown
-from flown.novelty import held_out_distance, largest_iou, mutual_iou, nearest_distance, same_seed
-from flown.progress import bar
-from flown.provenance import Row, digest
-from flown.weights import WeightBatch
+from flown.generator.card import CHOICE, Card, Measured, TaskCard
+from flown.generator.fit import FlowConfig, FlownConfig
+from flown.generator.model import Flown
+from flown.measure.baselines import fitting
+from flown.measure.evaluate import predictions
+from flown.measure.novelty import (
+    held_out_distance,
+    largest_iou,
+    mutual_iou,
+    nearest_distance,
+    same_seed,
+)
+from flown.tasks import ImageData, Split
+from flown.weights.batch import WeightBatch
 from flown.zoo import Recipe, Zoo
 
 _ENCODER = "encoder.checkpoint.safetensors"
@@ -190,14 +197,14 @@ def run(config: UnconditionalConfig, out: Path, *, device: str) -> Unconditional
     """All cells, each going on from what is under `out` already.
 
     Raises:
-        FlownError: data that is not here; as `zoo.train`, `Flown.fit` and `Flown.sample`.
+        FlownError: data that is not here; as `train_zoo`, `Flown.fit` and `Flown.sample`.
     """
     clock = Clock(out / "seconds.json")
     originals: dict[str, _Originals] = {}
     results, counts, zoos = [], {}, {}
     for cell in config.cells:
         name, images = cell.recipe.name, data.load(cell.recipe.dataset)
-        trained = zoo.train(
+        trained = zoo.train_zoo(
             cell.recipe,
             cell.models,
             out / "zoos" / name,

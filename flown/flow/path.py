@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flown.errors import FlownError
+from flown.base.errors import FlownError
 
 
 class PathSample(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flown.errors import FlownError
+from flown.base.errors import FlownError
 
 BoundVelocity = Callable[[Tensor, Tensor], Tensor]
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flown.errors import FlownError, unknown
+from flown.base.errors import FlownError, unknown
 from flown.flow.recompute import BoundVelocity as BoundVelocity  # part of this interface
 from flown.flow.recompute import Recomputed
 

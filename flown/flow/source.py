@@ -18,7 +18,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from flown.errors import FlownError
+from flown.base.errors import FlownError
 
 Shapes = Sequence[tuple[str, tuple[int, ...]]]
 Pack = Callable[[dict[str, Tensor], int], Tensor]

@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from flown.errors import FlownError
+from flown.base.errors import FlownError
 from flown.flow.path import PathSample
 
 

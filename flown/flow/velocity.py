@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from flown.config import Config
-from flown.errors import FlownError
+from flown.base.config import Config
+from flown.base.errors import FlownError
 
 
 class VelocityConfig(Config):

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from flown.errors import FlownError, unknown
-from flown.layout import WeightLayout
+from flown.base.errors import FlownError, unknown
 from flown.nets.cnn import ACTIVATIONS, cnn_medium, cnn_small
 from flown.nets.large import convnext_tiny, resnet18, vit_base
 from flown.nets.linear import NormalisedHead, linear_head
@@ -23,7 +22,6 @@ __all__ = [
     "INPUT_SIZES",
     "NETS",
     "build",
-    "build_for",
     "input_size",
 ]
 
@@ -103,12 +101,6 @@ def _check_parameters(name: str, net: nn.Module) -> None:
                 f"network '{name}': parameter '{key}' holds {kind}, expected float32; keep what is "
                 "not to be generated in a buffer, and complex numbers as two real ones"
             )
-
-
-def build_for(layout: WeightLayout) -> nn.Module:
-    """The network that a layout is of."""
-    task = layout.task
-    return build(layout.net, task.channels, len(task.classes), task.activation, task.size)
 
 
 def input_size(name: str) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from flown.errors import unknown
+from flown.base.errors import unknown
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,

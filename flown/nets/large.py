@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from flown.errors import FlownError
+from flown.base.errors import FlownError
 
 
 def resnet18(channels: int, classes: int) -> nn.Module:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from flown.errors import FlownError
+from flown.base.errors import FlownError
 
 _NORMS = _BatchNorm, nn.LayerNorm, nn.GroupNorm
 _LAST_NORMS = re.compile(r"last-(\d+)-norms")

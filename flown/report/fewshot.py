@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from flown.fewshot.labelling import Labelled
+from flown.heads.labelling import Labelled
 from flown.report import html
 
 _SIDE = 112  # pixels of a thumbnail

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from flown.finetune import Point
-from flown.provenance import Row
+from flown.base.provenance import Row
+from flown.measure.finetune import Point
 from flown.report import html, terminal
 from flown.report.style import legend, look, panels
 from flown.report.tables import NONE, Table

@@ -8,8 +8,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flown.card import SUPPORTS, Card
-from flown.files import write_text
+from flown.base.files import write_text
+from flown.generator.card import SUPPORTS, Card
 from flown.report import plots, tables
 from flown.report.style import encode, look
 from flown.training import History

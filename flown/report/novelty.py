@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from flown.files import write_text
-from flown.provenance import Row
+from flown.base.files import write_text
+from flown.base.provenance import Row
 from flown.report import html, terminal
 from flown.report.style import LOOKS, TASK_COLOURS, legend, look, panels
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flown.card import Card, TaskCard
+from flown.generator.card import Card, TaskCard
 from flown.report.style import LOOKS, SOURCE, TASK_COLOURS, figure, legend, look, panels
 from flown.training import History
 

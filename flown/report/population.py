@@ -12,11 +12,11 @@ from rich.markup import escape as escape_markup
 from rich.table import Table
 from rich.text import Text
 
-from flown.files import write_text
+from flown.base.files import write_text
 from flown.report import html, population_plots, tables, terminal
 from flown.report.style import encode
 from flown.zoo import Zoo
-from flown.zoo.population import Population, Spread, TaskPopulation, groups
+from flown.zoo.inspect.population import Population, Spread, TaskPopulation, groups
 from flown.zoo.rows import Row
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import torch
 
 from flown.report.style import Look, figure, legend, look, panels
 from flown.zoo import Zoo
-from flown.zoo.population import SPLITS, Group, Plane, Population, TaskPopulation, networks
+from flown.zoo.inspect.population import SPLITS, Group, Plane, Population, TaskPopulation, networks
 from flown.zoo.rows import Row
 
 if TYPE_CHECKING:

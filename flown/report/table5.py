@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from flown.provenance import Row
+from flown.base.provenance import Row
 from flown.report import html, terminal
 from flown.report.tables import NONE, Table
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from flown.card import Card, Measured
+from flown.generator.card import Card, Measured
 from flown.report.plots import ordered
 from flown.report.style import look
 

@@ -6,7 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from flown.card import Card
+from flown.generator.card import Card
 from flown.report import tables
 from flown.report.style import look
 

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flown.provenance import Row
+from flown.base.provenance import Row
 from flown.report import html
 from flown.report.style import TASK_COLOURS, Look, legend, look, panels
 from flown.report.tables import NONE, Table

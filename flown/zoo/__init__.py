@@ -1,10 +1,10 @@
 """Zoos: populations of trained networks, on disk."""
 
-from flown.zoo.align import align_zoo
-from flown.zoo.imports import Skipped, from_checkpoints, from_modelzoos
-from flown.zoo.recipes import RECIPES, Recipe, recipe
+from flown.zoo.align.align import align_zoo
+from flown.zoo.imports.checkpoints import Skipped, from_checkpoints, from_modelzoos
 from flown.zoo.store import Zoo
-from flown.zoo.train import train
+from flown.zoo.train.recipes import RECIPES, Recipe, recipe
+from flown.zoo.train.train import train_zoo
 
 __all__ = [
     "RECIPES",
@@ -15,5 +15,5 @@ __all__ = [
     "from_checkpoints",
     "from_modelzoos",
     "recipe",
-    "train",
+    "train_zoo",
 ]

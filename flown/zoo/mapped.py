@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from flown.errors import FlownError
-from flown.files import load_tensors
-from flown.layout import WeightLayout
+from flown.base.errors import FlownError
+from flown.base.files import load_tensors
+from flown.weights.layout import WeightLayout
 
 
 class Mapped:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from flown.layout import JointLayout, Standardizer
+from flown.weights.layout import JointLayout, Standardizer
 from flown.zoo.store import Zoo
 
 HELD = 1 << 27  # numbers (512 MB) up to which a population is held in memory

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from flown.errors import FlownError
-from flown.files import write_text
+from flown.base.errors import FlownError
+from flown.base.files import write_text
 
 _BLOCK = 4096  # lines parsed together
 

@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flown.errors import FlownError, unknown
-from flown.files import load_tensors, prepare_output, read_json, save_tensors, write_json
-from flown.layout import JointLayout, WeightLayout
-from flown.progress import bar
-from flown.weights import WeightBatch
+from flown.base.errors import FlownError, unknown
+from flown.base.files import load_tensors, prepare_output, read_json, save_tensors, write_json
+from flown.base.progress import bar
+from flown.weights.batch import WeightBatch
+from flown.weights.layout import JointLayout, WeightLayout
 from flown.zoo.mapped import Mapped
 from flown.zoo.rows import Row, checksum, read_rows, write_rows
 

@@ -1,0 +1,115 @@
+"""Typed configurations: frozen, unknown keys refused with the nearest known one, dotted overrides."""
+
+from __future__ import annotations
+
+import json
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from typing_extensions import Self
+
+from flown.base.errors import FlownError, unknown
+
+
+class Config(BaseModel):
+    """A frozen typed record. Subclasses live beside what they configure."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], where: str = "config") -> Self:
+        """Builds the record from plain values.
+
+        Raises:
+            FlownError: a key is unknown (the nearest is named) or a value has the wrong type.
+        """
+        if not isinstance(values, Mapping):
+            raise FlownError(f"{where}: expected keys and values, got {type(values).__name__}")
+        _refuse_unknown_keys(cls, values, where)
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            got = first.get("input")
+            raise FlownError(f"{where}: {key}: {first['msg']} (got {got!r})") from None
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Reads a YAML or JSON file.
+
+        Raises:
+            FlownError: no such file, not YAML/JSON, or as `parse`.
+        """
+        return cls.parse(read_mapping(path), where=str(path))
+
+    def override(self, assignments: Sequence[str]) -> Self:
+        """Returns a copy with `key.sub=value` assignments applied; values are read as YAML."""
+        values = self.model_dump(mode="json")
+        for assignment in assignments:
+            key, sign, text = assignment.partition("=")
+            if not sign:
+                raise FlownError(f"override '{assignment}': write it as key.sub=value")
+            target, *rest = values, *key.split(".")
+            for part in rest[:-1]:
+                target = target.setdefault(part, {})  # an unknown part is refused by `parse`
+                if not isinstance(target, dict):
+                    raise FlownError(f"override '{assignment}': '{part}' holds no keys")
+            target[rest[-1]] = yaml.safe_load(text)
+        return type(self).parse(values, where="override")
+
+
+def read_mapping(path: Path | str) -> dict[str, Any]:
+    """The keys and values of a YAML or JSON file."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except OSError as error:
+        raise FlownError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise FlownError(f"{path}: not valid YAML or JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise FlownError(f"{path}: expected keys and values at the top level")
+    return values
+
+
+def describes(path: Path | str, run: Mapping[str, Any], kind: type[Config]) -> bool:
+    """Whether a `run.json` is of the run whose `config` is a `kind`.
+
+    What the version that wrote it had no key for yet has its default.
+
+    Raises:
+        FlownError: as `parse`, of the config in the file.
+    """
+    found = read_mapping(path)
+    config = kind.parse(found.get("config", {}), where=str(path))
+    return {**found, "config": config.model_dump(mode="json")} == run
+
+
+def _refuse_unknown_keys(cls: type[BaseModel], values: Mapping[str, Any], where: str) -> None:
+    for key, value in values.items():
+        if key not in cls.model_fields:
+            raise FlownError(f"{where}: {unknown('key', key, cls.model_fields)}")
+        record = _record(cls.model_fields[key].annotation, value)
+        if record is not None:
+            _refuse_unknown_keys(record, value, f"{where}: {key}")
+
+
+def _record(annotation: Any, value: Any) -> type[BaseModel] | None:
+    """The record type that a mapping is to become; among several, the one of its `kind`."""
+    if not isinstance(value, Mapping):
+        return None
+    options = [
+        kind
+        for kind in (annotation, *typing.get_args(annotation))
+        if isinstance(kind, type) and issubclass(kind, BaseModel)
+    ]
+    if len(options) < 2:
+        return options[0] if options else None
+    kinds = {option.model_fields["kind"].default: option for option in options}
+    return kinds.get(value.get("kind", next(iter(kinds))))

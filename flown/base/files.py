@@ -1,0 +1,147 @@
+"""Files that appear whole or not at all: written beside their place, synced, renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from flown.base.errors import FlownError
+
+
+@contextlib.contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+    """Yields a temporary path; on success it becomes `path`, on failure it is removed.
+
+    Raises:
+        FlownError: the disk is full or the folder cannot be written; `path` is as it was.
+    """
+    path = Path(path)
+    scratch = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        scratch = Path(name)
+        yield scratch
+        with scratch.open("rb") as file:
+            os.fsync(file.fileno())
+        scratch.chmod(0o644)
+        scratch.replace(path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise FlownError(f"{path}: cannot be written ({reason}); nothing was changed") from None
+    finally:
+        if scratch is not None:
+            scratch.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path | str, content: bytes) -> None:
+    """Writes a file whole."""
+    with replacing(path) as scratch:
+        scratch.write_bytes(content)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Writes a text file whole."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Writes a JSON file whole; NaN is refused."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def save_tensors(
+    path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes a safetensors file whole."""
+    whole = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    with replacing(path) as scratch:
+        # None rather than {}: without tensors, safetensors cannot read back its own empty metadata.
+        save_file(whole, scratch, metadata=dict(metadata or {}) or None)
+
+
+def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Reads a safetensors file: tensors by name and the header's metadata.
+
+    Raises:
+        FlownError: the file is missing, truncated, or no safetensors file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FlownError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise FlownError(f"{path}: truncated or no safetensors file ({error})") from None
+
+
+def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Floats in half precision, for shipping: half the size; loading widens them again."""
+    return {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], path: Path | str) -> None:
+    """Fills a module with all its tensors.
+
+    Raises:
+        FlownError: one is missing, too many or of another shape; the message names it and `path`.
+    """
+    own = module.state_dict()
+    if differing := sorted(set(own) ^ set(tensors)):
+        fault = "is missing" if differing[0] in own else "is unexpected"
+        raise FlownError(f"{path}: tensor '{differing[0]}' {fault}")
+    for name, tensor in tensors.items():
+        if tensor.shape != own[name].shape:
+            got, want = tuple(tensor.shape), tuple(own[name].shape)
+            raise FlownError(f"{path}: tensor '{name}' is {got}, expected {want}")
+    module.load_state_dict(tensors)
+
+
+def read_json(path: Path | str) -> Any:
+    """Reads a JSON file, or says which file is missing or broken."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FlownError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise FlownError(f"{path}: not valid JSON ({error})") from None
+
+
+def check_finite(tensors: Mapping[str, Tensor], where: Path | str) -> None:
+    """Raises FlownError naming the first tensor that holds NaN or Inf."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise FlownError(f"{where}: tensor '{name}' holds NaN or Inf")
+
+
+def prepare_output(path: Path | str, overwrite: bool, resume: bool = False) -> Path:
+    """Refuses an output that exists, unless it may be overwritten or resumed.
+
+    With `overwrite`, only what this library recognises as its own output is removed:
+    a file, or a folder that holds one of our manifests.
+    """
+    path = Path(path)
+    occupied = path.is_file() or (path.is_dir() and any(path.iterdir()))
+    if not occupied or resume:
+        return path
+    if not overwrite:
+        raise FlownError(f"{path}: exists already; pass --overwrite to replace it, or --resume")
+    if path.is_dir():
+        ours = ("zoo.json", "run.json", "config.json", "results.json", "progress.json")
+        if not any((path / name).exists() for name in ours):
+            raise FlownError(f"{path}: a folder that flown did not write; remove it yourself")
+        shutil.rmtree(path)
+    return path

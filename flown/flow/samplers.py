@@ -1,0 +1,56 @@
+"""From x_0 to generated networks, by what the network was trained as: a flow or a diffusion."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flown.base.errors import FlownError
+from flown.flow import SOLVERS, Solution, integrate
+from flown.flow.diffusion import SAMPLERS, denoise
+from flown.flow.solve import BoundVelocity
+from flown.weights.batch import WeightBatch
+
+
+class Samples(NamedTuple):
+    """Generated networks and how they came about: latents (n, *L), source, path (T+1, n, *L)."""
+
+    batch: WeightBatch
+    latents: Tensor
+    source: Tensor
+    path: Tensor | None
+    times: Tensor
+    nfe: int
+    seconds: float
+
+
+def solve(
+    process: str,
+    network: BoundVelocity,
+    x0: Tensor,
+    solver: str,
+    steps: int,
+    generator: torch.Generator,
+    trajectory: bool,
+    end: float = 1.0,
+) -> Solution:
+    """Follows x0 (n, *L) to latents.
+
+    Args:
+        process: `flow`, `diffusion` or `v-diffusion`, what `network` was trained as.
+        steps: of the whole way; as many as lie before `end`, a time that flows alone can stop at.
+
+    Raises:
+        FlownError: the solver is unknown or of the other process, or as `integrate`, `denoise`.
+    """
+    own, other = (SOLVERS, SAMPLERS) if process == "flow" else (SAMPLERS, SOLVERS)
+    if solver in other:
+        raise FlownError(
+            f"solver '{solver}': this model was trained as a {process}; choose {', '.join(own)}"
+        )
+    if process == "flow":
+        fewer = max(1, round(steps * end)) if steps > 0 else steps  # `integrate` refuses 0
+        return integrate(network, x0, solver, fewer, 0.0, end, trajectory)
+    return denoise(network, x0, solver, steps, generator, trajectory, process)

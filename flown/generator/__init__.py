@@ -1,0 +1,1 @@
+"""Where encoder, context and flow meet."""

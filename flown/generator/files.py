@@ -1,0 +1,164 @@
+"""A model's folder: three tensor files, a model card, and `config.json`, which is written last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from flown.base.errors import FlownError, unknown
+from flown.base.files import (
+    check_finite,
+    halved,
+    load_tensors,
+    read_json,
+    save_tensors,
+    write_json,
+    write_text,
+)
+
+FORMAT = "flown-model-1"
+PARTS = ("encoder", "flow", "context")
+SHIPPED = ("flown-small",)
+
+Tensors = Mapping[str, Tensor]
+
+
+def write(
+    folder: Path, parts: Mapping[str, Tensors], values: Mapping[str, Any], readme: str
+) -> None:
+    """Writes all files; `config.json` last, so that its presence means a whole model.
+
+    Raises:
+        FlownError: a tensor holds NaN or Inf, or the folder cannot be written.
+    """
+    for part in PARTS:
+        check_finite(parts[part], folder / f"{part}.safetensors")
+    for part in PARTS:
+        save_tensors(folder / f"{part}.safetensors", parts[part])
+    write_text(folder / "README.md", readme)
+    write_json(folder / "config.json", {"format": FORMAT, **values})
+
+
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """The values of `config.json` and the tensors of each part.
+
+    Raises:
+        FlownError: a file is missing or broken.
+    """
+    for name in ("config.json", *(f"{part}.safetensors" for part in PARTS)):
+        if not (folder / name).is_file():
+            raise FlownError(f"{folder}: not a whole model, {name} is missing")
+    values = read_json(folder / "config.json")
+    if values.get("format") != FORMAT:
+        raise FlownError(f"{folder}/config.json: format {values.get('format')!r}, not {FORMAT!r}")
+    return values, {part: load_tensors(folder / f"{part}.safetensors")[0] for part in PARTS}
+
+
+def prefixed(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """The state of several modules, each under its name."""
+    return {f"{name}.{k}": v for name, m in modules.items() for k, v in m.state_dict().items()}
+
+
+def under(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
+    """The tensors whose names start with `prefix.`, without it."""
+    start = prefix + "."
+    return {k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)}
+
+
+def floats(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
+    """As `under`, in single precision."""
+    return {k: v.float() for k, v in under(prefix, tensors).items()}
+
+
+def take(folder: Path, tensors: Tensors, *names: str) -> list[Tensor]:
+    """Tensors of a model's context by name, in single precision.
+
+    Raises:
+        FlownError: one is missing; the message names it.
+    """
+    if missing := [name for name in names if name not in tensors]:
+        raise FlownError(
+            f"{folder}/context.safetensors: '{missing[0]}' is missing; fit the model again"
+        )
+    return [tensors[name].float() for name in names]
+
+
+def rests(tensors: Tensors, tasks: int) -> list[dict[str, Tensor]]:
+    """Each task's frozen rest, stored as `rest.<task>.<name>`; floats in single precision."""
+    return [
+        {
+            k: v.float() if v.is_floating_point() else v
+            for k, v in under(f"rest.{i}", tensors).items()
+        }
+        for i in range(tasks)
+    ]
+
+
+def fill(module: nn.Module, name: str, tensors: Tensors, file: Path) -> None:
+    """Loads what `prefixed` stored under `name`.
+
+    Raises:
+        FlownError: the tensors are not this module's, or hold NaN or Inf.
+    """
+    own = under(name, tensors)
+    check_finite(own, file)
+    try:
+        module.load_state_dict(own, strict=True)  # half precision on disk becomes the module's own
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise FlownError(f"{file}: does not fit config.json ({reason})") from None
+
+
+def export(source: Path, target: Path) -> None:
+    """Copies a model's folder in half precision, for shipping: half the size, loaded as any other.
+
+    Raises:
+        FlownError: `source` is no whole model.
+    """
+    values, parts = read(source)
+    small = {part: halved(tensors) for part, tensors in parts.items()}
+    readme = (source / "README.md").read_text(encoding="utf-8")
+    write(target, small, {k: v for k, v in values.items() if k != "format"}, readme)
+
+
+def locate(name: str, **options: Any) -> Path:
+    """The folder of a model: itself, a shipped one's, or a download by its hub id.
+
+    Args:
+        options: of `huggingface_hub.snapshot_download`.
+
+    Raises:
+        FlownError: there is no such model.
+    """
+    if name in SHIPPED:
+        return shipped(name)
+    if Path(name).exists():
+        return Path(name)
+    if name.count("/") != 1 or name.startswith((".", "/")):
+        raise FlownError(f"{name}: no such model folder. {unknown('model', name, SHIPPED)}")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, **options))
+    except OSError as error:
+        raise FlownError(f"{name}: no folder, and not to be had from the hub ({error})") from None
+
+
+def shipped(name: str) -> Path:
+    """The folder of a model that ships with the package."""
+    return Path(str(resources.files("flown") / "pretrained" / name))
+
+
+def shipped_zoo(name: str) -> Path:
+    """The zoo that a shipped model was fitted on; it ships too.
+
+    Raises:
+        FlownError: no such shipped model.
+    """
+    if name not in SHIPPED:
+        raise unknown("shipped model", name, SHIPPED)
+    return shipped(f"{name}-zoo")

@@ -1,0 +1,280 @@
+"""Labelling a folder of images from a few labelled ones: features, a head, confidences.
+
+    z = (f - c) / |f - c|,   p = softmax(head(z) / tau)
+
+f are the backbone's features, c their mean over the images of its training, or over the support
+where that is not known. The head is one of `HEADS`; how tau is found says `calibrate`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flown.base.errors import FlownError, unknown
+from flown.base.files import write_text
+from flown.context import CAML, SupportEncoder
+from flown.heads import calibrate, folder
+from flown.heads.classifiers import apply_heads, cosine_heads, probe_heads, ridge_heads
+from flown.heads.features import Standardised, load_backbone
+from flown.heads.folder import Pictures
+from flown.heads.incontext import caml_logits
+from flown.heads.meta import flow_heads
+from flown.nets.linear import NormalisedHead
+from flown.weights.batch import WeightBatch
+from flown.weights.layout import Task, WeightLayout
+
+BACKBONE, HEAD = "resnet12-small", "centroid"
+OUTPUTS = ("predictions.csv", "head.safetensors")
+CONTEXT = "context"  # the backbone that the shipped CAML was trained on
+
+
+class _Kind(NamedTuple):
+    """Supports, labels and ways to heads, and tau_0 for 1 and for 5 images a class."""
+
+    heads: Callable[[Tensor, Tensor, int], Tensor]
+    taus: tuple[float, float]
+
+
+# What is chosen here is best on 5-way tasks of mini-ImageNet's validation classes, of 1 and of 5
+# images a class, with the shipped backbone: `flown.heads.validate` measures it again.
+LINEAR = {
+    "centroid": _Kind(cosine_heads, (2.3, 1.5)),
+    "ridge": _Kind(partial(ridge_heads, strength=10.0), (0.022, 0.036)),
+    "probe": _Kind(probe_heads, (0.29, 0.19)),
+    "flow": _Kind(flow_heads, (0.57, 0.21)),
+}
+HEADS = (*LINEAR, "caml")
+_TRAINED = {"caml": ("CAML", CONTEXT), "flow": ("the generator", BACKBONE)}  # on whose features
+_CAML_TAUS = (2.6, 2.3)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What was learnt from one folder and said of another.
+
+    Of the support set, `left_out` (n, C) are the probabilities of the images `rows` (n,) by heads
+    that had not seen them: None where a class has one image. `head` holds one network, from features
+    to logits whose softmax are the confidences: None for CAML, which has no head.
+    """
+
+    method: str
+    backbone: str
+    classes: tuple[str, ...]
+    support: Pictures
+    rows: Tensor
+    left_out: Tensor | None
+    queries: Pictures | None
+    probabilities: Tensor | None  # (N, C), of the queries
+    head: WeightBatch | None
+    temperature: float
+    warnings: tuple[str, ...]
+    seconds: float
+
+    def save(self, out: Path | str) -> list[Path]:
+        """Writes those of `OUTPUTS` that there are, removes the others; returns what was written."""
+        table, network = (Path(out) / name for name in OUTPUTS)
+        if self.queries is not None and self.probabilities is not None:
+            write_text(table, _csv(self.classes, self.queries, self.probabilities))
+        else:
+            table.unlink(missing_ok=True)
+        if self.head is not None:
+            self.head.save(network)
+        else:
+            network.unlink(missing_ok=True)
+        return [path for path in (table, network) if path.exists()]
+
+    def figures(self) -> list[tuple[str, int, float, float]]:
+        """What was measured: on which images, how many, accuracy and calibration error in percent."""
+        found = []
+        if self.left_out is not None:
+            found.append(("left out in turn", self.left_out, self.support.labels[self.rows]))
+        if self.queries is not None and self.probabilities is not None:
+            labels = self.queries.labels
+            if len(known := (labels >= 0).nonzero().flatten()):
+                found.append(("to label, class known", self.probabilities[known], labels[known]))
+        return [
+            (
+                name,
+                len(own),
+                100 * float((p.argmax(dim=1) == own).float().mean()),
+                calibrate.calibration_error(p, own),
+            )
+            for name, p, own in found
+        ]
+
+
+def label(
+    support: Path | str,
+    queries: Path | str | None = None,
+    *,
+    backbone: str | None = None,
+    head: str = HEAD,
+    shots: int | None = None,
+    seed: int = 0,
+) -> Labelled:
+    """Learns the classes of one folder and labels the images of another.
+
+    Args:
+        support: a folder with a sub-folder of images a class.
+        queries: a folder of images, or of sub-folders of them; without it, only a head is made.
+        backbone: as `load_backbone` takes it, or `context`, CAML's own.
+        head: one of `HEADS`; the default did best on validation tasks.
+        shots: as many random images a class are used; by default all.
+
+    Raises:
+        FlownError: an unknown head or backbone, or a folder that will not do; the message says why.
+    """
+    start = time.monotonic()
+    if head not in HEADS:
+        raise unknown("head", head, HEADS)
+    name = backbone or (_TRAINED[head][1] if head in _TRAINED else BACKBONE)
+    known, classes = folder.read_support(Path(support), shots, seed)
+    asked: Pictures | None = None
+    warnings: list[str] = []
+    if queries is not None:
+        asked, warnings = folder.read_queries(Path(queries), Path(support), classes)
+    warnings += folder.duplicates(known, asked)
+    method = _Method(head, name, known, len(classes))
+    left_out, rows = method.calibrate()
+    made = method.batch(classes, Path(support).resolve().name)
+    probabilities = None if asked is None else method.probabilities(asked)
+    return Labelled(
+        method=head,
+        backbone=name,
+        classes=classes,
+        support=known,
+        rows=rows,
+        left_out=left_out,
+        queries=asked,
+        probabilities=probabilities,
+        head=made,
+        temperature=method.tau,
+        warnings=tuple(warnings),
+        seconds=time.monotonic() - start,
+    )
+
+
+class _Method:
+    """A backbone and a kind of head, with the support's features z (S, F)."""
+
+    def __init__(self, head: str, name: str, support: Pictures, ways: int) -> None:
+        what, own = _TRAINED.get(head, ("", name))
+        if name != own:
+            raise FlownError(
+                f"--head {head}: {what} was trained on the features of '{own}', not of "
+                f"'{name}'; leave --backbone out, or take another head"
+            )
+        self.head, self.name, self.labels, self.ways = head, name, support.labels, ways
+        self.caml: CAML | None = None
+        self.backbone: nn.Module
+        if name == CONTEXT:
+            self.backbone, caml = context_backbone()
+            self.caml = caml if head == "caml" else None
+        else:
+            self.backbone = load_backbone(name)
+        found = support.features(self.backbone)
+        centred = isinstance(self.backbone, (_Features, Standardised))
+        self.centre = torch.zeros(found.shape[1]) if centred else found.mean(dim=0)
+        self.z = self._z(found)
+        one, more = _CAML_TAUS if self.caml else LINEAR[head].taus
+        self.few = int(torch.bincount(support.labels, minlength=ways).min())
+        self.tau = one * (more / one) ** (math.log(min(self.few, 5)) / math.log(5))
+
+    def _z(self, found: Tensor) -> Tensor:
+        """CAML has features as they are."""
+        return found if self.caml else F.normalize(found - self.centre, dim=1)
+
+    def logits(self, support: Tensor, labels: Tensor, query: Tensor, ways: int) -> Tensor:
+        """(T, N, W), tau aside."""
+        if self.caml is not None:
+            return caml_logits(self.caml, support, labels, query, ways)
+        return apply_heads(LINEAR[self.head].heads(support, labels, ways), query)
+
+    def calibrate(self) -> tuple[Tensor | None, Tensor]:
+        """Fits tau where classes have two images; the left-out's probabilities and their rows."""
+        if self.few < 2:
+            return None, torch.empty(0, dtype=torch.long)
+        logits, rows = calibrate.leave_one_out(self.logits, self.z, self.labels, self.ways)
+        self.tau = calibrate.temperature(logits, self.labels[rows], self.tau)
+        return (logits / self.tau).softmax(dim=1), rows
+
+    def batch(self, classes: tuple[str, ...], task: str) -> WeightBatch | None:
+        """The head as a network of its own, 1 / tau within."""
+        if self.caml is not None:
+            return None
+        weights = LINEAR[self.head].heads(self.z[None], self.labels[None], self.ways) / self.tau
+        about = Task(
+            name=task,
+            channels=len(self.centre),
+            size=1,
+            mean=0.0,
+            std=1.0,
+            classes=classes,
+            activation="none",
+        )
+        network = NormalisedHead(len(self.centre), self.ways)
+        layout = WeightLayout.of(network, "normalised-head", about)
+        made = {
+            "backbone": self.name,
+            "method": self.head,
+            "temperature": self.tau,
+            "classes": list(classes),
+        }
+        return WeightBatch(layout, weights, made, rest={"centre": self.centre})
+
+    def probabilities(self, queries: Pictures) -> Tensor:
+        """(N, C)."""
+        query = self._z(queries.features(self.backbone))[None]
+        logits = self.logits(self.z[None], self.labels[None], query, self.ways)[0]
+        found: Tensor = (logits / self.tau).softmax(dim=1)
+        return found
+
+
+class _Features(nn.Module):
+    """The features that the shipped support encoder makes for its CAML."""
+
+    def __init__(self, encoder: SupportEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.encoder.features(images)
+
+
+def context_backbone() -> tuple[nn.Module, CAML]:
+    """The backbone `context` and the CAML that was trained on its features."""
+    encoder = SupportEncoder.pretrained()
+    return _Features(encoder), encoder.caml
+
+
+def _csv(classes: tuple[str, ...], queries: Pictures, probabilities: Tensor) -> str:
+    """A row an image: file, class, confidence, the true class where any is known, p of each class."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    any_known = bool((queries.labels >= 0).any())
+    rows.writerow(
+        [
+            "file",
+            "class",
+            "confidence",
+            *(["true class"] if any_known else []),
+            *(f"p({name})" for name in classes),
+        ]
+    )
+    for file, p, own in zip(queries.files, probabilities, queries.labels.tolist(), strict=True):
+        best = int(p.argmax())
+        true = [classes[own] if own >= 0 else ""] if any_known else []
+        rows.writerow([file, classes[best], f"{p[best]:.4f}", *true, *(f"{x:.4f}" for x in p)])
+    return text.getvalue()

@@ -1,0 +1,360 @@
+"""The meta-model: classifier heads from a support set by flow matching, one class's row at a time.
+
+    head (W F + W,) = rows w_k (F + 1,), the weight and bias of class k
+    w_k --standardise, VAE--> latent (4, 8, 8);   v(x_k, t; c_k) transports noise to it
+    c_k = W_2 silu(W_1 [LN z_k; mean_j LN z_j]),  z_k what support and queries say of class k
+
+A class's network and noise are its own and classes meet in a mean alone: another order of classes gives
+the same rows in that order, for any number of ways. FLoWN's whole heads learn as much from examples.
+
+Sources of the flow: N(0, I), or the encoded rows of a nearest-centroid head and noise around them,
+a (m_k - mean_j m_j) with m = (s + u) / 2, with the bias 0 (`centroid`) or -a |m_k|^2 / 2 + const
+(`euclidean`, the nearest by distance). Axes: T tasks, n samples, W ways, F features.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flown import encoders, flow
+from flown.base.config import Config
+from flown.base.errors import FlownError
+from flown.base.files import halved, load_into, load_tensors, save_tensors
+from flown.encoders import EncoderConfig, LinearConfig, VAEConfig
+from flown.flow import VelocityConfig
+from flown.flow import samplers as sampling
+from flown.flow.diffusion import diffusion_loss
+from flown.heads.frames import Described, describe_support, join_rows, split_heads
+from flown.training import History, TrainConfig, train
+from flown.weights.layout import JointLayout, Standardizer, Task, WeightLayout
+
+_ROWS = 512  # rows that are sampled at a time
+
+
+class HeadFlowConfig(Config):
+    """Sizes and trainings; the defaults are the CPU preset, `published()` has Table 6's VAE.
+
+    The preset's VAE is linear and needs no training. `source` is of flows only; `spread` is the
+    deviation of the noise around encoded centroids.
+    """
+
+    encoder: EncoderConfig = LinearConfig(beta=1e-6)
+    encoder_training: TrainConfig = TrainConfig(steps=2000, batch_size=256)
+    velocity: VelocityConfig = VelocityConfig(
+        channels=16, blocks=1, conditioning="concat", context_channels=4
+    )
+    process: Literal["flow", "diffusion", "v-diffusion"] = "flow"
+    source: Literal["gaussian", "centroid", "euclidean"] = "centroid"
+    spread: float = 0.15
+    flow_training: TrainConfig = TrainConfig(
+        steps=1000, batch_size=160, learning_rate=2e-3, warmup=50, ema=0.99
+    )
+    context_dim: int = 256
+    queries: bool = True
+    seed: int = 0
+
+    @classmethod
+    def published(cls) -> HeadFlowConfig:
+        """Table 6's sizes, for a GPU."""
+        return cls(
+            encoder=VAEConfig.published(few_shot=True), velocity=VelocityConfig(channels=128)
+        )
+
+
+class _Context(nn.Module):
+    """Tokens (B, W, Z) to contexts (B, W, context_dim)."""
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(size)
+        self.first, self.second = nn.Linear(2 * size, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.norm(tokens)
+        x = torch.cat([x, x.mean(dim=1, keepdim=True).expand_as(x)], dim=2)
+        return self.second(F.silu(self.first(x)))  # type: ignore[no-any-return]
+
+
+def _row_layout(features: int) -> JointLayout:
+    task = Task(
+        name="head",
+        channels=features,
+        size=1,
+        mean=0.0,
+        std=1.0,
+        classes=("one",),
+        activation="none",
+    )
+    return JointLayout.of([WeightLayout.of(nn.Linear(features, 1), "linear-head", task)])
+
+
+class HeadFlow(nn.Module):
+    """A trained generator of heads; made by `fit_heads`."""
+
+    def __init__(self, config: HeadFlowConfig, features: int, tokens: int) -> None:
+        super().__init__()
+        self.config, self.features = config, features
+        joint = _row_layout(features)
+        self.standardizer = Standardizer(joint)
+        self.encoder = encoders.build(config.encoder, joint)
+        self.latent_shape: tuple[int, int, int] = self.encoder.latent_shape  # type: ignore[assignment]
+        self.velocity = flow.UNet(config.velocity, self.latent_shape, config.context_dim)
+        self.context = _Context(tokens, config.context_dim)
+        self.register_buffer("stretch", torch.ones(()))  # of centroids' rows to probed ones'
+        self.history: dict[str, History] = {}
+
+    stretch: Tensor
+
+    def save(self, path: Path | str) -> None:
+        """One safetensors file in half precision, the config in its header."""
+        header = {"heads": self.config.model_dump_json(), "features": str(self.features)}
+        save_tensors(path, halved(self.state_dict()), header)
+
+    @classmethod
+    def pretrained(cls) -> HeadFlow:
+        """The generator that ships; `flown.heads.pretrain` made it."""
+        file = resources.files("flown.heads") / "pretrained" / "heads.safetensors"
+        with resources.as_file(file) as path:
+            return cls.load(path)
+
+    @classmethod
+    def load(cls, path: Path | str) -> HeadFlow:
+        """Reads what `save` wrote.
+
+        Raises:
+            FlownError: no such file, or not one of ours.
+        """
+        tensors, about = load_tensors(path)
+        if "heads" not in about:
+            raise FlownError(f"{path}: no generator of heads, its header has no 'heads'")
+        config, features = (
+            HeadFlowConfig.parse(json.loads(about["heads"]), str(path)),
+            int(about["features"]),
+        )
+        model = cls(config, features, 2 * features)
+        load_into(model, tensors, path)
+        return model.eval().requires_grad_(False)
+
+    def encode(self, rows: Tensor) -> Tensor:
+        """Rows (B, F + 1) to latents (B, 4, 8, 8)."""
+        index = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+        return self.encoder.encode(self.standardizer(rows, index))  # type: ignore[operator,no-any-return]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, 4, 8, 8) to rows (B, F + 1)."""
+        index = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
+        return self.standardizer.invert(self.encoder.decode(latents), index)  # type: ignore[operator]
+
+    @torch.no_grad()
+    def reconstruct(self, heads: Tensor, tasks: Described) -> Tensor:
+        """decode(encode(w)) of the tasks' heads (T, W F + W)."""
+        rows = tasks.framed(split_heads(heads, tasks.classes.shape[1]))
+        found = [self.decode(self.encode(some)) for some in rows.flatten(0, 1).split(_ROWS)]
+        return join_rows(tasks.unframed(torch.cat(found).view_as(rows)))
+
+    def centroid_rows(self, tokens: Tensor) -> Tensor:
+        """Rows (B, W, F + 1) of nearest-centroid heads, as long as probed ones."""
+        means, soft = tokens[..., : 2 * self.features].chunk(2, dim=2)
+        means = (means + soft) / 2
+        weight = self.stretch * (means - means.mean(dim=1, keepdim=True))
+        bias = means.new_zeros(*means.shape[:2], 1)
+        if self.config.source == "euclidean":
+            bias = -self.stretch * means.square().sum(dim=2, keepdim=True) / 2
+        return torch.cat([weight, bias - bias.mean(dim=1, keepdim=True)], dim=2)
+
+    def start(self, tokens: Tensor, generator: torch.Generator) -> Tensor:
+        """Samples x_0 of the source for tokens (B, W, Z): (B W, 4, 8, 8)."""
+        shape = (tokens.shape[0] * tokens.shape[1], *self.latent_shape)
+        return self.around(tokens, torch.randn(shape, generator=generator, device=tokens.device))
+
+    def around(self, tokens: Tensor, noise: Tensor) -> Tensor:
+        """The samples x_0 that standard noise (B W, 4, 8, 8) makes for tokens (B, W, Z)."""
+        if self.config.source == "gaussian" or self.config.process != "flow":
+            return noise
+        with torch.no_grad():
+            return (
+                self.encode(self.centroid_rows(tokens).flatten(0, 1)) + self.config.spread * noise
+            )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        tasks: Described,
+        n: int = 50,
+        seed: int = 0,
+        solver: str | None = None,
+        steps: int = 20,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """Heads (T, n, W F + W) for tasks that `describe` describes.
+
+        Args:
+            solver: `euler` and others for a flow, `ddim` or `ddpm` for a diffusion.
+            noise: samples of the source (T, n, W, 4, 8, 8) in place of the seed's.
+
+        Raises:
+            FlownError: n < 1, features of another size, a solver unknown or not of this model.
+        """
+        tokens = tasks.classes
+        if n < 1 or tokens.ndim != 3 or tokens.shape[2] != self.context.norm.normalized_shape[0]:
+            size, got = self.features, tokens.shape[2] // 2
+            raise FlownError(
+                f"heads: expected n of 1 or more and {size} features, got {n} and {got}"
+            )
+        ways = tokens.shape[1]
+        contexts = self.context(tokens)
+        found = []
+        step = max(1, _ROWS // (n * ways))
+        for i in range(0, len(tokens), step):
+            some = tokens[i : i + step].repeat_interleave(n, dim=0)
+            generator = torch.Generator(tokens.device).manual_seed(seed * 1_000_003 + i)
+            x0 = self.start(some, generator) if noise is None else noise[i : i + step].flatten(0, 2)
+            c = contexts[i : i + step].repeat_interleave(n, dim=0).flatten(0, 1)
+            method = solver or ("euler" if self.config.process == "flow" else "ddim")
+            solution = sampling.solve(
+                self.config.process, self.velocity.bind(c), x0, method, steps, generator, False
+            )
+            rows = self.decode(solution.x).unflatten(0, (-1, ways))
+            frames = tasks[i : i + step].repeated(n)
+            found.append(join_rows(frames.unframed(rows)).unflatten(0, (-1, n)))
+        return torch.cat(found)
+
+    def mean_heads(self, tasks: Described, n: int = 16, seed: int = 0, steps: int = 5) -> Tensor:
+        """The mean (T, W F + W) of n heads a task, whose samples' noise tasks and classes share.
+
+        Classes in another order have the same rows in that order.
+        """
+        count, ways = tasks.classes.shape[:2]
+        generator = torch.Generator(tasks.classes.device).manual_seed(seed)
+        noise = torch.randn(
+            1, n, 1, *self.latent_shape, generator=generator, device=tasks.classes.device
+        )
+        each = noise.expand(count, n, ways, -1, -1, -1).flatten(0, 2)
+        start = self.around(tasks.repeated(n).classes, each).unflatten(0, (count, n, ways))
+        return self.generate(tasks, n, steps=steps, noise=start).mean(dim=1)
+
+
+@cache
+def _shipped() -> HeadFlow:
+    return HeadFlow.pretrained()
+
+
+def flow_heads(support: Tensor, labels: Tensor, ways: int) -> Tensor:
+    """Heads (T, W F + W) for supports (T, S, F), the shipped backbone's features at length 1, labels (T, S).
+
+    The mean of some that the shipped generator samples, always the same. Images to label do not enter:
+    on validation tasks they helped where there were as many of each class, and did harm where not.
+    """
+    return _shipped().mean_heads(describe_support(support, labels, ways))
+
+
+class _RowsObjective(nn.Module):
+    def __init__(self, model: HeadFlow, rows: Tensor, batch: int) -> None:
+        super().__init__()
+        self.encoder, self.rows, self.batch = model.encoder, rows, batch
+
+    def forward(self, generator: torch.Generator) -> Tensor:
+        some = self.rows[torch.randint(len(self.rows), (self.batch,), generator=generator)]
+        mask = torch.ones_like(some, dtype=torch.bool)
+        decoded, penalty = self.encoder.training_pass(some, mask, generator)  # type: ignore[operator]
+        return encoders.reconstruction_error(decoded, some, mask) + penalty  # type: ignore[no-any-return]
+
+
+class _FlowObjective(nn.Module):
+    """Flow matching, or the diffusion loss, for rows under their class's context."""
+
+    def __init__(self, model: HeadFlow, latents: Tensor, tokens: Tensor) -> None:
+        super().__init__()
+        self.velocity, self.context, self.model = model.velocity, model.context, [model]
+        self.latents, self.tokens = latents, tokens  # (T, W, 4, 8, 8), (T, W, Z)
+
+    def forward(self, generator: torch.Generator) -> Tensor:
+        (model,) = self.model
+        count = max(1, model.config.flow_training.batch_size // self.tokens.shape[1])
+        some = torch.randint(len(self.tokens), (count,), generator=generator)
+        tokens, x1 = self.tokens[some], self.latents[some].flatten(0, 1)
+        contexts = self.context(tokens).flatten(0, 1)
+        if model.config.process != "flow":
+            return diffusion_loss(self.velocity, x1, contexts, generator, model.config.process)
+        x0 = model.start(tokens, generator)
+        return flow.flow_matching_loss(self.velocity, x0, x1, contexts, generator=generator)
+
+
+def _fit_encoder(model: HeadFlow, standard: Tensor, out: Path, resume: bool) -> None:
+    """Trains the encoder on standardised rows (B, F + 1); a linear one has a closed form."""
+    config = model.config
+    if isinstance(model.encoder, encoders.Linear):
+        model.encoder.fit(standard)
+        return
+    objective = _RowsObjective(model, standard, config.encoder_training.batch_size)
+    model.history["encoder"] = train(
+        objective, config.encoder_training, out=out, name="encoder", seed=config.seed, resume=resume
+    )
+    model.encoder.settle(standard[:8192])  # type: ignore[operator]
+
+
+def fit_heads(
+    heads: Tensor,
+    tasks: Described,
+    config: HeadFlowConfig | None = None,
+    *,
+    out: Path | str,
+    resume: bool = False,
+    like: HeadFlow | None = None,
+) -> HeadFlow:
+    """Trains a generator on probed heads (T, W F + W) and what their tasks say.
+
+    Args:
+        out: the folder of the checkpoints, of which `resume` goes on.
+        like: a model whose encoder is taken over: the same latent for another flow.
+
+    Raises:
+        FlownError: heads and tokens do not fit, or as `flown.training.train`.
+    """
+    config = config or HeadFlowConfig()
+    tokens, ways = tasks.classes, tasks.classes.shape[1]
+    features = tasks.centre.shape[1]
+    if tuple(heads.shape) != (want := (len(tokens), ways * features + ways)):
+        raise FlownError(f"heads: expected {want} for these tasks, got {tuple(heads.shape)}")
+    rows = tasks.framed(split_heads(heads, ways))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # parameters are initialised by torch's own rules
+        model = HeadFlow(config, features, tokens.shape[2])
+    flat = rows.flatten(0, 1)
+    index = torch.zeros(len(flat), dtype=torch.int64)
+    shared: dict[str, Any] = {} if like is None else like.state_dict()
+    if like is None:
+        model.standardizer.fit([(flat, index)])
+        standard = model.standardizer(flat, index)
+        _fit_encoder(model, standard, Path(out), resume)
+        means = tokens[..., :features]
+        apart = (means - means.mean(dim=1, keepdim=True)).norm(dim=2).mean()
+        model.stretch.copy_(rows[..., :-1].norm(dim=2).mean() / apart)
+    else:
+        kept = {
+            k: v
+            for k, v in shared.items()
+            if k.startswith(("encoder.", "standardizer.", "stretch"))
+        }
+        model.load_state_dict(kept, strict=False)
+    model.encoder.requires_grad_(False)
+    with torch.no_grad():
+        latents = torch.cat([model.encode(some) for some in flat.split(_ROWS)])
+    objective_ = _FlowObjective(model, latents.unflatten(0, (-1, ways)), tokens)
+    model.history["flow"] = train(
+        objective_,
+        config.flow_training,
+        out=Path(out),
+        name="flow",
+        seed=config.seed + 1,
+        resume=resume,
+    )
+    return model.eval().requires_grad_(False)

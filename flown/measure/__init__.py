@@ -1,0 +1,1 @@
+"""Networks measured, however they were made."""

@@ -1,0 +1,68 @@
+"""Accuracy of many networks at once on labelled images.
+
+    accuracy_i = 100 / N * sum_j [argmax_c f(x_j; w_i)_c = y_j]
+
+Images are preprocessed as the networks' own task says, and in chunks: memory does not grow with N.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flown.base.errors import FlownError
+from flown.base.files import check_finite
+from flown.weights.batch import WeightBatch
+
+_IMAGES = 1000  # images preprocessed at a time
+
+
+@torch.no_grad()
+def predictions(batch: WeightBatch, images: Tensor) -> Tensor:
+    """Predicted classes int64 (n, N) of all networks.
+
+    Args:
+        images: uint8 (N, c, H, W), grey or colour.
+
+    Raises:
+        FlownError: images of another shape or type, or a network whose weights are NaN or Inf.
+    """
+    task = batch.layout.task
+    if images.ndim != 4 or images.dtype != torch.uint8:
+        got = f"{images.dtype} {tuple(images.shape)}"
+        raise FlownError(f"evaluate: expected uint8 images (N, c, H, W), got {got}")
+    check_finite({"weights": batch.vectors}, f"networks for task '{task.name}'")
+    device = batch.vectors.device
+    classes = torch.empty(len(batch), len(images), dtype=torch.int64, device=device)
+    if not len(batch):
+        return classes
+    for start in range(0, len(images), _IMAGES):
+        some = task.preprocess(images[start : start + _IMAGES].to(device))
+        classes[:, start : start + _IMAGES] = batch.logits(some).argmax(dim=-1)
+    return classes
+
+
+def evaluate(batch: WeightBatch, images: Tensor, labels: Tensor) -> Tensor:
+    """Accuracy in percent of every network, (n,).
+
+    Args:
+        images: uint8 (N, c, H, W).
+        labels: integers (N,) in 0..C-1, C the networks' classes.
+
+    Raises:
+        FlownError: no image, another number of labels, a label out of range, or as `predictions`.
+    """
+    if labels.ndim != 1 or not len(images) or len(images) != len(labels):
+        got = f"{len(images)} images and labels of shape {tuple(labels.shape)}"
+        raise FlownError(f"evaluate: expected N > 0 images and N labels, got {got}")
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise FlownError(f"evaluate: expected integer labels, got {labels.dtype}")
+    classes = len(batch.layout.task.classes)
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        raise FlownError(
+            f"evaluate: label {int(wrong[0])} is out of range 0..{classes - 1}, the classes of "
+            f"networks for task '{batch.layout.task.name}'"
+        )
+    hits = predictions(batch, images) == labels.to(batch.vectors.device)
+    return 100 * hits.float().mean(dim=1)

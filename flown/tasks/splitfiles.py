@@ -1,0 +1,65 @@
+"""Sets of many classes as their official split files: mini-ImageNet as Ravi & Larochelle publish it.
+
+train.csv, val.csv, test.csv    rows `filename,label`, no class in two of them
+images/                         all images
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import torch
+
+from flown.base.errors import FlownError
+from flown.tasks.folder import read_image, stack
+from flown.tasks.splits import ManyClass
+
+PARTS = ("train", "val", "test")
+
+
+def load_split_files(folder: Path, size: int = 84) -> ManyClass:
+    """A set of many classes from a folder of split files; images are resized to `size`.
+
+    Raises:
+        FlownError: a split file is missing or has other columns, a class is in two of them, or an
+            image is missing or unreadable (it is named).
+    """
+    listed = {part: _rows(folder / f"{part}.csv") for part in PARTS}
+    known: dict[str, str] = {}
+    for part, rows in listed.items():
+        for _, label in rows:
+            if known.setdefault(label, part) != part:
+                raise FlownError(
+                    f"{folder}: class '{label}' is in {known[label]}.csv and {part}.csv"
+                )
+    names = tuple(sorted(known))
+    number = {name: i for i, name in enumerate(names)}
+    images, labels = [], []
+    for rows in listed.values():
+        for file, label in rows:
+            path = folder / "images" / file
+            if not path.is_file():
+                raise FlownError(f"{path}: no such image; the split files name it")
+            # At once: sixty thousand pictures of any size would not fit into memory.
+            images.append(stack([read_image(path)], size)[0])
+            labels.append(number[label])
+    parts = {part: torch.tensor([number[n] for n in names if known[n] == part]) for part in PARTS}
+    return ManyClass(folder.name, names, stack(images, size), torch.tensor(labels), parts)
+
+
+def _rows(path: Path) -> list[tuple[str, str]]:
+    """File names and labels."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise FlownError(f"{path}: cannot be read ({error})") from None
+    if not rows or [name.strip() for name in rows[0]] != ["filename", "label"]:
+        raise FlownError(f"{path}: its first line is not 'filename,label'")
+    for number, row in enumerate(rows[1:], 2):
+        if len(row) != 2 or not all(row):
+            raise FlownError(f"{path}, line {number}: expected a file name and a label, got {row}")
+    if len(rows) == 1:
+        raise FlownError(f"{path}: names no image")
+    return [(file, label) for file, label in rows[1:]]

@@ -1,0 +1,124 @@
+"""Images as tensors in three disjoint parts: train, validation, test.
+
+The test part is for the final measurement alone: selection, thresholds and early stopping use the
+validation part, which is carved from the training images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flown.base.errors import FlownError
+
+Pixels: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images uint8 (N, c, H, W) and labels int64 (N,)."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: Tensor | slice) -> Split:
+        return Split(self.images[rows], self.labels[rows])
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A classification task's images: `labels` index into `classes`."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    val: Split
+    test: Split
+
+
+@dataclass(frozen=True)
+class ManyClass:
+    """Images of many classes, the classes themselves split: for few-shot work and pretraining."""
+
+    name: str
+    classes: tuple[str, ...]
+    images: Tensor  # uint8 (N, c, H, W)
+    labels: Tensor  # int64 (N,)
+    class_split: dict[str, Tensor]  # "train" | "val" | "test" -> class numbers
+
+
+def three_way(
+    name: str,
+    classes: tuple[str, ...],
+    train: Split,
+    test: Split | None,
+    *,
+    seed: int = 0,
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.2,
+) -> ImageData:
+    """Splits a data set, stratified by class and the same for the same seed.
+
+    A given test part stays as published. Images of it that stand in the training part too (to the
+    byte) are dropped there, and likewise validation images from the rest, so that the three parts
+    share no image.
+
+    Args:
+        test: the published test part, or None to carve one from `train` too.
+        val_fraction: share of what is left beside the test part.
+        test_fraction: share of all images, where there is no test part.
+
+    Raises:
+        FlownError: a class has too few images to be in every part, train and test differ in
+            shape, or a fraction is not between 0 and 1.
+    """
+    for key, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+        if not 0 < value < 1:
+            raise FlownError(f"{name}: {key} must lie between 0 and 1, got {value:g}")
+    generator = torch.Generator().manual_seed(seed)
+    if test is None:
+        _require(3, train, classes, name)
+        train, test = _carve(train, len(classes), test_fraction, generator)
+    if not len(test) or train.images.shape[1:] != test.images.shape[1:]:
+        shapes = f"{tuple(train.images.shape)} to train on and {tuple(test.images.shape)} to test"
+        raise FlownError(f"{name}: images {shapes}; expected some of both, of the same shape")
+    train = train[~_among(train.images, test.images)]
+    _require(2, train, classes, name)
+    train, val = _carve(train, len(classes), val_fraction, generator)
+    train = train[~_among(train.images, val.images)]
+    _require(1, train, classes, name)
+    return ImageData(name, classes, train, val, test)
+
+
+def _require(count: int, split: Split, classes: tuple[str, ...], name: str) -> None:
+    for label, have in enumerate(torch.bincount(split.labels, minlength=len(classes)).tolist()):
+        if have < count:
+            raise FlownError(
+                f"{name}: too few images of class '{classes[label]}': {have} that no other part "
+                f"holds, {count} or more are needed"
+            )
+
+
+def _carve(
+    split: Split, classes: int, fraction: float, generator: torch.Generator
+) -> tuple[Split, Split]:
+    """The rest and a stratified share; of each class at least one image goes to either."""
+    chosen = torch.zeros(len(split), dtype=torch.bool)
+    for label in range(classes):
+        rows = (split.labels == label).nonzero().flatten()
+        count = min(max(1, round(fraction * len(rows))), len(rows) - 1)
+        chosen[rows[torch.randperm(len(rows), generator=generator)[:count]]] = True
+    return split[~chosen], split[chosen]
+
+
+def _among(images: Tensor, others: Tensor) -> Tensor:
+    """True for every image that is, byte for byte, one of `others`."""
+    known = {image.tobytes() for image in others.numpy()}
+    return torch.tensor([image.tobytes() in known for image in images.numpy()], dtype=torch.bool)

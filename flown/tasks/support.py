@@ -1,0 +1,170 @@
+"""Support sets and episodes: a few labelled images per class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flown.base.errors import FlownError, unknown
+from flown.tasks.folder import load_folder
+from flown.tasks.named import load
+from flown.tasks.splits import Split
+
+
+class Support(NamedTuple):
+    """Labelled images uint8 (K, c, H, W) and labels (K,), sorted by class."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class Episode(NamedTuple):
+    """An n-way k-shot task. Labels run from 0 to ways - 1; `classes` are the original numbers."""
+
+    support: Support
+    query: Support
+    classes: Tensor
+
+
+def draw_support(
+    split: Split,
+    classes: int,
+    shots: int,
+    generator: torch.Generator,
+    classes_subset: Sequence[int] | None = None,
+) -> Support:
+    """`shots` random images of each class.
+
+    Args:
+        classes: how many classes the split has.
+        classes_subset: draw from these classes alone; labels are then places in this list.
+
+    Raises:
+        FlownError: a class has fewer images than that, or there is no such class.
+    """
+    wanted = range(classes) if classes_subset is None else classes_subset
+    if shots < 1 or not wanted:
+        raise FlownError(
+            f"a support set needs an image of some class: shots={shots}, {len(wanted)} classes"
+        )
+    if bad := [label for label in wanted if not 0 <= label < classes]:
+        raise FlownError(f"class {bad[0]} is out of range 0..{classes - 1}")
+    chosen = torch.cat([_draw(split.labels, label, shots, generator) for label in wanted])
+    labels = torch.arange(len(wanted), device=split.labels.device).repeat_interleave(shots)
+    return Support(split.images[chosen], labels)
+
+
+def draw_episode(
+    images: Tensor,
+    labels: Tensor,
+    classes: Tensor,
+    ways: int,
+    shots: int,
+    queries: int,
+    generator: torch.Generator,
+) -> Episode:
+    """A task over `ways` random classes out of `classes`; support and query share no image.
+
+    Args:
+        images: (N, ...): pixels, or features of them; labels (N,).
+        classes: the class numbers to choose from, as in `ManyClass.class_split`.
+        shots: support images a class; `queries`: query images a class.
+
+    Raises:
+        FlownError: fewer classes than ways, or a class with too few images.
+    """
+    if min(ways, shots, queries) < 1:
+        raise FlownError(f"an episode needs {ways=}, {shots=} and {queries=} of 1 or more")
+    if ways > len(classes):
+        raise FlownError(f"{ways} ways asked for, there are {len(classes)} classes")
+    chosen = classes[torch.randperm(len(classes), generator=generator)[:ways]]
+    rows = torch.stack([_draw(labels, int(c), shots + queries, generator) for c in chosen])
+    order = torch.arange(ways)
+    support, query = rows[:, :shots].flatten(), rows[:, shots:].flatten()
+    return Episode(
+        Support(images[support], order.repeat_interleave(shots)),
+        Support(images[query], order.repeat_interleave(queries)),
+        chosen,
+    )
+
+
+def _draw(labels: Tensor, label: int, count: int, generator: torch.Generator) -> Tensor:
+    rows = (labels == label).nonzero().flatten()
+    if len(rows) < count:
+        raise FlownError(f"class {label} has {len(rows)} images, {count} are needed")
+    return rows[torch.randperm(len(rows), generator=generator)[:count]]
+
+
+def load_support(
+    source: str | Path, shots: int = 5, seed: int = 0, classes: Sequence[str] | None = None
+) -> tuple[Support, tuple[str, ...]]:
+    """A support set and its class names: all images of a folder, or `shots` a class of a data
+    set's training part.
+
+    Args:
+        classes: names of the classes to take, in the order of their labels; without it, all.
+
+    Raises:
+        FlownError: as `load` and `draw_support`, or no class of that name.
+    """
+    if folder := Path(source).is_dir():
+        split, known = load_folder(Path(source))
+    else:
+        images = load(source)
+        split, known = images.train, images.classes
+    names = known if classes is None else tuple(classes)
+    if bad := [name for name in names if name not in known]:
+        raise unknown(f"class of {source}:", bad[0], known)
+    if not names:
+        raise FlownError(f"{source}: a support set of no class was asked for")
+    wanted = [known.index(name) for name in names]
+    if not folder:
+        generator = torch.Generator().manual_seed(seed)
+        return draw_support(split, len(known), shots, generator, wanted), names
+    rows = [(split.labels == label).nonzero().flatten() for label in wanted]
+    labels = [torch.full((len(found),), i) for i, found in enumerate(rows)]
+    return Support(split.images[torch.cat(rows)], torch.cat(labels)), names
+
+
+def check_support(images: Tensor, labels: Tensor, classes: int) -> Support:
+    """A user's tensors as a support set of `classes` classes.
+
+    Args:
+        images: (K, c, H, W), c 1 or 3, uint8 or floats in [0, 1].
+        labels: (K,) integers, every one of 0..classes-1 at least once.
+
+    Raises:
+        FlownError: anything else; the message names shape, value or class.
+    """
+    for key, value in (("images", images), ("labels", labels)):
+        if not isinstance(value, Tensor):
+            raise FlownError(f"support {key}: expected a tensor, got {type(value).__name__}")
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise FlownError(f"support images: expected (K, 1 or 3, H, W), got {tuple(images.shape)}")
+    if min(images.shape[2:]) < 4:
+        raise FlownError(f"support images: {tuple(images.shape[2:])} pixels are too few")
+    if labels.ndim != 1 or len(labels) != len(images):
+        raise FlownError(f"support labels: expected {len(images)}, got {tuple(labels.shape)}")
+    if labels.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+        raise FlownError(f"support labels: expected integers, got {labels.dtype}")
+    bad = labels[(labels < 0) | (labels >= classes)]
+    if len(bad):
+        raise FlownError(f"support labels: {int(bad[0])} is out of range 0..{classes - 1}")
+    counts = torch.bincount(labels.long(), minlength=classes)
+    if (counts == 0).any():
+        missing = int((counts == 0).nonzero()[0])
+        raise FlownError(f"support set: class {missing} of {classes} has no image")
+    if images.dtype != torch.uint8:
+        if not images.is_floating_point():
+            raise FlownError(f"support images: expected uint8 or floats, got {images.dtype}")
+        if not torch.isfinite(images).all():
+            raise FlownError("support images: NaN or Inf pixels")
+        if images.min() < 0 or images.max() > 1:
+            low, high = float(images.min()), float(images.max())
+            raise FlownError(f"support images: floats must lie in [0, 1], got [{low:g}, {high:g}]")
+        images = (images * 255).round().to(torch.uint8)
+    return Support(images, labels.long())

@@ -1,0 +1,1 @@
+"""Networks as vectors: layouts, scales, batches."""

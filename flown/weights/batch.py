@@ -1,0 +1,226 @@
+"""A batch of networks of one layout: n weight vectors, their file, and running them all at once.
+
+File: one safetensors file, `(n, *shape)` per tensor under its state_dict name; the header's
+metadata holds the layout (`layout`) and where the weights come from (`provenance`), both JSON. Where
+networks have them, `rest/<name>` holds a tensor they share, `(*shape)`, and `buffers/<name>`
+BatchNorm statistics of their own, `(n, *shape)`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flown.base.errors import FlownError
+from flown.base.files import check_finite, load_tensors, save_tensors
+from flown.nets.batched import batchnorm, stacked
+from flown.weights import construction
+from flown.weights.layout import WeightLayout
+
+
+class WeightBatch:
+    """n networks of one layout as one tensor of weight vectors (n, D).
+
+    Args:
+        vectors: (n, D).
+        rest: what the layout leaves out and all networks share, by state_dict name, `(*shape)`:
+            frozen parameters, and buffers that a fresh network does not have.
+        buffers: BatchNorm statistics of each network's own, `(n, *shape)`; see `calibrated`.
+    """
+
+    def __init__(
+        self,
+        layout: WeightLayout,
+        vectors: Tensor,
+        provenance: Mapping[str, Any] | None = None,
+        rest: Mapping[str, Tensor] | None = None,
+        buffers: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        if vectors.ndim != 2 or vectors.shape[1] != layout.size:
+            got = tuple(vectors.shape)
+            raise FlownError(f"{layout.net}: expected weights (n, {layout.size}), got {got}")
+        self.layout = layout
+        self.vectors = vectors
+        self.provenance = dict(provenance or {})
+        self.rest = {name: tensor.to(vectors.device) for name, tensor in (rest or {}).items()}
+        self.buffers = {k: tensor.to(vectors.device) for k, tensor in (buffers or {}).items()}
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __getitem__(self, rows: slice | list[int] | Tensor) -> WeightBatch:
+        buffers = {name: tensor[rows] for name, tensor in self.buffers.items()}
+        return WeightBatch(self.layout, self.vectors[rows], self.provenance, self.rest, buffers)
+
+    def __repr__(self) -> str:
+        task = self.layout.task.name
+        return f"WeightBatch({len(self)} x {self.layout.net} for {task}, D={self.layout.size})"
+
+    @cached_property
+    def architecture(self) -> nn.Module:
+        """The network these weights are for, in eval mode, with weights that mean nothing."""
+        return self.layout.build().eval().to(self.vectors.device)
+
+    def _check_parameters(self) -> None:
+        known = {*self.layout.names, *self.rest}
+        missing = [name for name, _ in self.architecture.named_parameters() if name not in known]
+        if missing:
+            task = self.layout.task.name
+            raise FlownError(
+                f"{self.layout.net} for task '{task}': a subset of the network, {len(missing)} of "
+                f"its tensors ('{missing[0]}', ...) are missing; pass the frozen rest: "
+                f"WeightBatch(..., rest=zoo.rest('{task}'))"
+            )
+
+    @cached_property
+    def _constants(self) -> dict[str, Tensor]:
+        """Buffers that the architecture alone decides; raises where anything else is unknown."""
+        self._check_parameters()
+        known = {*self.rest, *self.buffers}
+        for name in sorted(construction.drawn(self.layout.net, self.layout.task) - known):
+            raise FlownError(
+                f"{self.layout.net} for task '{self.layout.task.name}': its constructor draws buffer "
+                f"'{name}' at random, and these networks' is not known; pass it: "
+                "WeightBatch(..., rest={name: buffer})"
+            )
+        for name in batchnorm.layers(self.architecture):
+            if f"{name}.running_mean" not in known:
+                raise FlownError(
+                    f"{self.layout.net} for task '{self.layout.task.name}': the statistics of "
+                    f"BatchNorm layer '{name}' are not known; use .calibrated(training images)"
+                )
+        kept = self.architecture.state_dict()
+        buffers = self.architecture.named_buffers(remove_duplicate=False)
+        return {k: v for k, v in buffers if k in kept and k not in known}
+
+    def on(self, vectors: Tensor) -> WeightBatch:
+        """Other networks (m, D) of the same layout on the same frozen rest."""
+        return WeightBatch(self.layout, vectors, rest=self.rest)
+
+    def bare(self) -> WeightBatch:
+        """The same networks without the BatchNorm statistics that depend on their weights."""
+        if not batchnorm.layers(self.architecture):
+            return self
+        side, some = self.layout.task.size, self.layout.task.channels
+        images = torch.zeros(2, some, side, side, device=self.vectors.device)
+        own = batchnorm.influenced(self.architecture, self.layout.names, images)
+        rest = {name: tensor for name, tensor in self.rest.items() if name not in own}
+        return WeightBatch(self.layout, self.vectors, self.provenance, rest)
+
+    def state_dict(self, i: int) -> dict[str, Tensor]:
+        """The i-th network's state dict; a copy.
+
+        Raises:
+            FlownError: the frozen rest, BatchNorm statistics or a buffer that the constructor draws
+                at random are missing.
+        """
+        own = self.layout.unpack(self.vectors[i][None])
+        tensors = self._constants | self.rest | {name: tensor[0] for name, tensor in own.items()}
+        tensors |= {name: tensor[i] for name, tensor in self.buffers.items()}
+        for name, first in construction.second_names(self.architecture).items():
+            tensors[name] = tensors[first]  # of one weight under two names
+        return {name: tensor.clone() for name, tensor in tensors.items()}
+
+    def module(self, i: int) -> nn.Module:
+        """The i-th network as an `nn.Module` in eval mode, for `layout.task.preprocess`ed images.
+
+        Raises:
+            FlownError: as `state_dict`.
+        """
+        net = self.layout.build()
+        net.load_state_dict(self.state_dict(i))
+        return net.eval().to(self.vectors.device)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits (n, B, C) of all networks for preprocessed images (B, c, H, W).
+
+        Raises:
+            FlownError: as `state_dict`.
+        """
+        _ = self._constants  # whatever is missing is named
+        own = self.layout.unpack(self.vectors) | self.buffers
+        return stacked.forward(self.architecture, own, images, self.rest)
+
+    def calibrated(
+        self, images: Tensor, batches: int = 50, batch_size: int = 64, seed: int = 0
+    ) -> WeightBatch:
+        """The same networks with BatchNorm statistics estimated anew; unchanged without BatchNorm.
+
+        Statistics that generated weights have no influence on are the same in all networks and
+        become part of `rest`.
+
+        Args:
+            images: uint8 (N, c, H, W) *training* images; labels are not needed, test images must
+                never be among them.
+            batches: how many random batches the statistics are the mean of.
+
+        Raises:
+            FlownError: the frozen rest is missing, or too few images.
+        """
+        if not len(self) or not batchnorm.layers(self.architecture):
+            return self
+        self._check_parameters()
+        task, device = self.layout.task, self.vectors.device
+        chosen = batchnorm.draw(images, batches, batch_size, seed)
+        own, shared = batchnorm.statistics(
+            self.architecture,
+            self.layout.unpack(self.vectors),
+            self.rest,
+            (task.preprocess(some.to(device)) for some in chosen),
+        )
+        rest = {name: tensor for name, tensor in self.rest.items() if name not in own}
+        return WeightBatch(self.layout, self.vectors, self.provenance, rest | shared, own)
+
+    def save(self, path: Path | str) -> None:
+        """Writes the safetensors file whole.
+
+        Raises:
+            FlownError: a weight is NaN or Inf, or the file cannot be written.
+        """
+        tensors = self.layout.unpack(self.vectors)
+        tensors |= {f"rest/{name}": tensor for name, tensor in self.rest.items()}
+        tensors |= {f"buffers/{name}": tensor for name, tensor in self.buffers.items()}
+        check_finite(tensors, path)
+        metadata = {
+            "format": "flown-weights-1",
+            "layout": self.layout.model_dump_json(),
+            "provenance": json.dumps(self.provenance),
+        }
+        save_tensors(path, tensors, metadata)
+
+    @classmethod
+    def load(cls, path: Path | str) -> WeightBatch:
+        """Reads what `save` wrote.
+
+        Raises:
+            FlownError: missing, truncated or foreign file, other tensors than the layout's, NaN.
+        """
+        tensors, metadata = load_tensors(path)
+        if metadata.get("format") != "flown-weights-1":
+            raise FlownError(f"{path}: a safetensors file without flown's layout in its header")
+        layout = WeightLayout.parse(json.loads(metadata["layout"]), where=str(path))
+        check_finite(tensors, path)
+        parts: dict[str, dict[str, Tensor]] = {"": {}, "rest": {}, "buffers": {}}
+        for name, tensor in tensors.items():
+            part, _, own = name.partition("/")
+            if part in parts:
+                parts[part][own] = tensor
+            else:
+                parts[""][name] = tensor
+        try:
+            vectors = layout.pack(parts[""])
+        except FlownError as error:
+            raise FlownError(f"{path}: {error}") from None
+        provenance = json.loads(metadata.get("provenance", "{}"))
+        return cls(layout, vectors, provenance, parts["rest"], parts["buffers"])
+
+    def to(self, device: torch.device | str) -> WeightBatch:
+        """The same networks on another device."""
+        moved = self.vectors.to(device)
+        return WeightBatch(self.layout, moved, self.provenance, self.rest, self.buffers)

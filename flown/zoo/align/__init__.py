@@ -1,0 +1,1 @@
+"""Networks brought into one order of units and signs."""

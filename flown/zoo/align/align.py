@@ -1,0 +1,122 @@
+"""An aligned copy of a zoo, and how near its networks are to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flown.base.errors import FlownError
+from flown.base.files import prepare_output, save_tensors
+from flown.weights import construction
+from flown.weights.batch import WeightBatch
+from flown.zoo.align.matching import Aligned, align, permute
+from flown.zoo.rows import Row, checksum
+from flown.zoo.store import Zoo, task_file
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How far networks lie apart, and what lies between them; accuracies in percent.
+
+    `distance` is the mean over all pairs; `midpoints` the mean accuracy of (w_i + w_j) / 2 over random
+    pairs, `mean` the accuracy of the mean of all, `models` their own mean accuracy.
+    """
+
+    distance: float
+    models: float
+    midpoints: float
+    mean: float
+
+
+@torch.no_grad()
+def spread(
+    batch: WeightBatch, accuracy: Callable[[WeightBatch], Tensor], pairs: int = 100, seed: int = 0
+) -> Spread:
+    """Measures networks; the same seed takes the same pairs, so that before and after compare.
+
+    Args:
+        accuracy: percent of every network, (n,): `flown.evaluate` on validation images.
+
+    Raises:
+        FlownError: fewer than two networks or no pair.
+    """
+    n, vectors = len(batch), batch.vectors
+    if n < 2 or pairs < 1:
+        raise FlownError(f"spread: needs two networks and a pair, got {n} and {pairs}")
+    generator = torch.Generator().manual_seed(seed)
+    i = torch.randint(n, (pairs,), generator=generator)
+    j = (i + torch.randint(1, n, (pairs,), generator=generator)) % n
+    middle = WeightBatch(batch.layout, (vectors[i] + vectors[j]) / 2)
+    mean = WeightBatch(batch.layout, vectors.mean(dim=0, keepdim=True))
+    return Spread(
+        distance=float(torch.pdist(vectors).mean()),
+        models=float(accuracy(batch).mean()),
+        midpoints=float(accuracy(middle).mean()),
+        mean=float(accuracy(mean)[0]),
+    )
+
+
+def align_zoo(
+    zoo: Zoo, out: Path | str, *, rounds: int = 50, seed: int = 0, overwrite: bool = False
+) -> Zoo:
+    """Writes an aligned copy of a zoo, each task by itself; rows, splits and accuracies stay.
+
+    The reference is the mean of the training networks at their last epoch; networks held out are
+    brought into its order and have no part in it. All checkpoints of a network take the order of its
+    last one, so that its trajectory stays continuous. `reference-<task>.safetensors` holds the mean.
+
+    Raises:
+        FlownError: `out` exists or is the zoo itself, a task without training networks, or a network
+            without known symmetries.
+    """
+    if Path(out).resolve() == zoo.path.resolve():
+        raise FlownError(f"{out}: is the zoo to be aligned; choose another folder")
+    out = prepare_output(out, overwrite)
+    rows: list[Row] = []
+    about: dict[str, int] = {}
+    for layout in zoo.layouts:
+        task = layout.task.name
+        some = [row for row in zoo.rows if row.task == task]
+        batch = zoo.batch(task)
+        if shared := construction.constants(batch.architecture).keys() & batch.rest.keys():
+            raise FlownError(
+                f"{zoo.path}: networks for task '{task}' share buffer '{min(shared)}', which a "
+                "permutation of one network might have to change"
+            )
+        aligned, owner = _align_rows(batch, some, rounds, seed, str(zoo.path))
+        orders = [p[owner] for p in aligned.permutations]
+        flips = [s[owner] for s in aligned.signs]
+        tensors = permute(layout.unpack(batch.vectors), aligned.groups, orders, flips)
+        # Another name than the source's: a zoo's identity is made of its rows.
+        shard = f"weights-aligned-{len(rows):06d}.safetensors"
+        save_tensors(out / shard, tensors)
+        reference = WeightBatch(layout, aligned.reference[None], {"mean of": str(zoo.path)})
+        reference.save(task_file(out, "reference", task))
+        about[task] = aligned.rounds
+        sums = map(checksum, layout.pack(tensors))
+        rows += [
+            row._replace(shard=shard, offset=i, checksum=known)
+            for i, (row, known) in enumerate(zip(some, sums, strict=True))
+        ]
+    alignment = {"source": zoo.identity, "seed": seed, "rounds": about}
+    kept = {key: value for key, value in zoo.about.items() if key not in ("format", "layouts")}
+    return Zoo.write(out, zoo.layouts, rows, {**kept, "alignment": alignment})
+
+
+def _align_rows(
+    batch: WeightBatch, rows: Sequence[Row], rounds: int, seed: int, where: str
+) -> tuple[Aligned, Tensor]:
+    """Alignment of the last checkpoint of every network, and for each row its network's place."""
+    last = {row.model: i for i, row in sorted(enumerate(rows), key=lambda item: item[1].epoch)}
+    training = [i for i in last.values() if rows[i].split == "train"]
+    if not training:
+        raise FlownError(f"{where}: task '{batch.layout.task.name}' has no network in `train`")
+    fitted = align(batch[training], rounds=rounds, seed=seed)
+    aligned = align(batch[list(last.values())], fitted.reference, groups=fitted.groups)
+    places = {model: place for place, model in enumerate(last)}
+    owner = torch.tensor([places[row.model] for row in rows])
+    return replace(aligned, rounds=fitted.rounds), owner

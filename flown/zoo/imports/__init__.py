@@ -1,0 +1,1 @@
+"""Zoos made of other people's checkpoints."""

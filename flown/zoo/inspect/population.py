@@ -1,0 +1,372 @@
+"""What a zoo's population is like: accuracies, distances, duplicates, dead units, bytes.
+
+    pairs    |w_i - w_j|             over pairs i < j of training networks, each at its last epoch
+    nearest  min_j |w_i - w_j|       of a training network i != j, or of a held-out one
+    dead     max_x a_u(x) - min_x a_u(x) <= 1e-6 max_x |a_u(x)|      unit u, images x
+
+A zoo may be larger than the memory: what needs weights is measured on a sample of its networks,
+drawn by a seed, and what needs every row is asked of the index's checksums.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flown import tasks as data
+from flown.base.errors import FlownError
+from flown.tasks import ImageData
+from flown.weights.batch import WeightBatch
+from flown.weights.layout import WeightLayout
+from flown.zoo.inspect.activity import Layer, dead_units
+from flown.zoo.rows import Row, checksum
+from flown.zoo.store import Zoo
+
+SPLITS = ("train", "held-out")
+SAMPLE = 200  # networks of a split that are looked at
+_NUMBERS = 1 << 25  # weights of a sample: large networks are sampled more thinly
+_CHUNK = 1 << 22  # weights read at a time where all are read
+_CHECKPOINTS, _EPOCHS = 600, 24  # in the plane
+_NETWORKS, _IMAGES = 32, 256  # that dead units are told from
+_BINS = 60
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean, standard deviation (None of a single value) and range of n values."""
+
+    n: int
+    mean: float
+    std: float | None
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float | None]) -> Spread | None:
+        """Of the values that are known; None where none is."""
+        known = [v for v in values if v is not None and math.isfinite(v)]
+        if not known:
+            return None
+        x = torch.tensor(known, dtype=torch.double)
+        std = float(x.std()) if len(x) > 1 else None
+        return cls(len(x), float(x.mean()), std, float(x.min()), float(x.max()))
+
+
+@dataclass(frozen=True)
+class Group:
+    """The checkpoints of one split and epoch; accuracies in percent, None where unknown."""
+
+    split: str
+    epoch: float
+    networks: int
+    train: Spread | None
+    val: Spread | None
+
+
+@dataclass(frozen=True)
+class Distances:
+    """L2 distances of sampled networks, each at its last epoch; m training and h held-out ones."""
+
+    pairs: Tensor  # (m (m - 1) / 2,), in the order of `torch.pdist`
+    nearest: Tensor  # (m,) of a training network to the nearest other one; none where m = 1
+    held_out: Tensor  # (h,) of a held-out network to the nearest training network
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Checkpoints in the two directions in which the sample's weights differ most."""
+
+    rows: tuple[Row, ...]
+    points: Tensor  # (n, 2)
+    explained: tuple[float, float]  # percent of the variance
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """The weights of one tensor over the sampled training networks, up to four deviations out."""
+
+    name: str
+    mean: float
+    std: float
+    edges: tuple[float, float]
+    counts: Tensor  # (bins,)
+
+
+@dataclass(frozen=True)
+class TaskPopulation:
+    """One task's networks."""
+
+    task: str
+    net: str
+    weights: int  # D
+    checkpoints: int
+    shards: int
+    size: int  # bytes on disk of the shards that are there
+    groups: tuple[Group, ...]
+    looked: int  # checkpoints that were looked at for NaN and Inf
+    broken: tuple[Row, ...]  # those that hold NaN or Inf; nothing else is measured on them
+    norm: Spread | None
+    distances: Distances
+    duplicates: tuple[tuple[Row, ...], ...]  # checkpoints whose weights are the same to the bit
+    dead: tuple[Layer, ...] | None
+    dead_note: str  # what `dead` was told from, or why it is None
+    plane: Plane | None
+    histograms: tuple[Histogram, ...]
+
+
+@dataclass(frozen=True)
+class Population:
+    """All of a zoo."""
+
+    path: Path
+    tasks: tuple[TaskPopulation, ...]
+
+
+def describe(
+    zoo: Zoo,
+    *,
+    sample: int = SAMPLE,
+    images: Mapping[str, ImageData] | None = None,
+    everything: bool = False,
+    seed: int = 0,
+) -> Population:
+    """Looks at a zoo.
+
+    Args:
+        sample: networks of each split and task whose weights are looked at, fewer of large ones.
+        images: by task; other tasks' images are loaded where that takes no download.
+        everything: looks for NaN and Inf in every checkpoint instead of the sample's.
+        seed: of the sample.
+
+    Raises:
+        FlownError: a sample below 2, or a shard that is missing, broken or of another layout.
+    """
+    if sample < 2:
+        raise FlownError(f"describe: needs a sample of 2 networks at least, got {sample}")
+    return Population(
+        zoo.path,
+        tuple(_task(zoo, layout, sample, images or {}, everything, seed) for layout in zoo.layouts),
+    )
+
+
+def groups(zoo: Zoo, task: str) -> tuple[Group, ...]:
+    """A task's checkpoints by split and epoch, from the index alone."""
+    found: dict[tuple[str, float], list[Row]] = {}
+    for row in zoo.rows:
+        if row.task == task:
+            found.setdefault((row.split, row.epoch), []).append(row)
+    order = sorted(found, key=lambda key: (key[0] != SPLITS[0], *key))
+    return tuple(
+        Group(
+            split,
+            epoch,
+            len(found[split, epoch]),
+            Spread.of([row.train_accuracy for row in found[split, epoch]]),
+            Spread.of([row.val_accuracy for row in found[split, epoch]]),
+        )
+        for split, epoch in order
+    )
+
+
+def networks(zoo: Zoo, task: str, split: str) -> list[list[int]]:
+    """The places in `zoo.rows` of each network's checkpoints, from its first epoch to its last."""
+    found: dict[int, list[int]] = {}
+    for place, row in enumerate(zoo.rows):
+        if row.task == task and row.split == split:
+            found.setdefault(row.model, []).append(place)
+    return [sorted(places, key=lambda p: zoo.rows[p].epoch) for places in found.values()]
+
+
+def duplicates(zoo: Zoo, task: str) -> tuple[tuple[Row, ...], ...]:
+    """Checkpoints of a task whose weights are the same to the bit, group by group.
+
+    Candidates share a checksum, which is computed for rows that have none; their weights decide.
+
+    Raises:
+        FlownError: as `Zoo.raw`.
+    """
+    places, size = _places(zoo, task), zoo.layout(task).size
+    sums: dict[int, list[int]] = {}
+    for place in places:
+        known = zoo.rows[place].checksum
+        if known is not None:
+            sums.setdefault(known, []).append(place)
+    for some in _chunks([p for p in places if zoo.rows[p].checksum is None], size):
+        for place, vector in zip(some, zoo.raw(some), strict=True):
+            sums.setdefault(checksum(vector), []).append(place)
+    found: list[tuple[Row, ...]] = []
+    for alike in sums.values():
+        if len(alike) == 1:
+            continue
+        same: dict[bytes, list[Row]] = {}  # bytes, not numbers: NaN equals itself
+        for some in _chunks(alike, size):
+            for place, vector in zip(some, zoo.raw(some), strict=True):
+                same.setdefault(vector.numpy().tobytes(), []).append(zoo.rows[place])
+        found += [tuple(rows) for rows in same.values() if len(rows) > 1]
+    return tuple(found)
+
+
+def _task(
+    zoo: Zoo,
+    layout: WeightLayout,
+    sample: int,
+    images: Mapping[str, ImageData],
+    everything: bool,
+    seed: int,
+) -> TaskPopulation:
+    name, limit = layout.task.name, max(2, min(sample, _NUMBERS // layout.size))
+    places, generator = _places(zoo, name), torch.Generator().manual_seed(seed)
+    train, held_out = (_some(networks(zoo, name, x), limit, generator) for x in SPLITS)
+    paths = _paths(zoo, _alternate(train, held_out), _NUMBERS // layout.size)
+    looked = sorted({p[-1] for p in (*train, *held_out)} | set(paths))
+    vectors = zoo.raw(looked)
+    finite = torch.isfinite(vectors).all(dim=1).tolist()
+    at = {place: i for i, place in enumerate(looked) if finite[i]}
+    if everything:
+        broken, looked = _not_finite(zoo, places, layout.size), places
+    else:
+        broken = [place for place in looked if place not in at]
+    ends = [vectors[[at[p[-1]] for p in part if p[-1] in at]] for part in (train, held_out)]
+    dead, note = _dead(WeightBatch(layout, ends[0][:_NETWORKS]), images)
+    shards = {zoo.path / zoo.rows[place].shard for place in places}
+    shown = [place for place in paths if place in at]
+    return TaskPopulation(
+        task=name,
+        net=layout.net,
+        weights=layout.size,
+        checkpoints=len(places),
+        shards=len(shards),
+        size=sum(x.stat().st_size for x in shards if x.is_file()),
+        groups=groups(zoo, name),
+        looked=len(looked),
+        broken=tuple(zoo.rows[place] for place in broken),
+        norm=Spread.of(ends[0].norm(dim=1).tolist()),
+        distances=_distances(*ends),
+        duplicates=duplicates(zoo, name),
+        dead=dead,
+        dead_note=note,
+        plane=_plane([zoo.rows[p] for p in shown], vectors[[at[p] for p in shown]]),
+        histograms=_histograms(layout, ends[0]),
+    )
+
+
+def _places(zoo: Zoo, task: str) -> list[int]:
+    return [place for place, row in enumerate(zoo.rows) if row.task == task]
+
+
+def _chunks(places: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    step = max(1, _CHUNK // size)
+    return (places[start : start + step] for start in range(0, len(places), step))
+
+
+def _not_finite(zoo: Zoo, places: Sequence[int], size: int) -> list[int]:
+    found = []
+    for some in _chunks(places, size):
+        finite = torch.isfinite(zoo.raw(some)).all(dim=1).tolist()
+        found += [place for place, fine in zip(some, finite, strict=True) if not fine]
+    return found
+
+
+def _some(items: list[list[int]], count: int, generator: torch.Generator) -> list[list[int]]:
+    order = torch.randperm(len(items), generator=generator)[:count].tolist()
+    return [items[i] for i in order]
+
+
+def _alternate(a: list[list[int]], b: list[list[int]]) -> list[list[int]]:
+    """One of either in turn, so that a few of them hold both."""
+    common = min(len(a), len(b))
+    both = [item for pair in zip(a, b, strict=False) for item in pair]
+    return both + a[common:] + b[common:]
+
+
+def _paths(zoo: Zoo, chosen: list[list[int]], limit: int) -> list[int]:
+    """The places of whole networks, as many as fit, some epochs of each where there are many."""
+    epochs = sorted({zoo.rows[place].epoch for places in chosen for place in places})
+    marks = torch.linspace(0, len(epochs) - 1, min(_EPOCHS, len(epochs))).round().int().tolist()
+    kept, found = {epochs[mark] for mark in marks}, list[int]()
+    for places in chosen:
+        path = [place for place in places if zoo.rows[place].epoch in kept or place == places[-1]]
+        if len(found) + len(path) > min(_CHECKPOINTS, limit):
+            break
+        found += path
+    return found
+
+
+def _distances(train: Tensor, held_out: Tensor) -> Distances:
+    """Of networks (m, D) and (h, D)."""
+    m = len(train)
+    among, across = _cdist(train, train), _cdist(held_out, train)
+    pairs = among[tuple(torch.triu_indices(m, m, 1))]
+    others = among.fill_diagonal_(torch.inf)
+    return Distances(
+        pairs,
+        others.amin(dim=1) if m > 1 else others.new_empty(0),
+        across.amin(dim=1) if m else across.new_empty(0),
+    )
+
+
+def _cdist(a: Tensor, b: Tensor) -> Tensor:
+    """L2 distances (n, m) of (n, D) and (m, D), in double precision, without doubling them all."""
+    total = torch.zeros(len(a), len(b), dtype=torch.double)
+    if total.numel():
+        for x, y in zip(a.split(1 << 16, dim=1), b.split(1 << 16, dim=1), strict=True):
+            exact = "donot_use_mm_for_euclid_dist"  # the matrix form loses half the digits
+            total += torch.cdist(x.double(), y.double(), compute_mode=exact).square()
+    return total.sqrt()
+
+
+def _plane(rows: list[Row], vectors: Tensor) -> Plane | None:
+    """Principal components of (n, D) through their inner products (n, n); None of too few."""
+    if len(rows) < 3:
+        return None
+    x = vectors - vectors.mean(dim=0)
+    values, directions = torch.linalg.eigh((x @ x.T).double())
+    values, directions = values.clamp_min(0).flip(0), directions.flip(1)[:, :2]
+    if not values[0] > 0:
+        return None
+    signs = directions.gather(0, directions.abs().argmax(dim=0)[None]).sign()  # else arbitrary
+    points = directions * signs * values[:2].sqrt()
+    first, second = (100 * values[:2] / values.sum()).tolist()
+    return Plane(tuple(rows), points, (first, second))
+
+
+def _histograms(layout: WeightLayout, vectors: Tensor) -> tuple[Histogram, ...]:
+    """Of every tensor of networks (n, D)."""
+    found = []
+    for name, tensor in layout.unpack(vectors).items() if len(vectors) else ():
+        mean, std = float(tensor.mean()), float(tensor.std(correction=0))
+        low = max(float(tensor.min()), mean - 4 * std)
+        high = min(float(tensor.max()), mean + 4 * std)
+        if not low < high:  # all weights are one number
+            low, high = low - 0.5, low + 0.5
+        counts = torch.histc(tensor.float(), _BINS, low, high)
+        found.append(Histogram(name, mean, std, (low, high), counts))
+    return tuple(found)
+
+
+def _dead(
+    batch: WeightBatch, given: Mapping[str, ImageData]
+) -> tuple[tuple[Layer, ...] | None, str]:
+    """Dead units of networks and what they were told from, or None and why."""
+    task = batch.layout.task.name
+    if not len(batch):
+        return None, "no network to look at"
+    try:
+        if task not in given and not _is_here(task):
+            return None, "data not here"
+        val = (given[task] if task in given else data.load(task)).val
+        some = torch.linspace(0, len(val) - 1, min(_IMAGES, len(val))).round().long()
+        layers = dead_units(batch, val.images[some])
+    except (FlownError, RuntimeError) as error:  # a net of one's own may not run on these images
+        return None, str(error).partition("\n")[0]
+    return layers, f"{len(batch)} networks, {len(some)} validation images"
+
+
+def _is_here(task: str) -> bool:
+    """Whether a data set of that name can be loaded without downloading it."""
+    return any(source.name == task and source.present for source in data.available())

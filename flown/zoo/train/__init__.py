@@ -1,0 +1,1 @@
+"""Zoos trained from recipes."""

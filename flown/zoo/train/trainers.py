@@ -66,8 +66,10 @@ def trainer(
         found = Threads.of(net, vectors, x, y, batch, rates, decays)
         if found is not None:
             return found
-    construction.check_buffers_stay(net, layout.net, prepared(layout.task, x[:2]), rest)
-    return Stacked(net, layout, vectors, x, y, batch, rates, decays, device, rest)
+    made = Stacked(net, layout, vectors, x, y, batch, rates, decays, device, rest)
+    seen = prepared(layout.task, made.x[:2])
+    construction.check_buffers_stay(made.net, layout.net, seen, made.rest)
+    return made
 
 
 def prepared(task: Task, images: Tensor) -> Tensor:

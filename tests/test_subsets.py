@@ -145,7 +145,8 @@ def test_the_rest_is_stored_once(tmp_path: Path) -> None:
         "zoo.json",
         "index.jsonl",
         "weights-00000.safetensors",
-        "rest-digits.safetensors",
+        "rest-0.safetensors",
+        "tasks.jsonl",
     }
     batch.save(tmp_path / "batch.safetensors")
     assert (tmp_path / "batch.safetensors").stat().st_size < 1.2 * full

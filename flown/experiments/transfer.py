@@ -19,6 +19,7 @@ from flown.measure.evaluate import evaluate, predictions
 from flown.measure.novelty import mutual_iou
 from flown.nets.batched import batchnorm
 from flown.tasks import ImageData, Split
+from flown.weights import construction
 from flown.weights.batch import WeightBatch
 from flown.zoo.train.trainers import trainer
 
@@ -96,7 +97,7 @@ def _trained(
     """`starts` trained for so many batches each; rate and stopping chosen on validation images."""
     layout, rest, n = starts.layout, starts.rest or None, len(starts)
     rates = [rate for rate in RATES for _ in range(n)]
-    net = layout.architecture.build().eval()
+    net = construction.fill(layout.architecture.build(), starts.rest).eval()
     batchnorm.by_batch(net, batchnorm.layers(net))
     x = (
         images.train.images

@@ -339,7 +339,8 @@ class Flown(nn.Module, ModelHubMixin):
         layouts = [WeightLayout.parse(v, f"{path}/config.json") for v in values["layouts"]]
         support = None
         if config.context.mode != "none":
-            support = SupportEncoder.from_values(values["support"])
+            with seeded(config.seed):
+                support = SupportEncoder.from_values(values["support"])
         frozen = files.rests(tensors["encoder"], len(layouts))
         prior = files.floats("prior", tensors["flow"])
         model = cls.untrained(config, layouts, known, support, frozen, prior)

@@ -127,7 +127,7 @@ def fitting(train: WeightBatch, init: str = "default") -> dict[str, Baseline]:
 
     `init` is the recipe's; where it is not PyTorch's, `recipe-init` starts from it.
     """
-    if train.rest:
+    if any(name not in train.layout.names for name, _ in train.network.named_parameters()):
         return {k: v for k, v in BASELINES.items() if k != "random-init"} | SUBSET_BASELINES
     if init != "default":
         return BASELINES | {"recipe-init": partial(random_init, init=init)}

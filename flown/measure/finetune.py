@@ -30,6 +30,7 @@ from flown.nets.batched import batchnorm
 from flown.tasks import ImageData
 from flown.tasks.task import Task
 from flown.version import __version__
+from flown.weights import construction
 from flown.weights.batch import WeightBatch
 from flown.zoo.rows import checksum
 from flown.zoo.train.trainers import trainer
@@ -204,7 +205,7 @@ class _Run:
             )
         self.batch = batch.to(device).calibrated(self.train.images, batch_size=config.batch_size)
         layout, rest = self.batch.layout, self.batch.rest
-        net = layout.architecture.build()
+        net = construction.fill(layout.architecture.build(), rest)
         frozen = any(name not in layout.names for name, _ in net.named_parameters())
         own = [x for x in batchnorm.layers(net) if f"{x}.running_mean" not in rest]
         x = self.train.images if frozen else layout.architecture.preprocess(self.train.images)

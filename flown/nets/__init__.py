@@ -6,7 +6,9 @@ import importlib
 import inspect
 from collections.abc import Callable
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from flown.base.errors import FlownError, unknown
 from flown.nets.cnn import ACTIVATIONS, cnn_medium, cnn_small
@@ -14,7 +16,14 @@ from flown.nets.large import convnext_tiny, resnet18, vit_base
 from flown.nets.linear import NormalisedHead, linear_head
 from flown.nets.resnet import resnet20
 
-__all__ = ["ACTIVATIONS", "INPUT_SIZES", "NETS", "build", "build_for", "input_size"]
+__all__ = [
+    "ACTIVATIONS",
+    "DEFAULT_INITIALISED",
+    "INPUT_SIZES",
+    "NETS",
+    "build",
+    "input_size",
+]
 
 NETS: dict[str, Callable[..., nn.Module]] = {
     "cnn-small": cnn_small,
@@ -36,6 +45,10 @@ INPUT_SIZES = {
     "linear-head": 1,
     "normalised-head": 1,
 }
+# Networks whose constructors leave all layers at PyTorch's default initialisation.
+DEFAULT_INITIALISED = frozenset(
+    {"cnn-small", "cnn-medium", "resnet20", "linear-head", "normalised-head"}
+)
 
 
 def build(
@@ -49,7 +62,8 @@ def build(
 
     Raises:
         FlownError: unknown name or activation, fewer than two classes, no channel, or a function
-            that cannot be imported or does not return a network.
+            that cannot be imported or does not return a network, or a parameter that a vector of
+            float32 numbers cannot hold.
     """
     if channels < 1 or classes < 2:
         raise FlownError(f"{name}: needs a channel and two classes, got {channels} and {classes}")
@@ -69,7 +83,24 @@ def build(
         raise FlownError(f"network '{name}': {error}") from None
     if not isinstance(net, nn.Module):
         raise FlownError(f"network '{name}': returned {type(net).__name__}, expected nn.Module")
+    _check_parameters(name, net)
     return net
+
+
+def _check_parameters(name: str, net: nn.Module) -> None:
+    lazy = [key for key, x in [*net.named_parameters(), *net.named_buffers()] if is_lazy(x)]
+    if lazy:
+        raise FlownError(
+            f"network '{name}': '{lazy[0]}' of a lazy layer has no shape yet; give the layer its "
+            "number of inputs (nn.Linear for nn.LazyLinear)"
+        )
+    for key, parameter in net.named_parameters():
+        if parameter.dtype != torch.float32:
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise FlownError(
+                f"network '{name}': parameter '{key}' holds {kind}, expected float32; keep what is "
+                "not to be generated in a buffer, and complex numbers as two real ones"
+            )
 
 
 def input_size(name: str) -> int:

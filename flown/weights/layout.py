@@ -89,7 +89,11 @@ class WeightLayout(Config):
             FlownError: as `check`.
         """
         self.check(tensors)
-        return torch.cat([tensors[name].flatten(1) for name in self.names], dim=1)
+        parts = [
+            tensors[name].reshape(len(tensors[name]), numel)
+            for name, numel in zip(self.names, self.numels, strict=True)
+        ]
+        return torch.cat(parts, dim=1)
 
     def unpack(self, vectors: Tensor) -> dict[str, Tensor]:
         """Vectors (n, D) to stacked state dicts, name -> (n, *shape): views, no copies."""
@@ -99,7 +103,10 @@ class WeightLayout(Config):
             )
         parts = vectors.split(self.numels, dim=1)
         named = zip(self.names, self.shapes, parts, strict=True)
-        return {name: part.unflatten(1, shape) for name, shape, part in named}
+        return {
+            name: part.unflatten(1, shape) if shape else part.squeeze(1)
+            for name, shape, part in named
+        }
 
     def check_same_weights(self, other: WeightLayout, where: str) -> None:
         """Raises FlownError when `other` has another network, tensor or shape."""

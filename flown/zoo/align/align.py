@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flown.base.errors import FlownError
 from flown.base.files import prepare_output, save_tensors
+from flown.weights import construction
 from flown.weights.batch import WeightBatch
 from flown.zoo.align.matching import Aligned, align, permute
 from flown.zoo.rows import Row, checksum
@@ -82,6 +83,11 @@ def align_zoo(
         some = [zoo.rows[place] for place in zoo.places[task]]
         batch = zoo.batch(task)
         layout = batch.layout
+        if shared := construction.constants(batch.network).keys() & batch.rest.keys():
+            raise FlownError(
+                f"{zoo.path}: networks for task '{task}' share buffer '{min(shared)}', which a "
+                "permutation of one network might have to change"
+            )
         aligned, owner = _align_rows(batch, some, rounds, seed, str(zoo.path))
         orders = [p[owner] for p in aligned.permutations]
         flips = [s[owner] for s in aligned.signs]

@@ -26,7 +26,8 @@ class Recipe(Config):
 
     `net` is a name, or `package.module:function` for a network of your own, made for images of side
     `size`. `init`: `uniform` draws weights from U(0, 1) as Model Zoos' MNIST family does,
-    `kaiming-uniform` is He et al.'s, both with biases 0.01; `default` is PyTorch's. `keep` lists the
+    `kaiming-uniform` is He et al.'s, both with biases 0.01; `default` leaves the values
+    that the network's constructor gives (PyTorch's, for this library's networks). `keep` lists the
     epochs whose checkpoints are stored, `keep_steps` optimiser steps. `grey` turns colour images to
     luminance. `shared_order` shows all networks the images in the same order.
 

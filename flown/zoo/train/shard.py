@@ -15,10 +15,12 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from flown import nets
 from flown.base.errors import TrainingError
 from flown.base.files import load_tensors, save_tensors
 from flown.nets.batched import batchnorm, stacked
 from flown.tasks import ImageData, ManyClass, TaskTable
+from flown.weights import construction
 from flown.weights.batch import WeightBatch
 from flown.weights.layout import WeightLayout
 from flown.zoo.rows import Row, checksum, write_rows
@@ -68,10 +70,23 @@ class Plan:
 
 
 def initial(layout: WeightLayout, init: str, seed: int) -> dict[str, Tensor]:
-    """One network's fresh parameters by a recipe's rule, from its seed."""
+    """One network's fresh parameters by a recipe's rule, from its seed.
+
+    `default` is what the network's own constructor gives; a number of shape () always is.
+    """
+    ruled = init != "default" or layout.net in nets.DEFAULT_INITIALISED
+    made: dict[str, Tensor] = {}
+    if not ruled or () in layout.shapes:
+        net = construction.build_seeded(layout, seed)
+        made = {name: parameter.detach() for name, parameter in net.named_parameters()}
+    if not ruled:
+        return {name: made[name] for name in layout.names}
     generator = torch.Generator().manual_seed(seed)
     tensors, fan_in, shift = {}, 1, ""
     for name, shape in zip(layout.names, layout.shapes, strict=True):
+        if not shape:
+            tensors[name] = made[name]
+            continue
         value = torch.empty(shape)
         if len(shape) > 1:
             fan_in = value[0].numel()
@@ -80,7 +95,9 @@ def initial(layout: WeightLayout, init: str, seed: int) -> dict[str, Tensor]:
             continue
         if name == shift:
             value.zero_()
-        elif init == "default":  # PyTorch's: kaiming_uniform with a = sqrt(5), biases alike
+        elif (
+            init == "default"
+        ):  # as PyTorch's layers: kaiming_uniform with a = sqrt(5), biases alike
             value.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
         elif len(shape) == 1:
             value.fill_(0.01)
@@ -113,13 +130,16 @@ class Shard:
         self.steps = self.lessons.count // self.recipe.batch_size  # an epoch
         self.start: Tensor | None = None
         self.rest: dict[str, Tensor] | None = None
+        self.shared = construction.drawn_once(layout, plan.base_seed)  # buffers of whole networks
         if self.recipe.subset is not None:
             self.start, self.rest = load_base(layout, out)
         self.net = self._trained()
 
     def _trained(self) -> nn.Module:
         """The network in training mode; of a frozen rest no layer is in it."""
-        net = self.layout.architecture.build().train(self.rest is None)
+        net = construction.fill(self.layout.architecture.build(), self.shared).train(
+            self.rest is None
+        )
         norms = batchnorm.layers(net)
         own = [x for x in norms if {f"{x}.weight", f"{x}.bias"} & set(self.layout.names)]
         return batchnorm.by_batch(net, own if self.rest is not None else norms)
@@ -213,7 +233,7 @@ class Shard:
     @torch.no_grad()
     def _accuracies(self, vectors: Tensor) -> tuple[Tensor, ...]:
         """Training and validation accuracies (n,), BatchNorm calibrated on batches like training's."""
-        batch = WeightBatch(self.layout, vectors, rest=self.rest)
+        batch = WeightBatch(self.layout, vectors, rest=self.rest or self.shared)
         if self.lessons.seen is None:
             return tuple(self._own_accuracies(batch, part) for part in ("train", "val"))
         batch = batch.calibrated(self.lessons.seen, batch_size=self.recipe.batch_size)

@@ -7,6 +7,7 @@ from pathlib import Path
 from flown import nets
 from flown import tasks as data
 from flown.base.errors import FlownError
+from flown.base.files import save_tensors
 from flown.base.progress import bar
 from flown.base.run import Run
 from flown.nets import subsets
@@ -14,9 +15,10 @@ from flown.nets.architecture import Architecture
 from flown.nets.batched import batchnorm
 from flown.tasks import TaskTable
 from flown.version import __version__
+from flown.weights import construction
 from flown.weights.layout import WeightLayout
 from flown.zoo.rows import read_rows
-from flown.zoo.store import Zoo
+from flown.zoo.store import Zoo, rest_file
 from flown.zoo.train.base import Base, start_file
 from flown.zoo.train.cluster import train_shards
 from flown.zoo.train.lessons import lessons
@@ -77,6 +79,8 @@ def train_zoo(
         images = data.load_many(recipe.dataset) if many else data.load(recipe.dataset)
     layout = layout_for(recipe, images)
     run.write()
+    if recipe.subset is None and (shared := construction.drawn_once(layout, plan.base_seed)):
+        save_tensors(rest_file(out, 0), shared)
     if recipe.subset is not None:
         base = Base(recipe, layout, images, out, plan.base_seed, device)
         with bar(f"base of {recipe.name}", recipe.base_epochs) as update:
@@ -141,6 +145,8 @@ def layout_for(recipe: Recipe, images: data.ImageData | data.ManyClass) -> Weigh
         std=recipe.std,
     )
     net = architecture.build()
+    if not any(True for _ in net.parameters()):
+        raise FlownError(f"network '{recipe.net}': has no parameters")
     if recipe.tasks is not None and batchnorm.layers(net):
         raise FlownError(
             f"{recipe.name}: '{recipe.net}' has BatchNorm, whose statistics networks of random tasks "

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from flown.nets.architecture import Architecture
 from flown.nets.batched import stacked
+from flown.weights import construction
 from flown.weights.layout import WeightLayout
 
 if TYPE_CHECKING:
@@ -58,12 +59,18 @@ def trainer(
         x: images (N, c, H, W), preprocessed; with `rest` also uint8, preprocessed batch by batch.
         rates, decays: learning rate and weight decay of each network.
         rest: frozen tensors by name, where the layout is of a subset.
+
+    Raises:
+        FlownError: a forward pass in the mode that `net` is in changes a buffer.
     """
     if device == "cpu" and rest is None:
         found = Threads.of(net, vectors, x, batch, rates, decays)
         if found is not None:
             return found
-    return Stacked(net, layout, vectors, x, batch, rates, decays, device, rest)
+    made = Stacked(net, layout, vectors, x, batch, rates, decays, device, rest)
+    seen = prepared(layout.architecture, made.x[:2])
+    construction.check_buffers_stay(made.net, layout.net, seen, made.rest)
+    return made
 
 
 def prepared(architecture: Architecture, images: Tensor) -> Tensor:

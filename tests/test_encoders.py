@@ -9,7 +9,7 @@ from flown import encoders
 from flown.base.errors import FlownError
 from flown.encoders import LinearConfig, PDiffConfig, VAEConfig
 from flown.weights.layout import JointLayout
-from tests.fakes import layout
+from tests.examples import layout
 
 JOINT = JointLayout.of([layout()])
 SIZE = JOINT.size

@@ -20,7 +20,7 @@ from flown.encoders.relational import RelationalLayer
 from flown.nets.structure.symmetry import Group, groups
 from flown.weights.layout import JointLayout, WeightLayout
 from flown.zoo.align.align import permute
-from tests.fakes import layout
+from tests.examples import layout
 from tests.test_graph import norm_mlp, resnet
 
 TINY = GraphConfig(node=8, edge=4, depth=2, heads=2, latent_shape=(1, 2, 2))
@@ -35,7 +35,9 @@ def norms_layout() -> WeightLayout:
 LAYOUTS = {
     "cnn-small": lambda: layout(channels=3),
     "conv-norm": lambda: WeightLayout.of(
-        nets.build("tests.fakes:ConvNorm", 1, 10, "tanh"), "tests.fakes:ConvNorm", layout().task
+        nets.build("tests.examples:ConvNorm", 1, 10, "tanh"),
+        "tests.examples:ConvNorm",
+        layout().task,
     ),
     "norm-mlp": norms_layout,
 }

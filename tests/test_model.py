@@ -15,6 +15,7 @@ from flown.base.files import load_tensors, save_tensors
 from flown.generator import files as modelfiles
 from flown.generator.fit import FlownConfig
 from flown.tasks import draw_support, load
+from tests import examples
 
 
 def support(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -147,11 +148,16 @@ def test_bad_support_sets_are_named(model: flown.Flown) -> None:
     images, labels = support()
     _refused(model, "at least one network", n=0)
     _refused(model, "class 4", images=images[labels != 4], labels=labels[labels != 4])
-    _refused(model, "has 1 classes|class", images=images[:1], labels=labels[:1])
+    _refused(
+        model,
+        "has 1 classes, the model generates networks of 10",
+        images=images[:1],
+        labels=labels[:1],
+    )
     _refused(model, r"expected \(K, 1 or 3, H, W\)", images=images[:, 0])
     _refused(model, r"expected \(K, 1 or 3, H, W\)", images=images.expand(-1, 2, -1, -1))
     _refused(model, "NaN", images=images.float() / 0 * 0)
-    _refused(model, "out of range|-1", labels=labels - 1)
+    _refused(model, "-1 is out of range 0..8", labels=labels - 1)
     _refused(model, "class 9 of 12 has no image", labels=torch.where(labels == 9, 11, labels))
     _refused(model, "unknown solver 'eulr'. Did you mean 'euler'", solver="eulr")
     _refused(model, "unknown task 'digit'. Did you mean 'digits'", task="digit")
@@ -213,3 +219,18 @@ def test_a_model_that_does_not_say_how_far_contexts_reach(
     save_tensors(file, {name: x for name, x in tensors.items() if name != "reach"})
     with pytest.raises(FlownError, match="'reach' is missing; fit the model again"):
         flown.Flown.from_pretrained(tmp_path / "m")
+
+
+def test_tasks_of_different_numbers_of_classes_share_a_model(model_of_three: flown.Flown) -> None:
+    """A support set of two classes gives networks of two outputs, of its own task."""
+    for task, count in examples.TASKS.items():
+        data = examples.images(task)
+        support = draw_support(data.val, count, 3, torch.Generator().manual_seed(0))
+        assert model_of_three.recognise(*support) == task
+        batch = model_of_three.generate(*support, n=2, steps=3)
+        x = batch.layout.task.preprocess(data.test.images)
+        assert batch.layout.task.name == task
+        assert batch.logits(x).shape == (2, len(data.test), count)
+    some = draw_support(examples.images("digits").val, 10, 1, torch.Generator(), range(3))
+    with pytest.raises(FlownError, match="has 3 classes, the model generates networks of 2 or 10"):
+        model_of_three.generate(*some, n=1)

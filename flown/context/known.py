@@ -11,6 +11,8 @@ MNIST, lies half as far again) single networks do not work at all; brought into 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -38,10 +40,15 @@ class KnownTasks(nn.Module):
         own = KnownTasks.of(draws[None])
         self.means[index], self.reach[index] = own.means[0], own.reach[0]
 
-    def nearest(self, context: Tensor) -> tuple[int, bool]:
-        """The task whose mean is nearest to a context (classes, width); whether that is in its reach."""
+    def nearest(self, context: Tensor, among: Sequence[int] = ()) -> tuple[int, bool]:
+        """The task whose mean is nearest to a context (classes, width); whether that is in its reach.
+
+        Args:
+            among: indices of the tasks to choose from, such as those of as many classes; () is all.
+        """
         distances = (self.means - context.flatten()).norm(dim=1)
-        index = int(distances.argmin())
+        places = list(among) or list(range(len(distances)))
+        index = places[int(distances[places].argmin())]
         return index, bool(distances[index] <= self.reach[index])
 
     def familiar(self, context: Tensor, index: int) -> Tensor:

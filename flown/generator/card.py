@@ -1,14 +1,15 @@
 """The report card: how good, how new, and compared with what.
 
-Every figure is on test images; whatever is chosen is chosen on validation images. Methods share
-the number of networks and the selection. Support sets and BatchNorm statistics are of training
-images. Novelty is measured against every checkpoint that the model was fitted on.
+Every figure is on test images, by the rules of `flown.measure.reference`. Methods share the number
+of networks and the selection. Support sets are of validation images, which neither the zoo nor the
+model has seen: the contexts of training images trained the flow. Images of a support set are not
+among those that the top networks are chosen on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -19,40 +20,13 @@ from flown.base.progress import bar
 from flown.base.provenance import Row, digest
 from flown.generator.model import Flown, Samples
 from flown.measure.baselines import fitting
-from flown.measure.evaluate import predictions
-from flown.measure.novelty import (
-    held_out_distance,
-    largest_iou,
-    mutual_iou,
-    nearest_distance,
-    same_seed,
-)
+from flown.measure.reference import CHOICE, Measured, Reference, accuracy, deviation
 from flown.tasks import ImageData, Split, Support, draw_support
 from flown.weights.batch import WeightBatch
 from flown.zoo import Zoo
 
 SUPPORTS = 5  # support sets that share the n samples, so that none is one lucky draw
-CHOICE = 2000  # validation images, at most, that the top networks are chosen on
-_FEW, _BATCH = 10, 32  # samples whose trajectory is drawn; images a batch to calibrate BatchNorm on
-
-
-@dataclass
-class Measured:
-    """Networks of one method on one task: accuracies (n,) in percent and novelty.
-
-    `ratio` and `iou` are (n,), see `flown.measure.novelty`; None without held-out networks.
-    """
-
-    val: Tensor
-    test: Tensor
-    ratio: Tensor | None = None
-    iou: Tensor | None = None
-    diversity: float | None = None
-    epoch: float | None = None
-
-    def top(self, k: int) -> Tensor:
-        """Test accuracies of the k networks that are best on validation images."""
-        return self.test[self.val.argsort(descending=True, stable=True)[:k]]
+_FEW = 10  # samples whose trajectory is drawn
 
 
 @dataclass
@@ -127,18 +101,21 @@ def report_card(
     Args:
         images: image data by task, the same as in fitting.
         n: networks generated a task, over `SUPPORTS` support sets; `top` of them are chosen.
-        shots: images a class in a support set.
+        shots: images a class in a support set, of the validation part.
         full: False leaves out what only explains: confusion, shuffled contexts, trajectories.
 
     Raises:
-        FlownError: n or top < 1, a task without images or training networks, unknown solver.
+        FlownError: n or top < 1, a task without images or training networks, too few validation
+            images for support sets, unknown solver.
     """
     if n < 1 or top < 1:
         raise FlownError(f"report card: n and top must be at least 1, got {n} and {top}")
     for task in model.tasks:
         if task not in images:
             raise FlownError(f"report card: {unknown('task', task, images)}")
-    supports = {task: _supports(images[task], shots, seed) for task in model.tasks}
+    supports: dict[str, list[Support]] = {}
+    if model.config.context.mode != "none":
+        images, supports = _set_apart({t: images[t] for t in model.tasks}, shots, seed)
     sampler = _Sampler(model, supports, n, seed, solver, steps)
     cards = {}
     with bar("report card", len(model.tasks)) as update:
@@ -162,9 +139,25 @@ def report_card(
     )
 
 
-def _supports(images: ImageData, shots: int, seed: int) -> list[Support]:
-    draw, classes = torch.Generator().manual_seed(seed + 10_007), len(images.classes)
-    return [draw_support(images.train, classes, shots, draw) for _ in range(SUPPORTS)]
+def _set_apart(
+    images: Mapping[str, ImageData], shots: int, seed: int
+) -> tuple[dict[str, ImageData], dict[str, list[Support]]]:
+    """Support sets of validation images, and the image data without them."""
+    left, supports = {}, {}
+    for task, data in images.items():
+        draw, classes = torch.Generator().manual_seed(seed + 10_007), len(data.classes)
+        places = Split(torch.arange(len(data.val)), data.val.labels)
+        drawn = [draw_support(places, classes, shots, draw) for _ in range(SUPPORTS)]
+        supports[task] = [Support(data.val.images[rows], labels) for rows, labels in drawn]
+        unused = torch.ones(len(data.val), dtype=torch.bool)
+        unused[torch.cat([rows for rows, _ in drawn])] = False
+        if not unused.any():
+            raise FlownError(
+                f"report card: all {len(unused)} validation images of '{task}' are in support sets, "
+                f"none is left to choose networks on; ask for fewer shots than {shots}"
+            )
+        left[task] = replace(data, val=data.val[unused.nonzero().flatten()])
+    return left, supports
 
 
 def _counts(data: ImageData) -> dict[str, int]:
@@ -173,7 +166,7 @@ def _counts(data: ImageData) -> dict[str, int]:
 
 @dataclass
 class _Sampler:
-    """Draws networks from a model by the card's settings."""
+    """Draws networks from a model by the card's settings; `supports` is empty without context."""
 
     model: Flown
     supports: Mapping[str, list[Support]]
@@ -188,11 +181,11 @@ class _Sampler:
         for i, share in enumerate(torch.arange(n).tensor_split(SUPPORTS)):
             if not len(share):
                 continue
-            some = self.supports[context][i]
+            images, labels = self.supports[context][i] if self.supports else (None, None)
             drawn.append(
                 self.model.sample(
-                    some.images,
-                    some.labels,
+                    images,
+                    labels,
                     len(share),
                     self.seed + i,
                     self.solver,
@@ -205,83 +198,14 @@ class _Sampler:
 
     def recognised(self, task: str) -> float | None:
         """Percent of the support sets from which the model tells the task by itself."""
-        if self.model.config.context.mode == "none":
+        if not self.supports:
             return None
-        names = [
-            self.model.sample(
-                s.images, s.labels, 1, self.seed, self.solver, 1
-            ).batch.layout.task.name
-            for s in self.supports[task]
-        ]
+        names = [self.model.recognise(*support, self.seed) for support in self.supports[task]]
         return 100 * names.count(task) / len(names)
 
 
 def _joined(samples: list[Samples]) -> WeightBatch:
     return samples[0].batch.on(torch.cat([s.batch.vectors for s in samples]))
-
-
-def _wrong(batch: WeightBatch, data: ImageData, *splits: Split) -> list[Tensor]:
-    """Masks (n, N) of wrong predictions on each split; `data` is the networks' own."""
-    vectors, places = batch.vectors.unique(dim=0, return_inverse=True)  # equal networks run once
-    ready = batch.on(vectors).calibrated(data.train.images, batch_size=_BATCH)
-    return [predictions(ready, x.images)[places].cpu() != x.labels for x in splits]
-
-
-def _accuracy(wrong: Tensor) -> Tensor:
-    return 100 * (1 - wrong.float().mean(dim=1))
-
-
-def _part(zoo: Zoo, task: str, split: str) -> WeightBatch | None:
-    return zoo.select(split=split).batch(task) if any(r.split == split for r in zoo.rows) else None
-
-
-class _Reference:
-    """One task's zoo: what every method is measured against."""
-
-    def __init__(
-        self, zoo: Zoo, task: str, epochs: tuple[int, ...], data: ImageData, device: torch.device
-    ) -> None:
-        fitted = zoo.select(task=task, epochs=epochs or None)
-        seen = fitted.select(split="train")
-        # Of a lone network there is one last checkpoint, or it is held out: all stand for it.
-        lone = len({row.seed for row in seen.rows}) == 1
-        last = fitted if lone else zoo.select(task=task, epochs=[-1])
-        self.data, self.device = data, device
-        self.train = last.select(split="train").batch(task)
-        self.held_out = _part(last, task, "held-out")
-        self.epoch = None if lone and len(seen) > 1 else last.rows[0].epoch
-        self.vectors = seen.batch(task).vectors
-        (self.wrong,) = _wrong(self.train.on(self.vectors).to(device), data, data.test)
-        self.unit = None
-        if self.held_out is not None:
-            self.unit = held_out_distance(self.vectors, self.held_out.vectors)
-        self.same = None
-        if not lone:
-            own = [row.seed for row in last.select(split="train").rows]
-            self.same = same_seed(own, [row.seed for row in seen.rows])
-        order = torch.randperm(len(data.val), generator=torch.Generator().manual_seed(0))
-        self.choice = data.val[order[:CHOICE]]
-
-    def measure(self, batch: WeightBatch, excluded: Tensor | None = None) -> Measured:
-        """Accuracy and novelty; `excluded` (n, training) are pairs of networks of one seed."""
-        val, wrong = _wrong(batch.to(self.device), self.data, self.choice, self.data.test)
-        measured = Measured(_accuracy(val), _accuracy(wrong), diversity=mutual_iou(wrong))
-        if self.unit is not None:
-            distances = nearest_distance(batch.vectors.cpu(), self.vectors, excluded)
-            measured.ratio = distances / self.unit
-            measured.iou = largest_iou(wrong, self.wrong, excluded)
-        return measured
-
-    def zoo(self) -> dict[str, Measured]:
-        """Training networks, each against those of other seeds, and held-out ones."""
-        found = {"zoo": self.measure(self.train, self.same)}
-        if self.same is None:  # one seed: there is nothing to leave out and compare with
-            found["zoo"].ratio = found["zoo"].iou = None
-        if self.held_out is not None:
-            found["zoo-held-out"] = self.measure(self.held_out)
-        for measured in found.values():
-            measured.epoch = self.epoch
-        return found
 
 
 def _task_card(
@@ -290,7 +214,9 @@ def _task_card(
     model, n = sampler.model, sampler.n
     samples = sampler.draw(task, task, n, trajectory=full)
     generated = _joined(samples)
-    reference = _Reference(zoo, task, model.config.epochs, images[task], generated.vectors.device)
+    reference = Reference(
+        images[task], zoo, task, epochs=model.config.epochs, device=generated.vectors.device
+    )
     train, held_out = reference.train, reference.held_out
     batches = {"flown": generated} | _compared(sampler, zoo, task, train, held_out)
     methods = reference.zoo() | {name: reference.measure(x) for name, x in batches.items()}
@@ -298,8 +224,8 @@ def _task_card(
     card.seconds = sum(s.seconds for s in samples)
     card.nfe = max(s.nfe for s in samples)
     if full:
-        _explain(card, sampler, images, generated)
-        _follow(card, model, samples[0], images[task])
+        _explain(card, sampler, reference, images, generated)
+        _follow(card, model, samples[0], reference)
         encoded = {"zoo": train, "held-out": held_out}
         card.latents = {k: model.encode(x).flatten(1).cpu() for k, x in encoded.items() if x}
         card.latents["samples"] = torch.cat([s.latents for s in samples]).flatten(1).cpu()
@@ -321,7 +247,11 @@ def _compared(
 
 
 def _explain(
-    card: TaskCard, sampler: _Sampler, images: Mapping[str, ImageData], generated: WeightBatch
+    card: TaskCard,
+    sampler: _Sampler,
+    reference: Reference,
+    images: Mapping[str, ImageData],
+    generated: WeightBatch,
 ) -> None:
     """Does the context decide? Confusion of tasks, and networks from others' support sets."""
     classes = len(images[card.task].classes)
@@ -329,24 +259,25 @@ def _explain(
     comparable = [t for t in others if len(images[t].classes) == classes]
     card.on_others = dict.fromkeys(others)
     card.on_others[card.task] = card.methods["flown"].test
-    own = images[card.task]
-    found = _wrong(generated, own, *(images[other].test for other in comparable))
-    card.on_others |= dict(zip(comparable, map(_accuracy, found), strict=True))
+    found = reference.wrong(generated, *(images[other].test for other in comparable))
+    card.on_others |= dict(zip(comparable, map(accuracy, found), strict=True))
     if comparable:
         share = -(-sampler.n // len(comparable))
         drawn = [_joined(sampler.draw(card.task, other, share)) for other in comparable]
-        card.shuffled = torch.cat([_accuracy(_wrong(x, own, own.test)[0]) for x in drawn])
+        wrong = [reference.wrong(batch, reference.test)[0] for batch in drawn]
+        card.shuffled = accuracy(torch.cat(wrong))
 
 
-def _follow(card: TaskCard, model: Flown, samples: Samples, data: ImageData) -> None:
+def _follow(card: TaskCard, model: Flown, samples: Samples, reference: Reference) -> None:
     """Accuracy of the networks decoded at eleven times on the way from source to weights."""
     if samples.path is None or samples.times is None:
         return
     path = samples.path[:, :_FEW]
     places = sorted({round(i * (len(path) - 1) / 10) for i in range(11)})
     card.times = samples.times.cpu()[places]
-    (wrong,) = _wrong(model.decode(path[places].flatten(0, 1), card.task), data, data.test)
-    card.along = _accuracy(wrong).view(len(places), -1)
+    decoded = model.decode(path[places].flatten(0, 1), card.task)
+    (wrong,) = reference.wrong(decoded, reference.test)
+    card.along = accuracy(wrong).view(len(places), -1)
     card.path = path.flatten(2).cpu()
 
 
@@ -370,7 +301,7 @@ def _row(
         "method": method,
         "metric": metric,
         "value": float(values.mean()),
-        "std": float(values.std()) if len(values) > 1 else None,
+        "std": deviation(values),
         "n": len(values),
         "selection": selection,
         "epoch": epoch,

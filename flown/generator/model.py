@@ -204,9 +204,11 @@ class Flown(nn.Module, ModelHubMixin):
             raise FlownError("this model was fitted without context (context.mode none)")
         count = int(labels.max()) + 1 if labels.numel() else 0
         images, labels = data.check_support(images, labels, max(count, 1))
-        if count > self.classes or (self.config.context.mode == "ordered" and count < self.classes):
+        known = sorted({len(layout.task.classes) for layout in self.joint.layouts})
+        if count > self.classes or (self.config.context.mode == "ordered" and count not in known):
             raise FlownError(
-                f"support set: has {count} classes, the model generates networks of {self.classes}"
+                f"support set: has {count} classes, the model generates networks of "
+                f"{' or '.join(map(str, known))}"
             )
         generator = torch.Generator().manual_seed(seed)
         images, labels = images.to(self.device), labels.to(self.device)
@@ -228,9 +230,10 @@ class Flown(nn.Module, ModelHubMixin):
 
     def _recognised(self, context: Tensor, images: Tensor, labels: Tensor, seed: int) -> str:
         assert self.known is not None
-        nearest, within = self.known.nearest(context)
         count = int(labels.max()) + 1
-        others = [x.task.name for x in self.joint.layouts if len(x.task.classes) == count]
+        fitting = [i for i, x in enumerate(self.joint.layouts) if len(x.task.classes) == count]
+        nearest, within = self.known.nearest(context, fitting)
+        others = [self.tasks[i] for i in fitting]
         if within or len(others) < 2:
             return self.tasks[nearest]
         seen = images if images.dtype == torch.uint8 else (255 * images).round().to(torch.uint8)

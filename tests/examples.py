@@ -1,8 +1,4 @@
-"""A zoo of untrained networks on scikit-learn's digits and a generator with a model's interface.
-
-The generator's latents are a projection of the weights; it samples near training networks. Enough
-to hold everything that measures and reports, in seconds.
-"""
+"""Untrained networks, alone and as zoos, and three tasks made of scikit-learn's digits."""
 
 from __future__ import annotations
 
@@ -15,11 +11,9 @@ from torch import Tensor, nn
 
 from flown import nets
 from flown.base.files import save_tensors
-from flown.generator.fit import FlownConfig
-from flown.generator.model import Samples
 from flown.tasks import ImageData, Split
 from flown.weights.batch import WeightBatch
-from flown.weights.layout import JointLayout, Standardizer, Task, WeightLayout
+from flown.weights.layout import Task, WeightLayout
 from flown.zoo import Zoo
 from flown.zoo.rows import Row
 from flown.zoo.train.shard import initial
@@ -29,7 +23,7 @@ TASKS = {"digits": 10, "turned": 10, "parity": 2}
 
 @cache
 def images(task: str) -> ImageData:
-    """Digits as they are, turned by 90 degrees, or even against odd; 60 test images."""
+    """Digits as they are, turned by 90 degrees, or even against odd; 100 validation, 60 test images."""
     source = load_digits()
     pixels = torch.tensor(source.images * 15).to(torch.uint8)[:, None]
     labels = torch.tensor(source.target, dtype=torch.int64)
@@ -37,7 +31,7 @@ def images(task: str) -> ImageData:
         pixels = pixels.rot90(1, (2, 3))
     if task == "parity":
         labels = labels % 2
-    parts = [Split(pixels[a:b], labels[a:b]) for a, b in ((0, 150), (150, 190), (190, 250))]
+    parts = [Split(pixels[a:b], labels[a:b]) for a, b in ((0, 150), (250, 350), (190, 250))]
     return ImageData(task, tuple(map(str, range(TASKS[task]))), *parts)
 
 
@@ -97,53 +91,3 @@ def make_zoo(
             )
     recipes = {task: {"init": "uniform"} for task in tasks}
     return Zoo.write(path, layouts, rows, {"recipes": recipes})
-
-
-class FakeModel:
-    """A generator that copies training networks, 64 numbers of them exactly."""
-
-    latent_shape = (4, 4, 4)
-
-    def __init__(self, zoo: Zoo) -> None:
-        self.zoo, self.joint, self.tasks = zoo, JointLayout.of(zoo.layouts), zoo.tasks
-        self.config, self.standardizer = FlownConfig(), Standardizer(self.joint)
-        draw = torch.randn(self.joint.size, 64, generator=torch.Generator().manual_seed(0))
-        self.frame = torch.linalg.qr(draw)[0]  # (D, 64), orthonormal
-        self.mean = {t: zoo.batch(t).vectors.mean(dim=0) for t in self.tasks}
-
-    def encode(self, batch: WeightBatch) -> Tensor:
-        task = self.tasks.index(batch.layout.task.name)
-        centred = batch.vectors - self.mean[batch.layout.task.name]
-        flat: Tensor = self.joint.embed(centred, task) @ self.frame
-        return flat.reshape(-1, *self.latent_shape)
-
-    def decode(self, latents: Tensor, task: str) -> WeightBatch:
-        index = self.tasks.index(task)
-        joint = latents.flatten(1) @ self.frame.T
-        vectors = self.joint.extract(joint, index) + self.mean[task]
-        return WeightBatch(self.joint.layouts[index], vectors)
-
-    def reconstruct(self, batch: WeightBatch) -> WeightBatch:
-        return self.decode(self.encode(batch), batch.layout.task.name)
-
-    def sample(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        n: int = 50,
-        seed: int = 0,
-        solver: str = "euler",
-        steps: int = 100,
-        guidance: float = 1.0,
-        task: str | None = None,
-        trajectory: bool = False,
-    ) -> Samples:
-        task = task or self.tasks[0]
-        generator = torch.Generator().manual_seed(seed)
-        source = torch.randn(n, *self.latent_shape, generator=generator)
-        known = self.encode(self.zoo.select(task, "train", [-1]).batch(task))
-        latents = known[torch.randint(len(known), (n,), generator=generator)] + 0.01 * source
-        times = torch.linspace(0, 1, steps + 1)
-        path = torch.stack([(1 - t) * source + t * latents for t in times])
-        batch = self.decode(latents, task)
-        return Samples(batch, latents, source, path if trajectory else None, times, steps, 0.01)

@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from flown.base.errors import FlownError
 from flown.base.files import load_tensors, save_tensors
 from flown.context.backbones import Backbone, BackboneConfig, features
-from flown.heads.backbone import MetaBaselineConfig, augmented, centroid_accuracy, train_backbone
+from flown.context.pretrain import (
+    MetaBaselineConfig,
+    augmented,
+    centroid_accuracy,
+    train_backbone,
+)
 from flown.heads.features import Standardised, cached_features, fingerprint, load_backbone
 from flown.nets.resnet12 import resnet12
 from flown.tasks import ManyClass
@@ -72,14 +77,14 @@ def test_augmented_images_stay_images(generator: torch.Generator) -> None:
 
 
 def test_meta_baseline_learns_and_goes_on(tmp_path: Path) -> None:
-    few = TrainConfig(
+    short = TrainConfig(
         steps=6, batch_size=16, warmup=2, ema=0.0, learning_rate=3e-3, checkpoint_every=3
     )
     config = MetaBaselineConfig(
         backbone=TINY,
-        classification=few,
+        classification=short,
         tasks=1,
-        episodes=few.model_copy(update={"steps": 2}),
+        episodes=short.model_copy(update={"steps": 2}),
         bfloat16=False,
     )
     made, found = train_backbone(many(), config, out=tmp_path)
@@ -92,10 +97,10 @@ def test_meta_baseline_learns_and_goes_on(tmp_path: Path) -> None:
 
 
 def test_episodes_need_five_classes(tmp_path: Path) -> None:
-    some = many()
-    some.class_split["val"] = torch.arange(5, 8)
+    stripes = many()
+    stripes.class_split["val"] = torch.arange(5, 8)
     with pytest.raises(FlownError, match="stripes: 3 'val' classes, episodes need 5"):
-        train_backbone(some, out=tmp_path)
+        train_backbone(stripes, out=tmp_path)
 
 
 def test_standardised_features_are_kept(tmp_path: Path) -> None:
@@ -138,7 +143,7 @@ def test_timms_models_by_name() -> None:
 
 def test_a_file_of_something_else_is_no_backbone(tmp_path: Path) -> None:
     save_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(2)})
-    with pytest.raises(FlownError, match="no backbone of flown's"):
+    with pytest.raises(FlownError, match="no backbone that flown wrote"):
         load_backbone(tmp_path / "x.safetensors")
 
 
@@ -158,11 +163,11 @@ def test_features_are_computed_once(tmp_path: Path) -> None:
 
 
 def test_another_weight_is_another_fingerprint() -> None:
-    one = Backbone(TINY)
-    before = fingerprint(one)
+    backbone = Backbone(TINY)
+    before = fingerprint(backbone)
     with torch.no_grad():
-        next(one.parameters()).view(-1)[0] += 1
-    assert fingerprint(one) != before
+        next(backbone.parameters()).view(-1)[0] += 1
+    assert fingerprint(backbone) != before
 
 
 def test_a_damaged_or_foreign_cache_is_named(tmp_path: Path) -> None:
@@ -171,11 +176,11 @@ def test_a_damaged_or_foreign_cache_is_named(tmp_path: Path) -> None:
     (path,) = tmp_path.iterdir()
     tensors, about = load_tensors(path)
     save_tensors(path, {"features": tensors["features"] + 1}, about)
-    with pytest.raises(FlownError, match=f"{path.name}: not what was written"):
+    with pytest.raises(FlownError, match=f"{path.name}: the checksum differs"):
         cached_features(means(), images, tmp_path)
     save_tensors(path, tensors, {**about, "images": "0"})
     with pytest.raises(
-        FlownError, match="features of other images than asked for; remove the file"
+        FlownError, match="features of other images than requested; remove the file"
     ):
         cached_features(means(), images, tmp_path)
     path.write_bytes(path.read_bytes()[:-4])

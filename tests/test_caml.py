@@ -20,7 +20,7 @@ from flown.context import (
     load_published,
     train_caml,
 )
-from flown.context.episodes import draw_batch
+from flown.context.episodes import FramedPools
 from flown.context.published import published_name
 from flown.training import TrainConfig
 
@@ -212,7 +212,7 @@ def clusters(classes: int = 24, each: int = 12, spread: float = 0.6) -> FeatureS
 
 def test_episodes_share_no_image_and_labels_vary() -> None:
     points = clusters()
-    batch = draw_batch([points], "val", 4, 3, 6, 9, seeded(0))
+    batch = FramedPools([points], "val", 9).draw(4, 3, 6, seeded(0))
     assert batch.support.shape == (6, 12, 16) and batch.query.shape == (6, 4, 16)
     assert len(batch.labels.unique()) > 4  # of the frame's 9
     for support, query in zip(batch.support, batch.query, strict=True):

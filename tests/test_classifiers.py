@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from flown.base.errors import FlownError
 from flown.context import CAML, CAMLConfig, FeatureSet
+from flown.context.centroids import class_means
 from flown.heads.classifiers import (
     accuracy,
     choose_strength,
@@ -26,9 +27,9 @@ from flown.heads.classifiers import (
     ridge,
     ridge_heads,
 )
-from flown.heads.incontext import caml_logits, class_context, in_context
+from flown.heads.incontext import caml_logits, in_context
 from flown.heads.maml import MAML, MAMLConfig, maml, train_maml
-from flown.heads.tasks import Tasks, draw_tasks
+from flown.tasks import Episodes
 from flown.training import TrainConfig
 
 WIDE = 16
@@ -53,11 +54,10 @@ def draw(
     queries: int = 3,
     count: int = 6,
     seed: int = 0,
-) -> Tasks:
-    some = clouds()
-    return draw_tasks(
-        some.features, some.labels, some.class_split[part], ways, shots, queries, count, seed
-    )
+) -> Episodes:
+    known = clouds()
+    drawn = known.pool(part).draw(ways, shots, queries, seeded(seed), count)
+    return drawn.gather(known.features)
 
 
 def fresh(make: Callable[[], nn.Module]) -> nn.Module:
@@ -77,7 +77,7 @@ def meta() -> MAML:
     return fresh(lambda: MAML(MAMLConfig(features=WIDE, hidden=24, steps=3)))
 
 
-Classifier = Callable[[Tasks], Tensor]
+Classifier = Callable[[Episodes], Tensor]
 
 
 @pytest.fixture(scope="module")
@@ -149,9 +149,9 @@ def test_renumbering_the_classes_renumbers_the_logits(
 # ---- against references
 
 
-def one_by_one(tasks: Tasks, fit: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-    labels = tasks.labels
-    return torch.stack([fit(x, labels, q) for x, q in zip(tasks.support, tasks.query, strict=True)])
+def one_by_one(tasks: Episodes, fit: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+    columns = (tasks.support, tasks.labels, tasks.query)
+    return torch.stack([fit(*task) for task in zip(*columns, strict=True)])
 
 
 @pytest.mark.parametrize("strength", [0.01, 1.0, 30.0])
@@ -180,25 +180,31 @@ def test_the_nearest_centroid_is_scikit_learns() -> None:
     torch.testing.assert_close(cosine_centroid(tasks), 10 * cosines, atol=1e-4, rtol=1e-4)
 
 
+def test_the_mean_of_an_absent_class_is_zero() -> None:
+    support = torch.tensor([[[1.0, 3.0], [3.0, 5.0], [0.0, 2.0]]])
+    means = class_means(support, torch.tensor([[2, 2, 0]]), 3)
+    assert means.tolist() == [[[0.0, 2.0], [0.0, 0.0], [2.0, 4.0]]]
+
+
 def test_logits_of_the_euclidean_centroid_are_distances() -> None:
     tasks = draw(shots=1)
-    apart = -torch.cdist(tasks.query, tasks.support).square()
+    distances = -torch.cdist(tasks.query, tasks.support).square()
     torch.testing.assert_close(
-        euclidean_centroid(tasks).log_softmax(2), apart.log_softmax(2), atol=1e-3, rtol=1e-3
+        euclidean_centroid(tasks).log_softmax(2), distances.log_softmax(2), atol=1e-3, rtol=1e-3
     )
 
 
 def test_the_probe_is_pytorchs() -> None:
     tasks = draw(count=3)
     logits = []
-    first = probe_heads(tasks.support, tasks.labels.expand(3, -1), 5, epochs=0, seed=0)
+    first = probe_heads(tasks.support, tasks.labels, 5, epochs=0, seed=0)
     for start, x, q in zip(first, tasks.support, tasks.query, strict=True):
         linear = nn.Linear(WIDE, 5)
         nn.utils.vector_to_parameters(start.clone(), linear.parameters())
         optimizer = torch.optim.AdamW(linear.parameters(), lr=1e-3, weight_decay=1e-2)
         for _ in range(100):
             optimizer.zero_grad()
-            F.cross_entropy(linear(x), tasks.labels).backward()
+            F.cross_entropy(linear(x), tasks.labels[0]).backward()
             optimizer.step()
         logits.append(linear(q).detach())
     torch.testing.assert_close(linear_probe(tasks), torch.stack(logits), atol=1e-4, rtol=1e-4)
@@ -206,10 +212,11 @@ def test_the_probe_is_pytorchs() -> None:
 
 def test_a_probe_from_zero_does_not_know_the_classes_numbers() -> None:
     tasks = draw(shots=2, count=3)
-    x, labels = tasks.support.double(), tasks.labels.expand(3, -1)
+    x, labels = tasks.support.double(), tasks.labels
     order = torch.tensor([3, 0, 4, 1, 2])
     heads = (
-        probe_heads(x, which, 5)[:, :-5].unflatten(1, (5, -1)) for which in (labels, order[labels])
+        probe_heads(x, numbers, 5)[:, :-5].unflatten(1, (5, -1))
+        for numbers in (labels, order[labels])
     )
     before, after = heads
     torch.testing.assert_close(after[:, order], before)
@@ -248,24 +255,11 @@ def test_labels_of_one_frame_are_exchangeable(caml: CAML) -> None:
     with torch.no_grad():
         turned.label_elmes.copy_(caml.label_elmes[order])
         turned.output_proj.weight.copy_(caml.output_proj.weight[order])
-    labels = tasks.labels.expand(len(tasks.support), -1)
+    labels = tasks.labels
     inverse = order.argsort()
     before = caml_logits(caml, tasks.support, labels, tasks.query, 7)
     after = caml_logits(turned, tasks.support, inverse[labels], tasks.query, 7)
     torch.testing.assert_close(after[..., inverse], before, atol=1e-4, rtol=1e-4)
-
-
-def test_contexts_follow_the_classes_and_queries_have_no_order(caml: CAML) -> None:
-    tasks = draw(shots=2, queries=4)
-    with_queries = class_context(tasks, caml)
-    assert with_queries.shape == (6, 5, caml.config.width)
-    order = torch.randperm(20, generator=seeded(0))
-    shuffled = tasks._replace(query=tasks.query[:, order])
-    torch.testing.assert_close(class_context(shuffled, caml), with_queries, atol=1e-4, rtol=1e-4)
-    alone = class_context(tasks, caml, queries=False)
-    assert alone.shape == with_queries.shape and not torch.allclose(alone, with_queries)
-    other = tasks._replace(query=tasks.query + 1)
-    assert torch.equal(class_context(other, caml, queries=False), alone)
 
 
 def test_more_ways_than_caml_knows_are_refused(caml: CAML) -> None:
@@ -279,16 +273,20 @@ def test_more_ways_than_caml_knows_are_refused(caml: CAML) -> None:
 
 def test_an_inner_step_descends_the_supports_gradient(meta: MAML) -> None:
     tasks = draw(shots=2, count=2)
-    labels = tasks.labels
+    labels = tasks.labels[0]
     for task in range(2):
         start = [p.detach().clone() for p in meta.start]
-        own = [start[0], start[1], start[2].repeat(5, 1), start[3].repeat(5)]
+        weights = [start[0], start[1], start[2].repeat(5, 1), start[3].repeat(5)]
         for _ in range(meta.config.steps):
-            own = [p.detach().requires_grad_() for p in own]
-            hidden = F.linear(tasks.support[task], own[0], own[1]).relu()
-            slopes = torch.autograd.grad(F.cross_entropy(F.linear(hidden, *own[2:]), labels), own)
-            own = [p - r * s for p, r, s in zip(own, meta.rates.exp(), slopes, strict=True)]
-        expected = F.linear(F.linear(tasks.query[task], own[0], own[1]).relu(), *own[2:])
+            weights = [p.detach().requires_grad_() for p in weights]
+            hidden = F.linear(tasks.support[task], weights[0], weights[1]).relu()
+            slopes = torch.autograd.grad(
+                F.cross_entropy(F.linear(hidden, *weights[2:]), labels), weights
+            )
+            weights = [p - r * s for p, r, s in zip(weights, meta.rates.exp(), slopes, strict=True)]
+        expected = F.linear(
+            F.linear(tasks.query[task], weights[0], weights[1]).relu(), *weights[2:]
+        )
         torch.testing.assert_close(maml(tasks, meta)[task], expected.detach(), atol=1e-5, rtol=1e-4)
 
 
@@ -313,8 +311,10 @@ def test_meta_training_helps_and_resumes(tmp_path: Path) -> None:
 
 
 def test_meta_training_refuses(tmp_path: Path, meta: MAML) -> None:
-    some = clouds()
-    leaking = FeatureSet(some.features, some.labels, {**some.class_split, "val": torch.arange(9)})
+    known = clouds()
+    leaking = FeatureSet(
+        known.features, known.labels, {**known.class_split, "val": torch.arange(9)}
+    )
     for sets, message in (([], "no set of features"), ([leaking], "class 0 is in both 'train'")):
         with pytest.raises(FlownError, match=message):
             train_maml(sets, meta.config, TrainConfig(steps=1), out=tmp_path)

@@ -247,7 +247,7 @@ def test_many_classes(folder: Path) -> None:
     }
     with pytest.raises(FlownError, match="load_many or `flown fewshot`"):
         data.load("omniglot")
-    about = data.describe("omniglot")
+    about = data.summary("omniglot")
     assert about["train classes"] == 2 and about["classes"] == list("abcd")
 
 
@@ -273,7 +273,7 @@ def test_a_bad_file_of_many_classes(folder: Path, change: dict[str, Any], messag
         data.load_many("omniglot")
 
 
-def test_available_and_describe(folder: Path) -> None:
+def test_available_and_summary(folder: Path) -> None:
     np.savez(folder / "pets.npz", **arrays())
     np.savez(folder / "omniglot.npz", **many_arrays())
     (folder / "torn.npz").write_bytes(b"torn")
@@ -284,7 +284,7 @@ def test_available_and_describe(folder: Path) -> None:
     assert "many classes" in found["omniglot"].note
     assert not found["mini_imagenet"].present
     assert not found["torn"].present and "torn.npz" in found["torn"].note
-    about = data.describe("pets")
+    about = data.summary("pets")
     assert about["image"] == (1, 8, 8) and about["classes"] == list(NAMES)
     assert (about["train"], about["val"], about["test"]) == (27, 3, 12)
     assert about["test per class"] == [4, 4, 4]

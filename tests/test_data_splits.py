@@ -93,7 +93,7 @@ def test_repeats_within_a_part_stay() -> None:
     [
         ([5, 2], None, {}, "class 'b': 2 .* 3 or more"),
         ([5, 0], None, {}, "class 'b': 0"),
-        ([5, 1], distinct([1, 1], size=4)[:0], {}, "expected some of both"),
+        ([5, 1], distinct([1, 1], size=4)[:0], {}, "expected both parts"),
         ([5, 5], distinct([2, 2], size=5), {}, r"\(10, 1, 4, 4\).*\(4, 1, 5, 5\)"),
         ([5, 5], distinct([5, 5]), {}, "class 'a': 0 that no other part"),
         ([5, 5], None, {"val_fraction": 0.0}, "val_fraction .* got 0"),

@@ -1,11 +1,9 @@
-"""Support sets and episodes: what is drawn, and which of a user's tensors are taken."""
+"""Support sets: what is drawn, and which of a user's tensors are taken."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from flown import tasks as data
@@ -51,50 +49,14 @@ def test_support_sets_that_cannot_be(shots: int, subset: list[int] | None, messa
         data.draw_support(distinct([9, 12, 7]), 3, shots, rng(), classes_subset=subset)
 
 
-@settings(max_examples=30, deadline=None)
-@given(
-    ways=st.integers(1, 4),
-    shots=st.integers(1, 4),
-    queries=st.integers(1, 4),
-    seed=st.integers(0, 99),
-)
-def test_episodes(ways: int, shots: int, queries: int, seed: int) -> None:
-    split, classes = distinct([8] * 6), torch.tensor([1, 2, 4, 5])
-    images, labels = split.images, split.labels
-    episode = data.draw_episode(images, labels, classes, ways, shots, queries, rng(seed))
-    assert len(set(episode.classes.tolist())) == ways
-    assert set(episode.classes.tolist()) <= set(classes.tolist())
-    for part, each in ((episode.support, shots), (episode.query, queries)):
-        assert part.labels.tolist() == [way for way in range(ways) for _ in range(each)]
-        original = part.images[:, 0, 0, 0].long() // 8
-        assert torch.equal(episode.classes[part.labels], original)
-    support, query = (set(p.images[:, 0, 0, 0].tolist()) for p in (episode.support, episode.query))
-    assert len(support) == ways * shots and len(query) == ways * queries and not support & query
-
-
-@pytest.mark.parametrize(
-    ("ways", "shots", "message"),
-    [
-        (5, 1, "5 ways asked for, there are 4 classes"),
-        (2, 8, "8 images, 9 are needed"),
-        (0, 1, "ways=0"),
-        (2, 0, "shots=0"),
-    ],
-)
-def test_episodes_that_cannot_be(ways: int, shots: int, message: str) -> None:
-    split = distinct([8] * 4)
-    with pytest.raises(FlownError, match=message):
-        data.draw_episode(split.images, split.labels, torch.arange(4), ways, shots, 1, rng())
-
-
 def test_load_support_draws_from_the_training_part() -> None:
     digits = data.load("digits")
     support, classes = data.load_support("digits", shots=3, seed=5)
     assert classes == digits.classes and support.labels.tolist() == sorted([*range(10)] * 3)
     drawn = {image.tobytes() for image in support.images.numpy()}
     assert drawn <= set(rows(digits.train)) and not drawn & set(rows(digits.test))
-    some, names = data.load_support("digits", shots=2, classes=("7", "1"))
-    assert names == ("7", "1") and some.labels.tolist() == [0, 0, 1, 1]
+    support, names = data.load_support("digits", shots=2, classes=("7", "1"))
+    assert names == ("7", "1") and support.labels.tolist() == [0, 0, 1, 1]
     with pytest.raises(FlownError, match="unknown class of digits: 'eleven'"):
         data.load_support("digits", classes=("eleven",))
     with pytest.raises(FlownError, match="no class"):

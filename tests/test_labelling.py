@@ -53,10 +53,10 @@ def picture(
 def fill(folder: Path, each: int, seed: int, flat: bool = False) -> Path:
     random = np.random.default_rng(seed)
     for name, colour in COLOURS.items():
-        own = folder if flat else folder / name
-        own.mkdir(parents=True, exist_ok=True)
+        target = folder if flat else folder / name
+        target.mkdir(parents=True, exist_ok=True)
         for i in range(each):
-            picture(colour, random).save(own / f"{name} {i}.png")
+            picture(colour, random).save(target / f"{name} {i}.png")
     return folder
 
 
@@ -183,8 +183,8 @@ def test_the_command_with_what_ships(
     (new / "torn.png").write_bytes(b"\x89PNG torn")
     arguments = ("fewshot", known, "--label", new, "--out", out)
     assert call(monkeypatch, *arguments) == 0
-    said = capsys.readouterr().out
-    assert "9 images left out in turn: 100.0 % right" in said and "torn.png" in said
+    text = capsys.readouterr().out
+    assert "9 images left out in turn: 100.0 % right" in text and "torn.png" in text
     rows = read(out / "predictions.csv")
     assert len(rows) == 12 and all(row["class"] in row["file"] for row in rows)
     assert call(monkeypatch, *arguments) == 2
@@ -211,7 +211,7 @@ def refused(message: str, *arguments: object, **options: object) -> None:
 def test_support_folders_that_will_not_do(known: Path, new: Path, tmp_path: Path) -> None:
     refused("nowhere: no such folder", tmp_path / "nowhere", new)
     (known / "草" / "草 0.png").unlink()
-    refused(r"class '草' has 2 images, --shots 3 asks for 3", known, new, shots=3)
+    refused(r"class '草' has 2 images, 3 are needed", known, new, shots=3)
     assert len(label(known, new, backbone=OURS, shots=2).support) == 6
     torn = known / "草" / "torn.jpg"
     torn.write_bytes(b"\xff\xd8\xff torn")
@@ -229,7 +229,7 @@ def test_query_folders_that_will_not_do(known: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     refused("empty: no image", known, tmp_path / "empty")
     (tmp_path / "empty" / "x.png").write_bytes(b"torn")
-    refused("none of 1 image can be read", known, tmp_path / "empty")
+    refused("none of 1 images can be read", known, tmp_path / "empty")
     for overlapping in (known, known / "草", tmp_path, known / ".." / "my photos"):
         refused("keep the images to label apart", known, overlapping)
 
@@ -287,11 +287,11 @@ def test_grey_transparent_palette_and_turned_pictures(known: Path, new: Path) ->
     blue.quantize(16).save(new / "palette.gif")
     found = label(known, new, backbone=OURS)
     assert found.queries is not None and found.probabilities is not None
-    said = {
+    text = {
         file.name: found.classes[i]
         for file, i in zip(found.queries.files, found.probabilities.argmax(dim=1), strict=True)
     }
-    assert {said[n] for n in ("turned.png", "clear.png", "palette.gif")} == {"blå hav"}
+    assert {text[n] for n in ("turned.png", "clear.png", "palette.gif")} == {"blå hav"}
     shapes = {
         f.name: tuple(x.shape)
         for f, x in zip(found.queries.files, found.queries.images, strict=True)

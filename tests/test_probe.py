@@ -50,10 +50,10 @@ def test_classes_in_another_order_give_their_rows() -> None:
     query = torch.randn(3, 7, 10)
     logits = apply_heads(heads, query)
     torch.testing.assert_close(apply_heads(turned, query), logits[..., order], rtol=1e-4, atol=1e-5)
-    for vector, images, own in zip(heads, query, logits, strict=True):
+    for vector, images, expected in zip(heads, query, logits, strict=True):
         linear = torch.nn.Linear(10, 4)
         torch.nn.utils.vector_to_parameters(vector, linear.parameters())
-        torch.testing.assert_close(linear(images), own)
+        torch.testing.assert_close(linear(images), expected)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_heads_are_a_zoo_of_their_tasks(tmp_path: Path) -> None:
     assert zoo.rows[1000].grid == {"classes": tasks[1].classes[0].tolist()}
     logits = batch[[0]].logits(tasks[0].query[0][..., None, None])[0]
     torch.testing.assert_close(logits, apply_heads(batch.vectors[0], tasks[0].query[0]))
-    right = (logits.argmax(1) == tasks[0].targets).float().mean()
+    right = (logits.argmax(1) == tasks[0].targets[0]).float().mean()
     assert zoo.rows[0].val_accuracy == pytest.approx(100 * float(right))
     assert sum(row.val_accuracy or 0 for row in zoo.rows) / len(zoo) > 60
 
@@ -96,17 +96,17 @@ def test_an_interrupted_zoo_of_heads_goes_on(
     x, whole = features(), train_heads(features(), LABELS, CLASSES, tmp_path / "whole", config())
     calls, real = [], module.probe
 
-    def once(*arguments: object, **more: object) -> torch.Tensor:
+    def once(*arguments: object, **options: object) -> torch.Tensor:
         if calls:
             raise KeyboardInterrupt
         calls.append(1)
-        return real(*arguments, **more)  # type: ignore[arg-type]
+        return real(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "probe", once)
     with pytest.raises(KeyboardInterrupt):
         train_heads(x, LABELS, CLASSES, tmp_path / "cut", config())
     monkeypatch.setattr(module, "probe", real)
-    with pytest.raises(FlownError, match="begun with another config"):
+    with pytest.raises(FlownError, match="heads of another config"):
         train_heads(x, LABELS, CLASSES, tmp_path / "cut", config(seed=3), resume=True)
     zoo = train_heads(x, LABELS, CLASSES, tmp_path / "cut", config(), resume=True)
     assert zoo.identity == whole.identity
@@ -115,8 +115,20 @@ def test_an_interrupted_zoo_of_heads_goes_on(
         == zoo.identity
     )
     for how, images in ((config(seed=3), x), (config(), x + 1)):
-        with pytest.raises(FlownError, match="begun with another config or other features"):
+        with pytest.raises(
+            FlownError, match="heads of another config, other features or an older sampler"
+        ):
             train_heads(images, LABELS, CLASSES, tmp_path / "cut", how, resume=True)
+
+
+def test_heads_of_an_older_sampler_are_not_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their tasks would be other ones than those drawn again for the class tokens."""
+    train_heads(features(), LABELS, CLASSES, tmp_path / "zoo", config(tasks=3))
+    monkeypatch.setattr("flown.heads.heads.SAMPLER", 99)
+    with pytest.raises(FlownError, match="an older sampler; choose another folder"):
+        train_heads(features(), LABELS, CLASSES, tmp_path / "zoo", config(tasks=3), resume=True)
 
 
 def test_no_task_is_refused(tmp_path: Path) -> None:

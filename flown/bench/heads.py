@@ -15,6 +15,7 @@ from flown.bench.timing import medians, timed_rows
 from flown.heads.classifiers import apply_heads
 from flown.heads.heads import HeadsConfig, shard_tasks, train_heads
 from flown.heads.probe import ProbeConfig, probe
+from flown.tasks import ClassPool
 
 FEATURES, CLASSES, IMAGES = 512, 64, 120  # as ResNet-12's, of mini-ImageNet's base classes
 _APART = 0.2  # deviation of class means, where images have 1: about as hard as real features
@@ -36,7 +37,7 @@ def heads(repeats: int, scratch: Path, tasks: int = 50_000, compared: int = _COM
     start = time.perf_counter()
     zoo = train_heads(features, labels, classes, scratch / "heads", config)
     whole = time.perf_counter() - start
-    some = shard_tasks(features, labels, classes, HeadsConfig(tasks=compared, seed=1), 0)
+    some = shard_tasks(features, ClassPool(labels, classes), HeadsConfig(tasks=compared, seed=1), 0)
     first = _fresh(compared, some.ways, generator)
     candidates = {"flown": partial(probe, some.support, some.ways, start=first)}
     for threads in sorted({1, torch.get_num_threads()}):

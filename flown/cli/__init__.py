@@ -87,7 +87,7 @@ def data_show(name: str) -> None:
     """Shapes, split sizes and class names of a data set, by name or folder."""
     from flown import tasks as data
 
-    for key, value in data.describe(name).items():
+    for key, value in data.summary(name).items():
         console.print(f"{key}: {value}", highlight=False, soft_wrap=True)
 
 

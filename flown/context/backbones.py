@@ -1,16 +1,15 @@
-"""Image backbones: uint8 images of any size to feature vectors, frozen once they are trained.
+"""Image backbones: uint8 images of any size to feature vectors; frozen after their training.
 
     image (1 or 3, H, W) --resize, 3 channels, scale--> (3, 32, 32) --body--> feature (F,)
 
 The default body is the four-block convolutional network of the few-shot literature (Snell et al.
-1703.05175) with a global mean at the end. It is trained by classification over all training
-classes with a linear classifier, which is then thrown away.
+1703.05175) with a global mean at the end. `flown.context.pretrain` trains one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +18,6 @@ from torch import Tensor, nn
 from flown.base.config import Config
 from flown.base.errors import FlownError, unknown
 from flown.nets.resnet12 import resnet12
-from flown.tasks import ManyClass
-from flown.training import TrainConfig, train
-
-Augment = Callable[[Tensor, torch.Generator], Tensor]
-_SHIFT = 3  # pixels of the random crop's padding
 
 
 class BackboneConfig(Config):
@@ -97,99 +91,16 @@ class Backbone(nn.Module):
 
 @torch.no_grad()
 def features(backbone: nn.Module, images: Tensor, batch: int = 256) -> Tensor:
-    """A backbone's features (N, F) of many images (N, c, H, W), computed in eval mode."""
+    """A backbone's features (N, F) of many images (N, c, H, W), in eval mode, on the images' device.
+
+    They are computed where the backbone is, a batch at a time: a set need not fit on its device.
+    """
+    tensor = next(chain(backbone.parameters(), backbone.buffers()), images)
     was_training = backbone.training
     backbone.eval()
-    parts = [backbone(images[i : i + batch]) for i in range(0, len(images), batch)]
+    parts = [
+        backbone(images[i : i + batch].to(tensor.device)).to(images.device)
+        for i in range(0, len(images), batch)
+    ]
     backbone.train(was_training)
     return torch.cat(parts)
-
-
-def random_crop(images: Tensor, generator: torch.Generator, shift: int = _SHIFT) -> Tensor:
-    """Images (N, c, H, W) moved by up to `shift` pixels, each by its own; edges are repeated.
-
-    No flips: a mirrored glyph is another glyph.
-    """
-    count, _, height, width = images.shape
-    padded = F.pad(images, (shift,) * 4, mode="replicate")
-    device = images.device
-    offsets = torch.randint(2 * shift + 1, (2, count, 1), generator=generator, device=device)
-    rows = offsets[0] + torch.arange(height, device=device)  # (N, H)
-    columns = offsets[1] + torch.arange(width, device=device)  # (N, W)
-    which = torch.arange(count, device=device)[:, None, None]
-    # (N, H, W, c): the two advanced axes come first, the sliced channel axis last
-    return padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None]].movedim(3, 1)
-
-
-class Classification(nn.Module):
-    """Cross-entropy over the training classes of all sets, with smoothed labels.
-
-    `augment` changes prepared images (B, 3, size, size) at random.
-    """
-
-    images: Tensor
-    labels: Tensor
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        sets: Sequence[ManyClass],
-        batch: int,
-        augment: Augment = random_crop,
-    ) -> None:
-        super().__init__()
-        self.backbone, self.batch, self.augment = backbone, batch, augment
-        images, labels, classes = [], [], 0
-        for many in sets:
-            known = many.class_split["train"]
-            rows = torch.isin(many.labels, known)
-            images.append(backbone.prepare(many.images[rows]))
-            labels.append(torch.searchsorted(known, many.labels[rows]) + classes)
-            classes += len(known)
-        # Data, not state: they move with the module and stay out of checkpoints' way.
-        self.images, self.labels = torch.cat(images), torch.cat(labels)
-        self.linear = nn.Linear(backbone.config.features, classes)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Classification:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        device = self.linear.weight.device
-        self.images, self.labels = self.images.to(device), self.labels.to(device)
-        return self
-
-    def forward(self, generator: torch.Generator) -> Tensor:
-        rows = torch.randint(
-            len(self.images), (self.batch,), generator=generator, device=self.images.device
-        )
-        found = self.backbone.body(self.augment(self.images[rows], generator))
-        return F.cross_entropy(self.linear(found), self.labels[rows], label_smoothing=0.1)
-
-
-def train_backbone(
-    sets: Sequence[ManyClass],
-    config: BackboneConfig,
-    training: TrainConfig,
-    *,
-    out: Path | str,
-    seed: int = 0,
-    resume: bool = False,
-    device: str = "cpu",
-) -> Backbone:
-    """Trains a backbone to tell all `train` classes of all sets apart; returns it frozen.
-
-    Args:
-        sets: images of many classes; only classes of `class_split["train"]` are learnt from.
-        out: the folder of the checkpoint `backbone.checkpoint.safetensors`.
-
-    Raises:
-        FlownError: no set, or as `flown.training.train`.
-    """
-    if not sets:
-        raise FlownError("train_backbone: no set of images given")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # parameters are initialised by torch's own rules
-        backbone = Backbone(config)
-        objective = Classification(backbone, sets, training.batch_size)
-    train(
-        objective, training, out=Path(out), name="backbone", seed=seed, resume=resume, device=device
-    )
-    return backbone.requires_grad_(False).eval()

@@ -3,16 +3,16 @@
     token = image feature (F,) ++ label embedding (L,),   width = F + L
     sequence = [query ++ u, support_1 ++ s e(y_1), ..., support_S ++ s e(y_S)]
 
-The query carries a learned "unknown" label u, the support the ELMES vectors e of its labels times
-a learned scale s. There is no positional encoding, so the support's order means nothing. Layers
-are pre-norm (x + attention(LN x), then x + MLP(LN x)); the output is the query's token after a
-last LayerNorm. Each query is in a sequence of its own, since the support attends to it.
+The query carries a learned label u for "unknown", the support the ELMES vectors e of its labels times
+a learned scale s. There is no positional encoding, so that the order of the support has no effect.
+Layers are pre-norm (x + attention(LN x), then x + MLP(LN x)); the output is the query's token after a
+last LayerNorm. Each query has its own sequence, since the support attends to it.
 The number of ways is a constructor argument; fewer ways use as many vectors of the frame.
 
-A fresh CAML already compares and copies: attention starts as a similarity (query = key weights,
+CAML compares and copies before any training: attention starts as a similarity (query = key weights,
 output = transposed value weights, as in Trockman & Kolter 2305.09828), label vectors have the
-scale of standardised features, and the classifier reads the label part. From the usual init the
-loss stays at chance for hundreds of steps.
+scale of standardised features, and the classifier reads the label part. From the usual initialisation
+the loss stays at chance for hundreds of steps.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _EPS = 1e-6  # of the published LayerNorms
 
 
 class CAMLConfig(Config):
-    """Sizes; the defaults are trained here, `published()` is CLIP ViT-B/16's CAML."""
+    """Sizes; the defaults are those of the CAML that ships, `published()` those of the official one."""
 
     ways: int = 20
     feature_dim: int = 128
@@ -45,7 +45,7 @@ class CAMLConfig(Config):
 
     @classmethod
     def published(cls) -> CAMLConfig:
-        """The sizes of the official checkpoint."""
+        """The sizes of the official checkpoint, for features of CLIP ViT-B/16."""
         return cls(ways=5, feature_dim=768, label_dim=256, layers=24, heads=16, mlp=4096)
 
 
@@ -77,7 +77,7 @@ class CAML(nn.Module):
 
         Args:
             support: features (B, S, F); `labels` (B, S) in 0..ways-1.
-            query: features (B, Q, F); each in a sequence of its own with the support.
+            query: features (B, Q, F); each has its own sequence with the support.
 
         Raises:
             FlownError: features of another length, or a label out of range.
@@ -130,7 +130,7 @@ class _Encoder(nn.Module):
         *layers, last = self.layers.values()
         for layer in layers:
             sequence = layer(sequence)
-        # Nobody reads what the last layer makes of the support.
+        # The last layer's outputs at the support are not needed.
         return self.ln(last(sequence, tokens=1)[:, 0])  # type: ignore[no-any-return]
 
 

@@ -2,8 +2,14 @@
 
     E = sqrt(C / (C - 1)) (I - 1 1^T / C),   rows e_i with |e_i| = 1 and e_i . e_j = -1 / (C - 1)
 
-rotated into `dim` dimensions by a fixed orthonormal frame. Labels carry no meaning of their own:
-any permutation of them is an isometry of the set.
+rotated into `dim` dimensions by a fixed orthonormal frame. Any permutation of the labels is an isometry
+of the set, so that no label differs from another:
+
+    >>> frame = elmes(classes=3, dim=8)
+    >>> (frame @ frame.T).round(decimals=3)
+    tensor([[ 1.0000, -0.5000, -0.5000],
+            [-0.5000,  1.0000, -0.5000],
+            [-0.5000, -0.5000,  1.0000]])
 """
 
 from __future__ import annotations

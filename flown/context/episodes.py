@@ -1,21 +1,19 @@
 """Training CAML by episodes over a frozen backbone's cached features.
 
-An episode is an n-way k-shot task: n random classes, k support images of each, and queries; the
-loss is the cross-entropy of the query's class. n and k are drawn anew at every step, and so is
-which vectors of the label frame stand for the classes, so that no vector comes to mean anything
+The loss is the cross-entropy of the queries' classes. Ways and shots are drawn anew at every step, and
+so are the vectors of the label frame that stand for the classes, so that no vector takes on a meaning
 (Fifty et al. 2310.10971, section 3).
 
-Images of another kind lie elsewhere in feature space, and closer together or wider apart. To keep
-that from hiding the classes, an episode's features f become m f + o in training, with one scale m
-and one offset o for the whole episode.
+Images of another kind lie elsewhere in feature space, closer together or wider apart. The model has to
+find the classes there too: in training an episode's features f become m f + o, with one scale m and one
+offset o for the whole episode.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,11 +21,13 @@ from torch import Tensor, nn
 
 from flown.base.errors import FlownError
 from flown.context.caml import CAML, CAMLConfig
-from flown.tasks import draw_episode
+from flown.context.centroids import cosine_logits
+from flown.tasks import ClassPool, Episodes
+from flown.tasks.draw import cpu_generator
 from flown.training import TrainConfig, train
 
 _MAX_SHOTS = 5
-_QUERIES = 4  # an episode in training; each is a sequence of its own, and long ones are dear
+_QUERIES = 4  # per episode in training; each is a separate sequence, whose length costs time
 
 
 @dataclass(frozen=True)
@@ -38,37 +38,56 @@ class FeatureSet:
     labels: Tensor
     class_split: Mapping[str, Tensor]
 
-
-class EpisodeBatch(NamedTuple):
-    """B episodes: support (B, S, F), labels (B, S), queries (B, Q, F), their labels (B, Q)."""
-
-    support: Tensor
-    labels: Tensor
-    query: Tensor
-    targets: Tensor
+    def pool(self, part: str) -> ClassPool:
+        """The rows of the classes of a part, to draw episodes from."""
+        return ClassPool(self.labels, self.class_split[part])
 
 
-def draw_batch(
-    sets: Sequence[FeatureSet],
-    part: str,
-    ways: int,
-    shots: int,
-    episodes: int,
-    frame: int,
-    generator: torch.Generator,
-) -> EpisodeBatch:
-    """Episodes of random sets; labels are `ways` random numbers below `frame`."""
-    drawn = []
-    for _ in range(episodes):
-        which = int(torch.randint(len(sets), (1,), generator=generator))
-        some = sets[which]
-        episode = draw_episode(
-            some.features, some.labels, some.class_split[part], ways, shots, 1, generator
-        )
-        names = torch.randperm(frame, generator=generator)
-        (support, labels), (query, targets) = episode.support, episode.query
-        drawn.append((support, names[labels], query, names[targets]))
-    return EpisodeBatch(*(torch.stack(parts) for parts in zip(*drawn, strict=True)))
+class EpisodeLoss(nn.Module):
+    """Cross-entropy at the queries of episodes that are drawn anew at every step.
+
+    Args:
+        model: the module in training.
+        draw: gathered episodes, from a generator on the CPU, where the sets lie.
+        logits: the model's logits (T, N, W) for episodes on its device; the generator, of the same
+            device, is for augmentation.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        draw: Callable[[torch.Generator], Episodes],
+        logits: Callable[[Episodes, torch.Generator], Tensor],
+    ) -> None:
+        super().__init__()
+        self.model, self.draw, self.logits = model, draw, logits
+
+    def forward(self, generator: torch.Generator) -> Tensor:
+        episodes = self.draw(cpu_generator(generator)).to(generator.device)
+        logits = self.logits(episodes, generator)
+        return F.cross_entropy(logits.flatten(0, 1), episodes.targets.flatten())
+
+
+class FramedPools:
+    """Episodes of random sets, their labels random numbers of a frame of label vectors."""
+
+    def __init__(self, sets: Sequence[FeatureSet], part: str, frame: int) -> None:
+        self.sets = [(known.features, known.pool(part)) for known in sets]
+        self.frame = frame
+
+    def draw(self, ways: int, shots: int, count: int, generator: torch.Generator) -> Episodes:
+        """`count` episodes with one query a class; labels are `ways` random numbers below `frame`."""
+        parts = []
+        for _ in range(count):
+            features, pool = self.sets[
+                int(torch.randint(len(self.sets), (1,), generator=generator))
+            ]
+            episode = pool.draw(ways, shots, 1, generator).gather(features)
+            names = torch.randperm(self.frame, generator=generator)
+            parts.append(
+                episode._replace(labels=names[episode.labels], targets=names[episode.targets])
+            )
+        return Episodes.join(parts)
 
 
 @torch.no_grad()
@@ -82,54 +101,37 @@ def episode_accuracy(
     episodes: int = 100,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Accuracy (percent) at the queries, beside the nearest centroid's by cosine on the same."""
+    """Percent of the queries: CAML's `accuracy`, and `centroid`, that of the nearest class mean."""
     generator = torch.Generator().manual_seed(seed)
     frame = caml.config.ways
-    batch = draw_batch(sets, part, ways, shots, episodes, frame, generator)
-    parts = [slice(i, i + 16) for i in range(0, episodes, 16)]
-    logits = torch.cat(
-        [caml.logits(batch.support[part], batch.labels[part], batch.query[part]) for part in parts]
-    )
-    present = F.one_hot(batch.labels, frame).float()  # (B, S, frame)
-    absent = (present.sum(dim=1) == 0)[:, None]  # (B, 1, frame)
-    centroids = F.normalize(present.transpose(1, 2) @ F.normalize(batch.support, dim=2), dim=2)
-    cosines = F.normalize(batch.query, dim=2) @ centroids.transpose(1, 2)  # (B, Q, frame)
+    drawn = FramedPools(sets, part, frame).draw(ways, shots, episodes, generator)
+    batches = [drawn.part(slice(i, i + 16)) for i in range(0, episodes, 16)]
+    logits = torch.cat([caml.logits(b.support, b.labels, b.query) for b in batches])
+    cosines = cosine_logits(drawn.support, drawn.labels, drawn.query, frame)
+    absent = F.one_hot(drawn.labels, frame).sum(dim=1, keepdim=True) == 0  # (T, 1, frame)
 
     def score(scores: Tensor) -> float:
         chosen = scores.masked_fill(absent, -torch.inf).argmax(dim=2)
-        return 100 * float((chosen == batch.targets).float().mean())
+        return 100 * float((chosen == drawn.targets).float().mean())
 
     return {"accuracy": score(logits), "centroid": score(cosines)}
 
 
-class _Episodes(nn.Module):
-    """Cross-entropy at the queries of a batch of random episodes."""
-
-    def __init__(self, caml: CAML, sets: Sequence[FeatureSet], batch: int, drift: float) -> None:
-        super().__init__()
-        self.caml, self.sets, self.batch, self.drift = caml, sets, batch, drift
-        fewest = min(len(some.class_split["train"]) for some in sets)
-        self.ways = min(caml.config.ways, fewest)
-
-    def forward(self, generator: torch.Generator) -> Tensor:
-        # Drawn on the CPU, where features are cached, whatever device trains.
-        seed = torch.randint(2**62, (1,), generator=generator, device=generator.device)
-        local = torch.Generator().manual_seed(int(seed))
-        ways = int(torch.randint(2, self.ways + 1, (1,), generator=local))
-        shots = int(torch.randint(1, _MAX_SHOTS + 1, (1,), generator=local))
-        frame = self.caml.config.ways
-        batch = draw_batch(self.sets, "train", ways, shots, self.batch, frame, local)
-        offset = self.drift * torch.randn(self.batch, 1, batch.query.shape[2], generator=local)
-        scale = torch.exp(self.drift / 2 * torch.randn(self.batch, 1, 1, generator=local))
-        batch = batch._replace(
-            support=scale * batch.support + offset, query=scale * batch.query + offset
-        )
-        device = self.caml.unk_emb.device
-        support, labels, query, targets = (x.to(device) for x in batch)
-        asked = torch.randperm(ways, generator=local)[:_QUERIES].to(device)
-        query, targets = query[:, asked], targets[:, asked]
-        logits = self.caml.logits(support, labels, query)
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+def _training_episodes(
+    pools: FramedPools, most_ways: int, count: int, drift: float, generator: torch.Generator
+) -> Episodes:
+    """Episodes of random ways and shots, moved and scaled, with a few queries each."""
+    ways = int(torch.randint(2, most_ways + 1, (1,), generator=generator))
+    shots = int(torch.randint(1, _MAX_SHOTS + 1, (1,), generator=generator))
+    drawn = pools.draw(ways, shots, count, generator)
+    offset = drift * torch.randn(count, 1, drawn.query.shape[2], generator=generator)
+    scale = torch.exp(drift / 2 * torch.randn(count, 1, 1, generator=generator))
+    asked = torch.randperm(ways, generator=generator)[:_QUERIES]
+    return drawn._replace(
+        support=scale * drawn.support + offset,
+        query=scale * drawn.query[:, asked] + offset,
+        targets=drawn.targets[:, asked],
+    )
 
 
 def train_caml(
@@ -146,7 +148,7 @@ def train_caml(
     """Trains CAML on episodes of the `train` classes; its history follows the `val` classes.
 
     Args:
-        sets: cached features, standardised; every step's episodes come from random ones of them.
+        sets: cached features, standardised; each episode comes from a random one of them.
         drift: standard deviation of training episodes' offsets; their log scales have half of it.
         out: the folder of the checkpoint `caml.checkpoint.safetensors`.
 
@@ -156,24 +158,32 @@ def train_caml(
     """
     if not sets:
         raise FlownError("train_caml: no set of features given")
-    for some in sets:
-        if some.features.ndim != 2 or some.features.shape[1] != config.feature_dim:
-            got = tuple(some.features.shape)
+    for known in sets:
+        if known.features.ndim != 2 or known.features.shape[1] != config.feature_dim:
+            got = tuple(known.features.shape)
             raise FlownError(f"train_caml: expected features (N, {config.feature_dim}), got {got}")
-        if min(len(some.class_split[part]) for part in ("train", "val")) < 2:
+        if min(len(known.class_split[part]) for part in ("train", "val")) < 2:
             raise FlownError("train_caml: a set needs two training and two validation classes")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         caml = CAML(config)
-    ways = min(5, config.ways, *(len(some.class_split["val"]) for some in sets))
+    ways = min(5, config.ways, *(len(known.class_split["val"]) for known in sets))
 
     def validate() -> dict[str, float]:
-        there = caml.unk_emb.device
+        trained_on = caml.unk_emb.device
         figures = episode_accuracy(caml.cpu(), sets, ways=ways)
-        caml.to(there)
+        caml.to(trained_on)
         return figures
 
-    objective = _Episodes(caml, sets, training.batch_size, drift)
+    pools = FramedPools(sets, "train", config.ways)
+    most_ways = min(config.ways, *(len(pool) for _, pool in pools.sets))
+    objective = EpisodeLoss(
+        caml,
+        lambda generator: _training_episodes(
+            pools, most_ways, training.batch_size, drift, generator
+        ),
+        lambda episodes, _: caml.logits(episodes.support, episodes.labels, episodes.query),
+    )
     train(
         objective,
         training,

@@ -3,8 +3,8 @@
     ordered: c = W_2 silu(W_1 [LN o_1; ...; LN o_C])
     mean:    c = W_2 silu(W_1 mean_k LN o_k)
 
-`ordered` knows which class is which, as in the paper; `mean` is the same for any order of classes.
-A class whose output is all zeros is absent: that is how tasks with fewer classes are padded.
+`ordered` depends on the order of the classes, as in the paper; `mean` does not. A class whose output is
+all zeros is absent: tasks with fewer classes are padded with zeros.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def published_name(name: str) -> str:
 
 
 def _spellings(name: str) -> set[str]:
-    """All names under which versions of the official code stored one tensor."""
+    """All names of one tensor in versions of the official code."""
     current = published_name(name)
     names = {current}
     for ours, theirs in _MLP.items():
@@ -46,30 +46,30 @@ def load_published(state: Mapping[str, Tensor], config: CAMLConfig | None = None
 
     Args:
         state: the tensors by name; read the file yourself (`torch.load(..., weights_only=True)`).
-            Those of the image backbone are ignored: it is a model of its own.
+            Those of the image backbone are ignored: it is a separate model.
         config: the checkpoint's sizes, by default those of the CLIP ViT-B/16 one.
 
     Raises:
         FlownError: a tensor is missing, superfluous or of another shape; the message names it.
     """
     model = CAML(config or CAMLConfig.published())
-    own = model.state_dict()
-    ours = {spelling: name for name in own for spelling in _spellings(name)}
+    expected = model.state_dict()
+    ours = {spelling: name for name in expected for spelling in _spellings(name)}
     found: dict[str, Tensor] = {}
     for key, tensor in state.items():
         if key.startswith("feature_extractor."):
             continue
         name = ours.get(key.removeprefix("module."))
         if name is None:
-            raise FlownError(f"caml checkpoint: unexpected tensor '{key}'; is it another model's?")
-        if tensor.shape != own[name].shape:
-            got, want = tuple(tensor.shape), tuple(own[name].shape)
+            raise FlownError(f"caml checkpoint: unexpected tensor '{key}'; is it another model?")
+        if tensor.shape != expected[name].shape:
+            got, want = tuple(tensor.shape), tuple(expected[name].shape)
             raise FlownError(
                 f"caml checkpoint: tensor '{key}' is {got}, expected {want}; "
                 "give the checkpoint's sizes as CAMLConfig"
             )
         found[name] = tensor.float()
-    if missing := [name for name in own if name not in found]:
+    if missing := [name for name in expected if name not in found]:
         raise FlownError(f"caml checkpoint: tensor '{published_name(missing[0])}' is missing")
     model.load_state_dict(found)
     return model.requires_grad_(False).eval()

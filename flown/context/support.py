@@ -3,14 +3,12 @@
     support images --backbone, standardise--> features; for each class k a query q_k of that class
     o_k = CAML(support, labels, q_k),  averaged over the class's queries      (FLoWN 2.2, A.4.2)
 
-Nothing here is trained with the flow; a `Context` makes one vector of the class outputs.
+Nothing here is trained with the flow; a `ContextHead` turns the class outputs into one vector.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +17,15 @@ from torch import Tensor, nn
 
 from flown.base.config import Config
 from flown.base.errors import FlownError
-from flown.base.files import halved, load_into, load_tensors, save_tensors
+from flown.base.frozen import load_frozen, load_shipped, save_frozen
 from flown.context.backbones import Backbone, BackboneConfig, features
 from flown.context.caml import CAML, CAMLConfig
 
-_CHUNK = 4096  # tokens that go through CAML at once
+_CHUNK = 4096  # tokens through CAML at once
 
 
 class SupportConfig(Config):
-    """`backbone` is None when the user's own module computes the features."""
+    """Sizes; `backbone` is None when a module of the user computes the features."""
 
     backbone: BackboneConfig | None = BackboneConfig()
     caml: CAMLConfig = CAMLConfig()
@@ -60,9 +58,9 @@ class SupportEncoder(nn.Module):
                 f"caml.feature_dim is {config.caml.feature_dim}"
             )
         self.config = config
-        own = backbone if config.backbone is None else Backbone(config.backbone)
-        assert own is not None
-        self.backbone: nn.Module = own
+        chosen = backbone if config.backbone is None else Backbone(config.backbone)
+        assert chosen is not None
+        self.backbone: nn.Module = chosen
         self.caml = CAML(config.caml)
         self.register_buffer("feature_mean", torch.zeros(config.caml.feature_dim))
         self.register_buffer("feature_std", torch.ones(config.caml.feature_dim))
@@ -73,7 +71,7 @@ class SupportEncoder(nn.Module):
     def from_values(
         cls, values: Mapping[str, Any], backbone: nn.Module | None = None
     ) -> SupportEncoder:
-        """An encoder of the given sizes, its weights still to be filled in."""
+        """An encoder of the given sizes, with weights to be loaded."""
         return cls(SupportConfig.parse(values, "support"), backbone)
 
     def train(self, mode: bool = True) -> SupportEncoder:
@@ -81,8 +79,9 @@ class SupportEncoder(nn.Module):
         return super().train(False)
 
     def features(self, images: Tensor) -> Tensor:
-        """Standardised features (N, F) of uint8 images (N, c, H, W), in batches."""
-        return (features(self.backbone, images) - self.feature_mean) / self.feature_std
+        """Standardised features (N, F) of uint8 images (N, c, H, W) on any device."""
+        found = features(self.backbone, images).to(self.feature_mean.device)
+        return (found - self.feature_mean) / self.feature_std
 
     @torch.no_grad()
     def encode(
@@ -93,22 +92,24 @@ class SupportEncoder(nn.Module):
         generator: torch.Generator,
         queries: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """CAML's output for each class, (classes, width).
+        """CAML's output for each class, (classes, width), on the encoder's device.
 
         Args:
-            images, labels: the support, uint8 (K, c, H, W) and (K,), labels in 0..classes-1.
+            images, labels: the support, uint8 (K, c, H, W) and (K,), labels in 0..classes-1, on
+                any device.
             generator: picks one random support image of each class as its query (model retrieval).
             queries: images and labels of queries instead (few-shot); a class's are averaged.
 
         Raises:
             FlownError: a class without support or query image, or too many classes.
         """
-        support = self.features(images)
+        device = self.feature_mean.device
+        support, labels = self.features(images), labels.to(device)
         if queries is None:
             rows = torch.stack([_pick(labels, k, generator) for k in range(classes)])
             asked, targets = support[rows], labels[rows]
         else:
-            asked, targets = self.features(queries[0]), queries[1]
+            asked, targets = self.features(queries[0]), queries[1].to(device)
             _check_all_classes(targets, classes, "queries")
             _check_all_classes(labels, classes, "support set")
         # Every query repeats the support: large sets go through in parts.
@@ -120,38 +121,34 @@ class SupportEncoder(nn.Module):
 
     def save(self, path: Path | str) -> None:
         """One safetensors file in half precision, the sizes in its header."""
-        config = self.config.model_dump_json()
-        save_tensors(path, halved(self.state_dict()), {"config": config})
+        save_frozen(self, path, "config", self.config)
 
     @classmethod
     def load(cls, path: Path | str, backbone: nn.Module | None = None) -> SupportEncoder:
-        """Reads what `save` wrote; a backbone of the user's own must be given again.
+        """Reads what `save` wrote; a backbone of the user must be given again.
 
         Raises:
-            FlownError: no such file, or not one of ours.
+            FlownError: no such file, or no support encoder.
         """
-        tensors, about = load_tensors(path)
-        try:
-            values = json.loads(about["config"])
-        except (KeyError, ValueError):
-            raise FlownError(f"{path}: no support encoder, its header has no 'config'") from None
-        encoder = cls.from_values(values, backbone)
-        load_into(encoder, tensors, path)
-        return encoder
+        return load_frozen(
+            path,
+            "config",
+            "support encoder",
+            SupportConfig,
+            lambda config, _: cls(config, backbone),
+        )
 
     @classmethod
     def pretrained(cls) -> SupportEncoder:
         """The encoder that ships with the package."""
-        file = resources.files("flown.context") / "pretrained" / "support.safetensors"
-        with resources.as_file(file) as path:
-            return cls.load(path)
+        return load_shipped("flown.context", "support", cls.load)
 
 
 def _pick(labels: Tensor, label: int, generator: torch.Generator) -> Tensor:
-    among = (labels == label).nonzero().flatten()
-    if not len(among):
+    rows = (labels == label).nonzero().flatten()
+    if not len(rows):
         raise FlownError(f"support set: class {label} has no image")
-    return among[int(torch.randint(len(among), (1,), generator=generator))]
+    return rows[int(torch.randint(len(rows), (1,), generator=generator))]
 
 
 def _check_all_classes(labels: Tensor, classes: int, what: str) -> None:

@@ -24,22 +24,21 @@ from flown.base.progress import bar
 from flown.base.provenance import Row, write_results
 from flown.context import CAML, CAMLConfig, FeatureSet
 from flown.context.episodes import train_caml
+from flown.context.pretrain import MetaBaselineConfig, train_backbone
 from flown.experiments.begin import begin
 from flown.experiments.clock import Clock
 from flown.experiments.retrieval import present
 from flown.heads import classifiers, maml
-from flown.heads.backbone import MetaBaselineConfig, train_backbone
 from flown.heads.classifiers import apply_heads
 from flown.heads.features import Standardised, cached_features, load_backbone
-from flown.heads.frames import Described, describe
-from flown.heads.heads import HeadsConfig, tell, train_heads
+from flown.heads.frames import ClassTokens, class_tokens
+from flown.heads.heads import HeadsConfig, train_heads, zoo_tokens
 from flown.heads.incontext import in_context
 from flown.heads.maml import MAML, MAMLConfig, train_maml
 from flown.heads.meta import HeadFlow, HeadFlowConfig, fit_heads
 from flown.heads.probe import ProbeConfig, probe
-from flown.heads.tasks import Tasks, check_disjoint, draw_tasks
 from flown.report.table5 import write_table5
-from flown.tasks import ManyClass
+from flown.tasks import ClassPool, Episodes, ManyClass, check_disjoint
 from flown.training import TrainConfig
 
 BASE = "mini_imagenet"
@@ -79,14 +78,14 @@ def config(scale: str, seed: int = 0) -> Table5Config:
     last = "stl10" if "stl10" in present() else "natural10"
     made = Table5Config(sets=(BASE, "cifar10", last, "omniglot"), seed=seed)
     if scale == "smoke":
-        few = TrainConfig(steps=30, batch_size=32, warmup=5)
+        short = TrainConfig(steps=30, batch_size=32, warmup=5)
         return made.model_copy(
             update={
                 "backbone": "resnet12-small",
                 "heads": HeadsConfig(tasks=200),
-                "fit": HeadFlowConfig(encoder_training=few, flow_training=few),
-                "caml_training": few,
-                "maml_training": few,
+                "fit": HeadFlowConfig(encoder_training=short, flow_training=short),
+                "caml_training": short,
+                "maml_training": short,
                 "tasks": 10,
                 "samples": 5,
                 "steps": 5,
@@ -201,14 +200,15 @@ def _train(base: FeatureSet, settings: Table5Config, out: Path, clock: Clock) ->
         "d2nwg-v": {"process": "v-diffusion"},
         "flown-no-queries": {"queries": False},
     }
-    told: dict[bool, Described] = {}  # the last one's alone: they are large
+    tokens: dict[bool, ClassTokens] = {}  # only one entry at a time: they are large
     flows: dict[str, HeadFlow] = {}
     for name, change in variants.items():
         fit = settings.fit.model_copy(update=change)
-        if fit.queries not in told:
-            told = {fit.queries: tell(base.features, base.labels, known, heads, fit.queries)[use]}
+        if fit.queries not in tokens:
+            found = zoo_tokens(base.features, base.labels, known, heads, fit.queries)
+            tokens = {fit.queries: found[use]}
         flows[name] = fit_heads(
-            vectors, told[fit.queries], fit, out=out / name, resume=True, like=flows.get("flown")
+            vectors, tokens[fit.queries], fit, out=out / name, resume=True, like=flows.get("flown")
         )
         clock.lap(name)
     caml = train_caml(
@@ -228,58 +228,43 @@ def _train(base: FeatureSet, settings: Table5Config, out: Path, clock: Clock) ->
         resume=True,
     )
     clock.lap("caml and maml")
-    val = draw_tasks(
-        base.features,
-        base.labels,
-        base.class_split["val"],
-        heads.ways,
-        1,
-        settings.queries,
-        settings.tasks,
-        settings.seed,
-    )
+    val = _tasks(base.features, base.pool("val"), settings, settings.seed)
     return Models(flows, caml, learner, classifiers.choose_strength(val))
 
 
 def _tests(
     backbone: nn.Module, base: FeatureSet, settings: Table5Config, out: Path
-) -> Iterator[tuple[str, Tasks]]:
+) -> Iterator[tuple[str, Episodes]]:
     """Test tasks of each set; none of its classes or images was trained on."""
     for name in settings.sets:
         if name == BASE:
-            some, labels, classes = base.features, base.labels, base.class_split["test"]
+            found, labels, classes = base.features, base.labels, base.class_split["test"]
         elif name == "omniglot":
             many = data.load_many(name)
             images, labels, classes = many.images, many.labels, many.class_split["test"]
-            some = cached_features(backbone, images, out / "features")
+            found = cached_features(backbone, images, out / "features")
         else:
             test = data.load(name).test
             labels, classes = test.labels, test.labels.unique()
-            some = cached_features(backbone, test.images, out / "features")
-        yield (
-            name,
-            draw_tasks(
-                some,
-                labels,
-                classes,
-                settings.heads.ways,
-                1,
-                settings.queries,
-                settings.tasks,
-                settings.seed + 1,
-            ),
-        )
+            found = cached_features(backbone, test.images, out / "features")
+        yield name, _tasks(found, ClassPool(labels, classes), settings, settings.seed + 1)
 
 
-def measure(name: str, tasks: Tasks, models: Models, settings: Table5Config) -> list[Row]:
+def _tasks(features: Tensor, pool: ClassPool, settings: Table5Config, seed: int) -> Episodes:
+    generator = torch.Generator().manual_seed(seed)
+    ways, queries = settings.heads.ways, settings.queries
+    return pool.draw(ways, 1, queries, generator, settings.tasks).gather(features)
+
+
+def measure(name: str, tasks: Episodes, models: Models, settings: Table5Config) -> list[Row]:
     """All rows of one set: percent of queries, mean and 95 % interval over tasks."""
     ways, seed = tasks.ways, settings.seed
     zeros = probe(tasks.support, ways, settings.heads.probe)
-    own = {
+    logits_of = {
         "linear-probe": classifiers.linear_probe(tasks, seed),
         "linear-probe-zero": apply_heads(zeros, tasks.query),
         "vae-reconstruction": apply_heads(
-            models.flows["flown"].reconstruct(zeros, describe(tasks)), tasks.query
+            models.flows["flown"].reconstruct(zeros, class_tokens(tasks)), tasks.query
         ),
         "nearest-cosine": classifiers.cosine_centroid(tasks),
         "nearest-euclidean": classifiers.euclidean_centroid(tasks),
@@ -290,24 +275,24 @@ def measure(name: str, tasks: Tasks, models: Models, settings: Table5Config) -> 
     row = partial(_row, name)
     rows = [
         row(method, *interval(classifiers.accuracy(logits, tasks)), len(logits))
-        for method, logits in own.items()
+        for method, logits in logits_of.items()
     ]
     for method, model in models.flows.items():
         flow = model.config.process == "flow"
         steps = settings.steps if flow else settings.diffusion_steps
-        told = describe(tasks, model.config.queries)
-        heads = model.generate(told, settings.samples, seed, steps=steps)  # (T, n, D)
+        tokens = class_tokens(tasks, model.config.queries)
+        heads = model.generate(tokens, settings.samples, seed, steps=steps)  # (T, n, D)
         rows += _generated(row, method, heads, tasks)
         rows += _tuned(row, method, heads, tasks, settings.heads.probe)
     return rows
 
 
-def _generated(row: partial[Row], method: str, heads: Tensor, tasks: Tasks) -> list[Row]:
+def _generated(row: partial[Row], method: str, heads: Tensor, tasks: Episodes) -> list[Row]:
     """All samples, the best three by the support, and the best three by the queries."""
     each = sample_accuracy(heads, tasks)  # (T, n)
     count, top = each.shape[1], min(_TOP, each.shape[1])
     logits = apply_heads(heads, tasks.support[:, None])  # (T, n, W K, W)
-    targets = tasks.labels.expand(logits.shape[:3])
+    targets = tasks.labels[:, None].expand(logits.shape[:3])
     loss = F.cross_entropy(logits.flatten(0, 2), targets.flatten(), reduction="none")
     loss = loss.view(targets.shape).mean(dim=2)
     chosen = each.gather(1, loss.topk(top, largest=False).indices)
@@ -323,7 +308,7 @@ def _generated(row: partial[Row], method: str, heads: Tensor, tasks: Tasks) -> l
 
 
 def _tuned(
-    row: partial[Row], method: str, heads: Tensor, tasks: Tasks, config: ProbeConfig
+    row: partial[Row], method: str, heads: Tensor, tasks: Episodes, config: ProbeConfig
 ) -> list[Row]:
     """Generated heads after gradient steps on the support."""
     samples, rows = heads.shape[1], []
@@ -337,10 +322,10 @@ def _tuned(
     return rows
 
 
-def sample_accuracy(heads: Tensor, tasks: Tasks) -> Tensor:
+def sample_accuracy(heads: Tensor, tasks: Episodes) -> Tensor:
     """Percent of each task's queries by each of its heads (T, n, W F + W): (T, n)."""
     logits = apply_heads(heads, tasks.query[:, None])
-    return 100 * (logits.argmax(dim=3) == tasks.targets).float().mean(dim=2)
+    return 100 * (logits.argmax(dim=3) == tasks.targets[:, None]).float().mean(dim=2)
 
 
 def interval(values: Tensor) -> tuple[float, float]:
@@ -349,20 +334,20 @@ def interval(values: Tensor) -> tuple[float, float]:
     return float(values.mean()), 1.96 * spread / len(values) ** 0.5
 
 
-def _order(tasks: Tasks, model: HeadFlow, seed: int) -> list[Row]:
+def _order(tasks: Episodes, model: HeadFlow, seed: int) -> list[Row]:
     """Do classes in another order give the same heads in that order? The largest difference."""
-    told = describe(tasks)[:8]
+    tokens = class_tokens(tasks)[:8]
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(tasks.ways, generator=generator)
-    noise = torch.randn(len(told), 2, tasks.ways, *model.latent_shape, generator=generator)
-    plain = model.generate(told, 2, steps=5, noise=noise)
-    turned = model.generate(told.permuted(order), 2, steps=5, noise=noise[:, :, order])
+    noise = torch.randn(len(tokens), 2, tasks.ways, *model.latent_shape, generator=generator)
+    plain = model.generate(tokens, 2, steps=5, noise=noise)
+    turned = model.generate(tokens.permuted(order), 2, steps=5, noise=noise[:, :, order])
     logits = [apply_heads(h, tasks.query[:8, None]) for h in (plain, turned)]
     worst = float((logits[0][..., order] - logits[1]).abs().max())
     scale = float(logits[0].abs().max())
     return [
         {
-            **_row(BASE, "flown", worst / scale, None, len(told)),
+            **_row(BASE, "flown", worst / scale, None, len(tokens)),
             "metric": "largest relative difference of logits, classes permuted",
         }
     ]

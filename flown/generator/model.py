@@ -24,7 +24,7 @@ from flown import tasks as data
 from flown.base.config import describes
 from flown.base.errors import FlownError, unknown
 from flown.base.files import prepare_output, read_json, write_json
-from flown.context import ContextHead, KnownTasks, SupportEncoder
+from flown.context import ContextHead, Prototypes, SupportEncoder
 from flown.flow.marginals import time_of
 from flown.flow.samplers import Samples as Samples  # part of this module's interface
 from flown.flow.samplers import solve
@@ -66,7 +66,7 @@ class Flown(nn.Module, ModelHubMixin):
         self.rests: Sequence[dict[str, Tensor]] = [{} for _ in joint.layouts]  # frozen, by task
         self.support: SupportEncoder | None = None
         self.head: ContextHead | None = None
-        self.known: KnownTasks | None = None
+        self.known: Prototypes | None = None
         self.epochs: tuple[float, ...] = ()  # that the flow passes through, if its path does
         self.history: dict[str, History] = {}
         self.card: dict[str, Any] = {}
@@ -126,7 +126,7 @@ class Flown(nn.Module, ModelHubMixin):
         if config.context.mode != "none":
             model.support = SupportEncoder.pretrained().to(device)
             bank = context_bank(model.support, images, model.tasks, model.classes, config)
-            model.known = KnownTasks.of(bank).to(device)
+            model.known = Prototypes.of(bank).to(device)
         source = model.source()
         model.velocity, model.head, flow_history, model.epochs = fit_flow(
             people, model.encoder, source, bank, config, out, resume, device
@@ -289,7 +289,7 @@ class Flown(nn.Module, ModelHubMixin):
                 raise FlownError("this model needs a support set: images and labels")
             context = self.context(images, labels, seed)
             task = task or self._recognised(context, images, labels, seed)
-            vector = self.head(self.known.familiar(context, self._task(task))[None])
+            vector = self.head(self.known.project(context, self._task(task))[None])
         elif task is None:
             task = self.tasks[0]
         end = 1.0 if until is None else time_of(until, self.epochs)
@@ -339,7 +339,7 @@ class Flown(nn.Module, ModelHubMixin):
         context: dict[str, Tensor] = {}
         if self.support is not None and self.head is not None and self.known is not None:
             context = modelfiles.prefixed({"support": self.support, "head": self.head})
-            context |= {"prototypes": self.known.means, "reach": self.known.reach}
+            context |= {"prototypes": self.known.means, "reach": self.known.radius}
         prior = {f"prior.{k}": v for k, v in self.prior.items()}
         rests = {f"rest.{i}.{k}": v for i, x in enumerate(self.rests) for k, v in x.items()}
         parts = {
@@ -385,7 +385,7 @@ class Flown(nn.Module, ModelHubMixin):
             fill(model.support, "support", "context")
             model.head = ContextHead(model.classes, model.support.width, mode=config.context.mode)
             fill(model.head, "head", "context")
-            model.known = KnownTasks(
+            model.known = Prototypes(
                 *modelfiles.take(path, parts["context"], "prototypes", "reach")
             )
         model.card = values.get("card", {})

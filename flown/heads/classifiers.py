@@ -7,8 +7,8 @@ A head is one vector (W F + W,): the weight (W, F) and the bias (W,) of `nn.Line
     ridge      min_W |Y - X W - b|^2 + strength |W|^2, Y one-hot (Bertinetto et al. 1805.08136)
     probe      cross-entropy, AdamW, full batches (FLoWN A.4.2)
 
-Functions of `Tasks` return logits (T, W Q, W); what they rest on takes supports (T, S, F) with labels
-(T, S), so that classes may differ in their number of images.
+Functions of `Episodes` of features return logits (T, W Q, W). The functions `*_heads` take supports
+(T, S, F) with labels (T, S), so that classes may differ in their number of images.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flown.heads.tasks import Tasks
+from flown.context.centroids import class_means, unit_means
+from flown.tasks import Episodes
 
 COSINE_SCALE = 10.0
 STRENGTHS = tuple(10.0**power for power in range(-3, 5))
 
 
-def accuracy(logits: Tensor, tasks: Tasks) -> Tensor:
+def accuracy(logits: Tensor, tasks: Episodes) -> Tensor:
     """Percent of each task's queries, (T,)."""
     return 100 * (logits.argmax(dim=2) == tasks.targets).float().mean(dim=1)
 
@@ -43,22 +44,15 @@ def _joined(weight: Tensor, bias: Tensor) -> Tensor:
     return torch.cat([weight.flatten(1), bias], dim=1)
 
 
-def centroids(support: Tensor, labels: Tensor, ways: int) -> Tensor:
-    """The mean of each class, (T, W, F), of supports (T, S, F) with labels (T, S)."""
-    member = F.one_hot(labels, ways).to(support.dtype)  # (T, S, W)
-    sums: Tensor = member.transpose(1, 2) @ support
-    return sums / member.sum(dim=1)[..., None]
-
-
 def cosine_heads(support: Tensor, labels: Tensor, ways: int) -> Tensor:
     """Heads (T, W F + W) for features of length 1; apply them to normalised queries."""
-    means = F.normalize(centroids(F.normalize(support, dim=2), labels, ways), dim=2)
+    means = unit_means(support, labels, ways)
     return _joined(COSINE_SCALE * means, means.new_zeros(means.shape[:2]))
 
 
 def euclidean_heads(support: Tensor, labels: Tensor, ways: int) -> Tensor:
-    """Heads (T, W F + W) whose logits are -|x - c_k|^2, but for what is the same for all k."""
-    means = centroids(support, labels, ways)
+    """Heads (T, W F + W) whose logits are -|x - c_k|^2, up to a term common to all classes."""
+    means = class_means(support, labels, ways)
     return _joined(2 * means, -means.square().sum(dim=2))
 
 
@@ -92,7 +86,7 @@ def probe_heads(
     `flown.heads.probe` does the same faster, for many tasks with as many images in every class.
 
     Args:
-        seed: of `nn.Linear`'s initialisation; without it from zero, where all classes are alike.
+        seed: of `nn.Linear`'s initialisation; by default heads start at zero, where all classes are alike.
     """
     tasks, _, features = support.shape
     heads = support.new_zeros(tasks, ways * features + ways)
@@ -103,7 +97,7 @@ def probe_heads(
     optimizer = torch.optim.AdamW([heads], lr=rate, weight_decay=decay)
     for _ in range(epochs):
         logits = apply_heads(heads, support)
-        # A task's loss is the mean over its images; the tasks' losses do not meet.
+        # A task's loss is the mean over its images; no task's gradient depends on another task.
         loss = F.cross_entropy(logits.transpose(1, 2), labels, reduction="sum") / labels.shape[1]
         optimizer.zero_grad()
         loss.backward()
@@ -111,35 +105,29 @@ def probe_heads(
     return heads.detach()
 
 
-def _labels(tasks: Tasks) -> Tensor:
-    return tasks.labels.expand(len(tasks.support), -1)
-
-
-def cosine_centroid(tasks: Tasks) -> Tensor:
+def cosine_centroid(tasks: Episodes) -> Tensor:
     """The nearest centroid by cosine."""
-    heads = cosine_heads(tasks.support, _labels(tasks), tasks.ways)
+    heads = cosine_heads(tasks.support, tasks.labels, tasks.ways)
     return apply_heads(heads, F.normalize(tasks.query, dim=2))
 
 
-def euclidean_centroid(tasks: Tasks) -> Tensor:
+def euclidean_centroid(tasks: Episodes) -> Tensor:
     """The nearest centroid by distance."""
-    return apply_heads(euclidean_heads(tasks.support, _labels(tasks), tasks.ways), tasks.query)
+    return apply_heads(euclidean_heads(tasks.support, tasks.labels, tasks.ways), tasks.query)
 
 
-def ridge(tasks: Tasks, strength: float = 1.0) -> Tensor:
+def ridge(tasks: Episodes, strength: float = 1.0) -> Tensor:
     """Ridge regression; see `choose_strength`."""
-    heads = ridge_heads(tasks.support, _labels(tasks), tasks.ways, strength)
+    heads = ridge_heads(tasks.support, tasks.labels, tasks.ways, strength)
     return apply_heads(heads, tasks.query)
 
 
-def linear_probe(tasks: Tasks, seed: int = 0) -> Tensor:
+def linear_probe(tasks: Episodes, seed: int = 0) -> Tensor:
     """A linear layer trained from `nn.Linear`'s initialisation."""
-    return apply_heads(
-        probe_heads(tasks.support, _labels(tasks), tasks.ways, seed=seed), tasks.query
-    )
+    return apply_heads(probe_heads(tasks.support, tasks.labels, tasks.ways, seed=seed), tasks.query)
 
 
-def choose_strength(tasks: Tasks, strengths: Sequence[float] = STRENGTHS) -> float:
-    """The ridge strength that does best on (meta-validation) tasks; of equals the smallest."""
+def choose_strength(tasks: Episodes, strengths: Sequence[float] = STRENGTHS) -> float:
+    """The ridge strength with the highest accuracy on (validation) tasks; of equals the smallest."""
     means = [float(accuracy(ridge(tasks, s), tasks).mean()) for s in strengths]
     return strengths[means.index(max(means))]

@@ -1,4 +1,4 @@
-"""Backbones by name, and their features of a data set, computed once and mapped into memory.
+"""Backbones by name, and their features of a data set, computed once and kept in a cache.
 
     image --backbone--> f (F,),   (f - mean) / std over the images of the base classes
 
@@ -12,7 +12,6 @@ import hashlib
 import importlib
 import json
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flown.base.errors import FlownError, unknown
-from flown.base.files import halved, load_into, load_tensors, save_tensors
+from flown.base.files import load_tensors, save_tensors
+from flown.base.frozen import load_frozen, load_shipped, save_frozen
 from flown.context.backbones import Backbone, BackboneConfig, features
 from flown.tasks import cache_folder
 from flown.zoo.rows import checksum
@@ -43,7 +43,7 @@ class Standardised(nn.Module):
         self.eval().requires_grad_(False)
 
     def fit(self, images: Tensor) -> Standardised:
-        """Takes mean and deviation from uint8 images (N, c, H, W)."""
+        """Sets mean and deviation to those of the features of uint8 images (N, c, H, W)."""
         found = features(self.backbone, images)
         self.mean.copy_(found.mean(dim=0))
         self.std.copy_(found.std(dim=0).clamp_min(1e-3))  # a dead unit would divide by 0
@@ -54,30 +54,27 @@ class Standardised(nn.Module):
 
     def save(self, path: Path | str, about: dict[str, Any] | None = None) -> None:
         """One safetensors file in half precision, its config and `about` in the header."""
-        header = {
-            "backbone": self.backbone.config.model_dump_json(),
-            "about": json.dumps(about or {}),
-        }
-        save_tensors(path, halved(self.state_dict()), header)
+        header = {"about": json.dumps(about or {})}
+        save_frozen(self, path, "backbone", self.backbone.config, header)
 
     @classmethod
     def load(cls, path: Path | str) -> Standardised:
         """Reads what `save` wrote.
 
         Raises:
-            FlownError: no such file, or not one of ours.
+            FlownError: no such file, or no backbone that flown wrote.
         """
-        tensors, about = load_tensors(path)
-        if "backbone" not in about:
-            raise FlownError(f"{path}: no backbone of flown's, its header has no 'backbone'")
-        config = BackboneConfig.parse(json.loads(about["backbone"]), str(path))
-        made = cls(Backbone(config))
-        load_into(made, tensors, path)
-        return made
+        return load_frozen(
+            path,
+            "backbone",
+            "backbone that flown wrote",
+            BackboneConfig,
+            lambda config, _: cls(Backbone(config)),
+        )
 
 
 class _Timm(nn.Module):
-    """A pretrained model of timm, images resized and normalised as it wants them."""
+    """A pretrained model of timm; images are resized and normalised as its configuration says."""
 
     mean: Tensor
     std: Tensor
@@ -94,13 +91,17 @@ class _Timm(nn.Module):
             raise unknown("timm model", name, timm.list_models())
         try:
             self.model = timm.create_model(name, pretrained=True, num_classes=0)
-        except Exception as error:  # the hub's, the network's and timm's own: it is not to be had
-            raise FlownError(f"backbone timm/{name}: its weights cannot be had ({error})") from None
-        timm_data: Any = timm.data  # which mypy knows where timm is installed, and then in part
-        wants = timm_data.resolve_model_data_config(self.model)
-        self.side = tuple(wants["input_size"][1:])
-        self.register_buffer("mean", torch.tensor(wants["mean"]).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(wants["std"]).view(-1, 1, 1), persistent=False)
+        except Exception as error:  # the hub, the network and timm raise errors of many types
+            raise FlownError(
+                f"backbone timm/{name}: its weights are neither in the cache nor downloadable "
+                f"({error}); connect to the network once, or take another backbone"
+            ) from None
+        timm_data: Any = timm.data  # its types are known only where timm is installed
+        input_config = timm_data.resolve_model_data_config(self.model)
+        self.side = tuple(input_config["input_size"][1:])
+        for key in ("mean", "std"):
+            tensor = torch.tensor(input_config[key]).view(-1, 1, 1)
+            self.register_buffer(key, tensor, persistent=False)
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -114,17 +115,15 @@ def load_backbone(name: str | Path) -> nn.Module:
 
     Args:
         name: a shipped one of `SHIPPED`, a file that `Standardised.save` wrote, `timm/NAME`, or
-            `package.module:function`: whatever can be imported and called, without arguments, for
-            a module from uint8 images (N, c, H, W) to features (N, F).
+            `package.module:function`: a function without arguments that returns a module from uint8
+            images (N, c, H, W) to features (N, F).
 
     Raises:
-        FlownError: no such backbone, or what the function returns is no module.
+        FlownError: no such backbone, or the function returns something else.
     """
     text = str(name)
     if text in SHIPPED:
-        file = resources.files("flown.heads") / "pretrained" / f"{text}.safetensors"
-        with resources.as_file(file) as path:
-            return Standardised.load(path)
+        return load_shipped("flown.heads", text, Standardised.load)
     if text.startswith("timm/"):
         return _Timm(text.removeprefix("timm/"))
     if text.endswith(".safetensors"):
@@ -145,7 +144,7 @@ def load_backbone(name: str | Path) -> nn.Module:
 
 
 def fingerprint(backbone: nn.Module) -> str:
-    """The same for the same structure and weights."""
+    """A text that is equal for two backbones of equal structure and weights."""
     found = hashlib.sha256(repr(backbone).encode())
     for name, tensor in backbone.state_dict().items():
         found.update(name.encode())
@@ -154,13 +153,13 @@ def fingerprint(backbone: nn.Module) -> str:
 
 
 def cached_features(backbone: nn.Module, images: Tensor, folder: Path | None = None) -> Tensor:
-    """Features (N, F) of uint8 images (N, c, H, W): from the cache, or computed and put there.
+    """Features (N, F) of uint8 images (N, c, H, W): from the cache, or computed and written to it.
 
     Args:
         folder: of the cache files; by default `features` in the library's cache folder.
 
     Raises:
-        FlownError: the cache file is damaged, or is of another backbone or other images.
+        FlownError: the cache file is damaged, or belongs to another backbone or other images.
     """
     key = {
         "backbone": fingerprint(backbone),
@@ -177,7 +176,7 @@ def cached_features(backbone: nn.Module, images: Tensor, folder: Path | None = N
     tensors, about = load_tensors(path)
     for what, value in key.items():
         if about.get(what) != value:
-            raise FlownError(f"{path}: features of other {what} than asked for; remove the file")
+            raise FlownError(f"{path}: features of other {what} than requested; remove the file")
     if checksum(tensors["features"]) != int(about["checksum"]):
-        raise FlownError(f"{path}: not what was written, the file is damaged; remove it")
+        raise FlownError(f"{path}: the checksum differs, the file is damaged; remove it")
     return tensors["features"]

@@ -1,11 +1,11 @@
 """A zoo of probed heads: linear classifiers of random tasks over base classes, trained together.
 
-FLoWN (A.4.2) probes 50,000 tasks and leaves their data open. Here a task is `ways` random classes of
-the part with `shots` random images of each; the probe sees all of them at every step, and begins
-at zero, so that a head depends on its task alone. `queries` further images a class measure it.
+FLoWN (A.4.2) probes 50,000 tasks and leaves their data open. Here a task has `ways` random classes of
+the part with `shots` random images of each; the probe sees all of them at every step and starts at
+zero, so that a head depends only on its task. `queries` further images a class measure it.
 
-Tasks come in shards of 1,000, each from a seed of its own: a run that was interrupted goes on behind
-the last whole shard. Index rows hold a task's class numbers in `grid`.
+Tasks come in shards of 1,000, each with its own seed: an interrupted run continues after the last whole
+shard. Index rows hold a task's class numbers in `grid`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from flown.base.config import Config
@@ -20,9 +21,10 @@ from flown.base.errors import FlownError
 from flown.base.files import prepare_output, read_json, save_tensors, write_json
 from flown.base.progress import bar
 from flown.heads.classifiers import apply_heads
-from flown.heads.frames import Described, describe
+from flown.heads.frames import ClassTokens, class_tokens
 from flown.heads.probe import ProbeConfig, probe
-from flown.heads.tasks import Tasks, draw_tasks
+from flown.tasks import ClassPool, Episodes
+from flown.tasks.draw import SAMPLER
 from flown.version import __version__
 from flown.weights.layout import Task, WeightLayout
 from flown.zoo import Zoo
@@ -57,48 +59,44 @@ def heads_layout(features: int, ways: int, name: str = "heads") -> WeightLayout:
     return WeightLayout.of(nn.Linear(features, ways), "linear-head", task)
 
 
-def shard_tasks(
-    features: Tensor, labels: Tensor, classes: Tensor, config: HeadsConfig, shard: int
-) -> Tasks:
-    """The tasks of one shard."""
+def shard_tasks(features: Tensor, pool: ClassPool, config: HeadsConfig, shard: int) -> Episodes:
+    """The tasks of one shard, over features (N, F) whose rows `pool` draws."""
     count = min(_SHARD, config.tasks - shard * _SHARD)
-    return draw_tasks(
-        features,
-        labels,
-        classes,
-        config.ways,
-        config.shots,
-        config.queries,
-        count,
-        config.seed * 100_003 + shard,
-    )
+    generator = torch.Generator().manual_seed(config.seed * 100_003 + shard)
+    drawn = pool.draw(config.ways, config.shots, config.queries, generator, count)
+    return drawn.gather(features)
 
 
 def all_tasks(
     features: Tensor, labels: Tensor, classes: Tensor, config: HeadsConfig
-) -> Iterator[Tasks]:
-    """The tasks of all shards in turn, in the order of the zoo's rows."""
+) -> Iterator[Episodes]:
+    """The tasks of all shards, one after another, in the order of the zoo's rows."""
+    pool = ClassPool(labels, classes)
     for shard in range(shards(config)):
-        yield shard_tasks(features, labels, classes, config, shard)
+        yield shard_tasks(features, pool, config, shard)
 
 
-def tell(
+def zoo_tokens(
     features: Tensor,
     labels: Tensor,
     classes: Tensor,
     config: HeadsConfig,
     queries: bool = True,
     shots: Sequence[int] = (1,),
-) -> Described:
-    """What the heads' tasks say when few of their images are known: 1,000 tasks of each shots in turn."""
+) -> ClassTokens:
+    """The class tokens of the heads' tasks, from only the first images of each class.
+
+    Args:
+        shots: images of each class; successive shards of 1,000 tasks use successive entries.
+    """
     drawn = enumerate(all_tasks(features, labels, classes, config))
-    return Described.join(
-        [describe(tasks.first_shots(shots[i % len(shots)]), queries) for i, tasks in drawn]
+    return ClassTokens.join(
+        [class_tokens(tasks.first_shots(shots[i % len(shots)]), queries) for i, tasks in drawn]
     )
 
 
 def shards(config: HeadsConfig) -> int:
-    """How many files the heads fill."""
+    """The number of files of heads."""
     return -(-config.tasks // _SHARD)
 
 
@@ -116,8 +114,8 @@ def train_heads(
     """Probes all tasks and writes the zoo.
 
     Args:
-        features: (N, F); labels (N,). classes: the class numbers that tasks draw from.
-        resume: go on behind the last whole shard.
+        features: (N, F), with labels (N,); `classes` are the class numbers to draw from.
+        resume: continue after the last whole shard.
 
     Raises:
         FlownError: no task, too few classes or images, `out` exists, or holds other heads.
@@ -130,6 +128,7 @@ def train_heads(
         "heads": config.model_dump(mode="json"),
         "features": checksum(features.flatten()),
         "classes": classes.tolist(),
+        "sampler": SAMPLER,
     }
     progress, done = out / "progress.json", None
     held: object = begun
@@ -139,17 +138,20 @@ def train_heads(
     elif progress.exists():
         held = read_json(progress)
     if held != begun:
-        raise FlownError(f"{out}: holds heads begun with another config or other features")
+        raise FlownError(
+            f"{out}: holds heads of another config, other features or an older sampler; choose another folder"
+        )
     if done is not None:
         return done
     write_json(progress, begun)
+    pool = ClassPool(labels, classes)
     layout = heads_layout(features.shape[1], config.ways, name)
     count = shards(config)
     with bar(f"heads {name}", count) as update:
         for shard in range(count):
             index = out / f"index-{shard * _SHARD:06d}.jsonl"
             if not index.exists():
-                tasks = shard_tasks(features, labels, classes, config, shard)
+                tasks = shard_tasks(features, pool, config, shard)
                 write_rows(index, _shard(tasks, layout, config, out, shard))
             update(shard + 1, "")
     parts = sorted(out.glob("index-*.jsonl"))
@@ -162,7 +164,7 @@ def train_heads(
 
 
 def _shard(
-    tasks: Tasks, layout: WeightLayout, config: HeadsConfig, out: Path, shard: int
+    tasks: Episodes, layout: WeightLayout, config: HeadsConfig, out: Path, shard: int
 ) -> Sequence[Row]:
     """Probes a shard's tasks and writes their weights; returns their rows."""
     heads = probe(tasks.support, tasks.ways, config.probe)

@@ -3,7 +3,7 @@
     z = (f - c) / |f - c|,   p = softmax(head(z) / tau)
 
 f are the backbone's features, c their mean over the images of its training, or over the support
-where that is not known. The head is one of `HEADS`; how tau is found says `calibrate`.
+where that is unknown. The head is one of `HEADS`; `calibrate` finds tau.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from torch import Tensor, nn
 from flown.base.errors import FlownError, unknown
 from flown.base.files import write_text
 from flown.context import CAML, SupportEncoder
+from flown.context.backbones import Backbone
 from flown.heads import calibrate, folder
 from flown.heads.classifiers import apply_heads, cosine_heads, probe_heads, ridge_heads
 from flown.heads.features import Standardised, load_backbone
-from flown.heads.folder import Pictures
 from flown.heads.incontext import caml_logits
 from flown.heads.meta import flow_heads
 from flown.nets.linear import NormalisedHead
+from flown.tasks import Pictures
 from flown.weights.batch import WeightBatch
 from flown.weights.layout import Task, WeightLayout
 
@@ -47,8 +48,8 @@ class _Kind(NamedTuple):
     taus: tuple[float, float]
 
 
-# What is chosen here is best on 5-way tasks of mini-ImageNet's validation classes, of 1 and of 5
-# images a class, with the shipped backbone: `flown.heads.validate` measures it again.
+# These settings are the best on 5-way tasks of mini-ImageNet's validation classes, of 1 and of 5
+# images a class, with the shipped backbone; `flown.heads.validate` measures them.
 LINEAR = {
     "centroid": _Kind(cosine_heads, (2.3, 1.5)),
     "ridge": _Kind(partial(ridge_heads, strength=10.0), (0.022, 0.036)),
@@ -56,17 +57,17 @@ LINEAR = {
     "flow": _Kind(flow_heads, (0.57, 0.21)),
 }
 HEADS = (*LINEAR, "caml")
-_TRAINED = {"caml": ("CAML", CONTEXT), "flow": ("the generator", BACKBONE)}  # on whose features
+_TRAINED = {"caml": ("CAML", CONTEXT), "flow": ("the generator", BACKBONE)}  # name, its backbone
 _CAML_TAUS = (2.6, 2.3)
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """What was learnt from one folder and said of another.
+    """Classes learnt from one folder, and the labels of the images of another.
 
-    Of the support set, `left_out` (n, C) are the probabilities of the images `rows` (n,) by heads
-    that had not seen them: None where a class has one image. `head` holds one network, from features
-    to logits whose softmax are the confidences: None for CAML, which has no head.
+    `left_out` (n, C) are the probabilities of the support's images `rows` (n,) by heads that have not
+    seen them; None where a class has a single image. `head` holds one network from features to logits,
+    whose softmax are the confidences; None for CAML, which has no head.
     """
 
     method: str
@@ -83,7 +84,11 @@ class Labelled:
     seconds: float
 
     def save(self, out: Path | str) -> list[Path]:
-        """Writes those of `OUTPUTS` that there are, removes the others; returns what was written."""
+        """Writes the table and the head; a file of `OUTPUTS` without content is removed.
+
+        Returns:
+            The paths of the written files.
+        """
         table, network = (Path(out) / name for name in OUTPUTS)
         if self.queries is not None and self.probabilities is not None:
             write_text(table, _csv(self.classes, self.queries, self.probabilities))
@@ -96,7 +101,7 @@ class Labelled:
         return [path for path in (table, network) if path.exists()]
 
     def figures(self) -> list[tuple[str, int, float, float]]:
-        """What was measured: on which images, how many, accuracy and calibration error in percent."""
+        """Measurements: which images, how many, accuracy and calibration error in percent."""
         found = []
         if self.left_out is not None:
             found.append(("left out in turn", self.left_out, self.support.labels[self.rows]))
@@ -107,11 +112,11 @@ class Labelled:
         return [
             (
                 name,
-                len(own),
-                100 * float((p.argmax(dim=1) == own).float().mean()),
-                calibrate.calibration_error(p, own),
+                len(labels),
+                100 * float((p.argmax(dim=1) == labels).float().mean()),
+                calibrate.calibration_error(p, labels),
             )
-            for name, p, own in found
+            for name, p, labels in found
         ]
 
 
@@ -127,14 +132,14 @@ def label(
     """Learns the classes of one folder and labels the images of another.
 
     Args:
-        support: a folder with a sub-folder of images a class.
+        support: a folder with a sub-folder of images for each class.
         queries: a folder of images, or of sub-folders of them; without it, only a head is made.
-        backbone: as `load_backbone` takes it, or `context`, CAML's own.
-        head: one of `HEADS`; the default did best on validation tasks.
-        shots: as many random images a class are used; by default all.
+        backbone: a name for `load_backbone`, or `context`, the backbone of CAML.
+        head: one of `HEADS`; the default has the highest accuracy on validation tasks.
+        shots: number of random images of each class to use; by default all.
 
     Raises:
-        FlownError: an unknown head or backbone, or a folder that will not do; the message says why.
+        FlownError: an unknown head or backbone, or an unusable folder; the message says why.
     """
     start = time.monotonic()
     if head not in HEADS:
@@ -170,10 +175,10 @@ class _Method:
     """A backbone and a kind of head, with the support's features z (S, F)."""
 
     def __init__(self, head: str, name: str, support: Pictures, ways: int) -> None:
-        what, own = _TRAINED.get(head, ("", name))
-        if name != own:
+        trained, required = _TRAINED.get(head, ("", name))
+        if name != required:
             raise FlownError(
-                f"--head {head}: {what} was trained on the features of '{own}', not of "
+                f"--head {head}: {trained} was trained on the features of '{required}', not of "
                 f"'{name}'; leave --backbone out, or take another head"
             )
         self.head, self.name, self.labels, self.ways = head, name, support.labels, ways
@@ -184,34 +189,34 @@ class _Method:
             self.caml = caml if head == "caml" else None
         else:
             self.backbone = load_backbone(name)
-        found = support.features(self.backbone)
-        centred = isinstance(self.backbone, (_Features, Standardised))
+        found = folder.picture_features(self.backbone, support)
+        centred = isinstance(self.backbone, Standardised)
         self.centre = torch.zeros(found.shape[1]) if centred else found.mean(dim=0)
         self.z = self._z(found)
-        one, more = _CAML_TAUS if self.caml else LINEAR[head].taus
-        self.few = int(torch.bincount(support.labels, minlength=ways).min())
-        self.tau = one * (more / one) ** (math.log(min(self.few, 5)) / math.log(5))
+        tau_1, tau_5 = _CAML_TAUS if self.caml else LINEAR[head].taus
+        self.fewest = int(torch.bincount(support.labels, minlength=ways).min())
+        self.tau = tau_1 * (tau_5 / tau_1) ** (math.log(min(self.fewest, 5)) / math.log(5))
 
     def _z(self, found: Tensor) -> Tensor:
-        """CAML has features as they are."""
+        """Features for the head: centred and of length 1, for CAML unchanged."""
         return found if self.caml else F.normalize(found - self.centre, dim=1)
 
     def logits(self, support: Tensor, labels: Tensor, query: Tensor, ways: int) -> Tensor:
-        """(T, N, W), tau aside."""
+        """Logits (T, N, W) before the division by tau."""
         if self.caml is not None:
             return caml_logits(self.caml, support, labels, query, ways)
         return apply_heads(LINEAR[self.head].heads(support, labels, ways), query)
 
     def calibrate(self) -> tuple[Tensor | None, Tensor]:
-        """Fits tau where classes have two images; the left-out's probabilities and their rows."""
-        if self.few < 2:
+        """Fits tau where classes have two images; the left-out images' probabilities and rows."""
+        if self.fewest < 2:
             return None, torch.empty(0, dtype=torch.long)
         logits, rows = calibrate.leave_one_out(self.logits, self.z, self.labels, self.ways)
         self.tau = calibrate.temperature(logits, self.labels[rows], self.tau)
         return (logits / self.tau).softmax(dim=1), rows
 
     def batch(self, classes: tuple[str, ...], task: str) -> WeightBatch | None:
-        """The head as a network of its own, 1 / tau within."""
+        """The head as a network, 1 / tau included in its weights."""
         if self.caml is not None:
             return None
         weights = LINEAR[self.head].heads(self.z[None], self.labels[None], self.ways) / self.tau
@@ -235,32 +240,25 @@ class _Method:
         return WeightBatch(layout, weights, made, rest={"centre": self.centre})
 
     def probabilities(self, queries: Pictures) -> Tensor:
-        """(N, C)."""
-        query = self._z(queries.features(self.backbone))[None]
+        """Probabilities (N, C) of pictures."""
+        query = self._z(folder.picture_features(self.backbone, queries))[None]
         logits = self.logits(self.z[None], self.labels[None], query, self.ways)[0]
         found: Tensor = (logits / self.tau).softmax(dim=1)
         return found
 
 
-class _Features(nn.Module):
-    """The features that the shipped support encoder makes for its CAML."""
-
-    def __init__(self, encoder: SupportEncoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.encoder.features(images)
-
-
-def context_backbone() -> tuple[nn.Module, CAML]:
+def context_backbone() -> tuple[Standardised, CAML]:
     """The backbone `context` and the CAML that was trained on its features."""
     encoder = SupportEncoder.pretrained()
-    return _Features(encoder), encoder.caml
+    assert isinstance(encoder.backbone, Backbone)  # as shipped
+    backbone = Standardised(encoder.backbone)
+    backbone.mean.copy_(encoder.feature_mean)
+    backbone.std.copy_(encoder.feature_std)
+    return backbone, encoder.caml
 
 
 def _csv(classes: tuple[str, ...], queries: Pictures, probabilities: Tensor) -> str:
-    """A row an image: file, class, confidence, the true class where any is known, p of each class."""
+    """A row for each image: file, class, confidence, its true class if known, p of each class."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     any_known = bool((queries.labels >= 0).any())
@@ -273,8 +271,8 @@ def _csv(classes: tuple[str, ...], queries: Pictures, probabilities: Tensor) -> 
             *(f"p({name})" for name in classes),
         ]
     )
-    for file, p, own in zip(queries.files, probabilities, queries.labels.tolist(), strict=True):
+    for file, p, label in zip(queries.files, probabilities, queries.labels.tolist(), strict=True):
         best = int(p.argmax())
-        true = [classes[own] if own >= 0 else ""] if any_known else []
+        true = [classes[label] if label >= 0 else ""] if any_known else []
         rows.writerow([file, classes[best], f"{p[best]:.4f}", *true, *(f"{x:.4f}" for x in p)])
     return text.getvalue()

@@ -3,10 +3,10 @@
     logits_k = v_k . relu(A x + a) + b_k,   theta = (A, a, v, b)
     theta_task = theta after a few steps of gradient descent on the support's cross-entropy
 
-What all tasks start from is learnt on the queries of meta-training tasks, and so is a step size for
-each tensor; the gradients of the inner steps count as constants (first order). Every class starts
-from one and the same row v and bias b, as in Ye & Chao's UnicornMAML (2106.16245): the numbering of
-classes then means nothing, and any number of ways will do.
+The common start of all tasks is learnt on the queries of meta-training tasks, with a step size for each
+tensor; the gradients of the inner steps count as constants (first order). All classes start from the
+same row v and bias b, as in Ye & Chao's UnicornMAML (2106.16245): the result does not depend on the
+numbering of classes, and works for any number of ways.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from flown.base.config import Config
 from flown.base.errors import FlownError
 from flown.context import FeatureSet
+from flown.context.episodes import EpisodeLoss
 from flown.heads.classifiers import accuracy
-from flown.heads.tasks import Tasks, check_disjoint, draw_tasks
+from flown.tasks import Episodes, check_disjoint
 from flown.training import TrainConfig, train
 
 
@@ -59,60 +60,32 @@ class MAML(nn.Module):
             )
         tasks = len(support)
         repeats = (1, 1, ways, ways)  # a row and a bias for every class
-        own = [
+        adapted = [
             p.expand(tasks, *p.shape) if n == 1 else p.expand(tasks, n, *p.shape[1:])
             for p, n in zip(self.start, repeats, strict=True)
         ]
         for _ in range(self.config.steps):
-            leaves = [p.detach().requires_grad_() for p in own]
+            leaves = [p.detach().requires_grad_() for p in adapted]
             with torch.enable_grad():
                 logits = _run(leaves, support)
                 loss = F.cross_entropy(logits.transpose(1, 2), labels, reduction="sum")
                 slopes = torch.autograd.grad(loss / labels.shape[1], leaves)
-            own = [p - r * s for p, r, s in zip(own, self.rates.exp(), slopes, strict=True)]
-        return _run(own, query)
+            adapted = [p - r * s for p, r, s in zip(adapted, self.rates.exp(), slopes, strict=True)]
+        return _run(adapted, query)
 
 
-def _run(own: Sequence[Tensor], x: Tensor) -> Tensor:
+def _run(weights: Sequence[Tensor], x: Tensor) -> Tensor:
     """Logits (T, N, W) of networks with weights (T, H, F), (T, H), (T, W, H), (T, W)."""
-    body, bias, rows, last = own
+    body, bias, rows, last = weights
     hidden = torch.baddbmm(bias[:, None], x, body.transpose(1, 2)).relu()
     return torch.baddbmm(last[:, None], hidden, rows.transpose(1, 2))
 
 
-def maml(tasks: Tasks, model: MAML) -> Tensor:
-    """Logits (T, W Q, W) of a meta-trained model, task by task in parts."""
+def maml(tasks: Episodes, model: MAML) -> Tensor:
+    """Logits (T, W Q, W) of a meta-trained model, 64 tasks at a time."""
     parts = [tasks.part(slice(i, i + 64)) for i in range(0, len(tasks.support), 64)]
-    labels = tasks.labels
     with torch.no_grad():
-        return torch.cat(
-            [model(p.support, labels.expand(len(p.support), -1), p.query, p.ways) for p in parts]
-        )
-
-
-class _Episodes(nn.Module):
-    """Cross-entropy at the queries of a batch of meta-training tasks."""
-
-    def __init__(
-        self, model: MAML, sets: Sequence[FeatureSet], size: tuple[int, int, int], batch: int
-    ) -> None:
-        super().__init__()
-        self.model, self.sets, self.size, self.batch = model, sets, size, batch
-
-    def forward(self, generator: torch.Generator) -> Tensor:
-        # Drawn on the CPU, where features are cached, whatever device trains.
-        device = generator.device
-        seed, which = torch.randint(2**31, (2,), generator=generator, device=device).tolist()
-        tasks = _tasks(self.sets[which % len(self.sets)], "train", self.size, self.batch, seed)
-        support, query, labels, targets = (
-            x.to(device) for x in (tasks.support, tasks.query, tasks.labels, tasks.targets)
-        )
-        logits = self.model(support, labels.expand(self.batch, -1), query, tasks.ways)
-        return F.cross_entropy(logits.flatten(0, 1), targets.repeat(self.batch))
-
-
-def _tasks(some: FeatureSet, part: str, size: tuple[int, int, int], count: int, seed: int) -> Tasks:
-    return draw_tasks(some.features, some.labels, some.class_split[part], *size, count, seed)
+        return torch.cat([model(p.support, p.labels, p.query, p.ways) for p in parts])
 
 
 def train_maml(
@@ -139,21 +112,36 @@ def train_maml(
     """
     if not sets:
         raise FlownError("train_maml: no set of features given")
-    for some in sets:
-        check_disjoint(some.class_split)
+    for known in sets:
+        check_disjoint(known.class_split)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = MAML(config)
-    held_out = [_tasks(some, "val", size, 100, 0) for some in sets]
+    held_out = [
+        known.pool("val")
+        .draw(*size, torch.Generator().manual_seed(0), count=100)
+        .gather(known.features)
+        for known in sets
+    ]
+    pools = [(known.features, known.pool("train")) for known in sets]
+
+    def draw(generator: torch.Generator) -> Episodes:
+        place = int(torch.randint(len(pools), (1,), generator=generator))
+        features, pool = pools[place]
+        return pool.draw(*size, generator, training.batch_size).gather(features)
+
+    def logits(tasks: Episodes, _: torch.Generator) -> Tensor:
+        found: Tensor = model(tasks.support, tasks.labels, tasks.query, tasks.ways)
+        return found
 
     def validate() -> dict[str, float]:
-        there = model.rates.device
+        trained_on = model.rates.device
         model.cpu()
         means = [float(accuracy(maml(tasks, model), tasks).mean()) for tasks in held_out]
-        model.to(there)
+        model.to(trained_on)
         return {"accuracy": sum(means) / len(means)}
 
-    objective = _Episodes(model, sets, size, training.batch_size)
+    objective = EpisodeLoss(model, draw, logits)
     train(
         objective,
         training,

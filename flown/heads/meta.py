@@ -2,10 +2,11 @@
 
     head (W F + W,) = rows w_k (F + 1,), the weight and bias of class k
     w_k --standardise, VAE--> latent (4, 8, 8);   v(x_k, t; c_k) transports noise to it
-    c_k = W_2 silu(W_1 [LN z_k; mean_j LN z_j]),  z_k what support and queries say of class k
+    c_k = W_2 silu(W_1 [LN z_k; mean_j LN z_j]),  z_k the token of class k, of support and queries
 
-A class's network and noise are its own and classes meet in a mean alone: another order of classes gives
-the same rows in that order, for any number of ways. FLoWN's whole heads learn as much from examples.
+Each class has its own path from noise to row, and classes interact only through a mean: another order of
+classes gives the same rows in that order, for any number of ways. FLoWN generates whole heads, and has to
+learn this symmetry from examples.
 
 Sources of the flow: N(0, I), or the encoded rows of a nearest-centroid head and noise around them,
 a (m_k - mean_j m_j) with m = (s + u) / 2, with the bias 0 (`centroid`) or -a |m_k|^2 / 2 + const
@@ -14,9 +15,8 @@ a (m_k - mean_j m_j) with m = (s + u) / 2, with the bias 0 (`centroid`) or -a |m
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,23 +27,22 @@ from torch import Tensor, nn
 from flown import encoders, flow
 from flown.base.config import Config
 from flown.base.errors import FlownError
-from flown.base.files import halved, load_into, load_tensors, save_tensors
+from flown.base.frozen import load_frozen, load_shipped, save_frozen
 from flown.encoders import EncoderConfig, LinearConfig, VAEConfig
-from flown.flow import VelocityConfig
-from flown.flow import samplers as sampling
+from flown.flow import VelocityConfig, samplers
 from flown.flow.diffusion import diffusion_loss
-from flown.heads.frames import Described, describe_support, join_rows, split_heads
+from flown.heads.frames import ClassTokens, join_rows, split_heads, support_tokens
 from flown.training import History, TrainConfig, train
 from flown.weights.layout import JointLayout, Standardizer, Task, WeightLayout
 
-_ROWS = 512  # rows that are sampled at a time
+_ROWS = 512  # rows sampled at once
 
 
 class HeadFlowConfig(Config):
     """Sizes and trainings; the defaults are the CPU preset, `published()` has Table 6's VAE.
 
-    The preset's VAE is linear and needs no training. `source` is of flows only; `spread` is the
-    deviation of the noise around encoded centroids.
+    The preset's VAE is linear and needs no training. `source` applies to flows only; `spread` is the
+    standard deviation of the noise around encoded centroids.
     """
 
     encoder: EncoderConfig = LinearConfig(beta=1e-6)
@@ -108,40 +107,37 @@ class HeadFlow(nn.Module):
         self.latent_shape: tuple[int, int, int] = self.encoder.latent_shape  # type: ignore[assignment]
         self.velocity = flow.UNet(config.velocity, self.latent_shape, config.context_dim)
         self.context = _Context(tokens, config.context_dim)
-        self.register_buffer("stretch", torch.ones(()))  # of centroids' rows to probed ones'
+        self.register_buffer(
+            "stretch", torch.ones(())
+        )  # ratio of the lengths of probed and centroid rows
         self.history: dict[str, History] = {}
 
     stretch: Tensor
 
     def save(self, path: Path | str) -> None:
         """One safetensors file in half precision, the config in its header."""
-        header = {"heads": self.config.model_dump_json(), "features": str(self.features)}
-        save_tensors(path, halved(self.state_dict()), header)
+        save_frozen(self, path, "heads", self.config, {"features": str(self.features)})
 
     @classmethod
     def pretrained(cls) -> HeadFlow:
-        """The generator that ships; `flown.heads.pretrain` made it."""
-        file = resources.files("flown.heads") / "pretrained" / "heads.safetensors"
-        with resources.as_file(file) as path:
-            return cls.load(path)
+        """The generator that ships, trained by `flown.heads.pretrain`."""
+        return load_shipped("flown.heads", "heads", cls.load)
 
     @classmethod
     def load(cls, path: Path | str) -> HeadFlow:
         """Reads what `save` wrote.
 
         Raises:
-            FlownError: no such file, or not one of ours.
+            FlownError: no such file, or no generator of heads.
         """
-        tensors, about = load_tensors(path)
-        if "heads" not in about:
-            raise FlownError(f"{path}: no generator of heads, its header has no 'heads'")
-        config, features = (
-            HeadFlowConfig.parse(json.loads(about["heads"]), str(path)),
-            int(about["features"]),
-        )
-        model = cls(config, features, 2 * features)
-        load_into(model, tensors, path)
-        return model.eval().requires_grad_(False)
+
+        def build(config: HeadFlowConfig, header: Mapping[str, str]) -> HeadFlow:
+            features = header.get("features", "")
+            if not features.isdecimal():
+                raise FlownError(f"{path}: no generator of heads, 'features' is '{features}'")
+            return cls(config, int(features), 2 * int(features))
+
+        return load_frozen(path, "heads", "generator of heads", HeadFlowConfig, build)
 
     def encode(self, rows: Tensor) -> Tensor:
         """Rows (B, F + 1) to latents (B, 4, 8, 8)."""
@@ -154,14 +150,14 @@ class HeadFlow(nn.Module):
         return self.standardizer.invert(self.encoder.decode(latents), index)  # type: ignore[operator]
 
     @torch.no_grad()
-    def reconstruct(self, heads: Tensor, tasks: Described) -> Tensor:
+    def reconstruct(self, heads: Tensor, tasks: ClassTokens) -> Tensor:
         """decode(encode(w)) of the tasks' heads (T, W F + W)."""
-        rows = tasks.framed(split_heads(heads, tasks.classes.shape[1]))
-        found = [self.decode(self.encode(some)) for some in rows.flatten(0, 1).split(_ROWS)]
+        rows = tasks.framed(split_heads(heads, tasks.tokens.shape[1]))
+        found = [self.decode(self.encode(part)) for part in rows.flatten(0, 1).split(_ROWS)]
         return join_rows(tasks.unframed(torch.cat(found).view_as(rows)))
 
     def centroid_rows(self, tokens: Tensor) -> Tensor:
-        """Rows (B, W, F + 1) of nearest-centroid heads, as long as probed ones."""
+        """Rows (B, W, F + 1) of nearest-centroid heads, of the mean length of probed ones."""
         means, soft = tokens[..., : 2 * self.features].chunk(2, dim=2)
         means = (means + soft) / 2
         weight = self.stretch * (means - means.mean(dim=1, keepdim=True))
@@ -176,7 +172,7 @@ class HeadFlow(nn.Module):
         return self.around(tokens, torch.randn(shape, generator=generator, device=tokens.device))
 
     def around(self, tokens: Tensor, noise: Tensor) -> Tensor:
-        """The samples x_0 that standard noise (B W, 4, 8, 8) makes for tokens (B, W, Z)."""
+        """Samples x_0 (B W, 4, 8, 8) for tokens (B, W, Z) from standard noise of that shape."""
         if self.config.source == "gaussian" or self.config.process != "flow":
             return noise
         with torch.no_grad():
@@ -187,14 +183,14 @@ class HeadFlow(nn.Module):
     @torch.no_grad()
     def generate(
         self,
-        tasks: Described,
+        tasks: ClassTokens,
         n: int = 50,
         seed: int = 0,
         solver: str | None = None,
         steps: int = 20,
         noise: Tensor | None = None,
     ) -> Tensor:
-        """Heads (T, n, W F + W) for tasks that `describe` describes.
+        """Heads (T, n, W F + W) for tasks with these class tokens.
 
         Args:
             solver: `euler` and others for a flow, `ddim` or `ddpm` for a diffusion.
@@ -203,7 +199,7 @@ class HeadFlow(nn.Module):
         Raises:
             FlownError: n < 1, features of another size, a solver unknown or not of this model.
         """
-        tokens = tasks.classes
+        tokens = tasks.tokens
         if n < 1 or tokens.ndim != 3 or tokens.shape[2] != self.context.norm.normalized_shape[0]:
             size, got = self.features, tokens.shape[2] // 2
             raise FlownError(
@@ -214,12 +210,16 @@ class HeadFlow(nn.Module):
         found = []
         step = max(1, _ROWS // (n * ways))
         for i in range(0, len(tokens), step):
-            some = tokens[i : i + step].repeat_interleave(n, dim=0)
+            repeated = tokens[i : i + step].repeat_interleave(n, dim=0)
             generator = torch.Generator(tokens.device).manual_seed(seed * 1_000_003 + i)
-            x0 = self.start(some, generator) if noise is None else noise[i : i + step].flatten(0, 2)
+            x0 = (
+                self.start(repeated, generator)
+                if noise is None
+                else noise[i : i + step].flatten(0, 2)
+            )
             c = contexts[i : i + step].repeat_interleave(n, dim=0).flatten(0, 1)
             method = solver or ("euler" if self.config.process == "flow" else "ddim")
-            solution = sampling.solve(
+            solution = samplers.solve(
                 self.config.process, self.velocity.bind(c), x0, method, steps, generator, False
             )
             rows = self.decode(solution.x).unflatten(0, (-1, ways))
@@ -227,18 +227,18 @@ class HeadFlow(nn.Module):
             found.append(join_rows(frames.unframed(rows)).unflatten(0, (-1, n)))
         return torch.cat(found)
 
-    def mean_heads(self, tasks: Described, n: int = 16, seed: int = 0, steps: int = 5) -> Tensor:
-        """The mean (T, W F + W) of n heads a task, whose samples' noise tasks and classes share.
+    def mean_heads(self, tasks: ClassTokens, n: int = 16, seed: int = 0, steps: int = 5) -> Tensor:
+        """The mean (T, W F + W) of n heads a task; all tasks and classes share the samples' noise.
 
         Classes in another order have the same rows in that order.
         """
-        count, ways = tasks.classes.shape[:2]
-        generator = torch.Generator(tasks.classes.device).manual_seed(seed)
+        count, ways = tasks.tokens.shape[:2]
+        generator = torch.Generator(tasks.tokens.device).manual_seed(seed)
         noise = torch.randn(
-            1, n, 1, *self.latent_shape, generator=generator, device=tasks.classes.device
+            1, n, 1, *self.latent_shape, generator=generator, device=tasks.tokens.device
         )
         each = noise.expand(count, n, ways, -1, -1, -1).flatten(0, 2)
-        start = self.around(tasks.repeated(n).classes, each).unflatten(0, (count, n, ways))
+        start = self.around(tasks.repeated(n).tokens, each).unflatten(0, (count, n, ways))
         return self.generate(tasks, n, steps=steps, noise=start).mean(dim=1)
 
 
@@ -250,10 +250,10 @@ def _shipped() -> HeadFlow:
 def flow_heads(support: Tensor, labels: Tensor, ways: int) -> Tensor:
     """Heads (T, W F + W) for supports (T, S, F), the shipped backbone's features at length 1, labels (T, S).
 
-    The mean of some that the shipped generator samples, always the same. Images to label do not enter:
-    on validation tasks they helped where there were as many of each class, and did harm where not.
+    Each is the mean of 16 heads that the shipped generator samples from fixed noise. Images to label do
+    not enter: on validation tasks they raised the accuracy only where classes had equal numbers of them.
     """
-    return _shipped().mean_heads(describe_support(support, labels, ways))
+    return _shipped().mean_heads(support_tokens(support, labels, ways))
 
 
 class _RowsObjective(nn.Module):
@@ -262,10 +262,10 @@ class _RowsObjective(nn.Module):
         self.encoder, self.rows, self.batch = model.encoder, rows, batch
 
     def forward(self, generator: torch.Generator) -> Tensor:
-        some = self.rows[torch.randint(len(self.rows), (self.batch,), generator=generator)]
-        mask = torch.ones_like(some, dtype=torch.bool)
-        decoded, penalty = self.encoder.training_pass(some, mask, generator)  # type: ignore[operator]
-        return encoders.reconstruction_error(decoded, some, mask) + penalty  # type: ignore[no-any-return]
+        rows = self.rows[torch.randint(len(self.rows), (self.batch,), generator=generator)]
+        mask = torch.ones_like(rows, dtype=torch.bool)
+        decoded, penalty = self.encoder.training_pass(rows, mask, generator)  # type: ignore[operator]
+        return encoders.reconstruction_error(decoded, rows, mask) + penalty  # type: ignore[no-any-return]
 
 
 class _FlowObjective(nn.Module):
@@ -279,8 +279,8 @@ class _FlowObjective(nn.Module):
     def forward(self, generator: torch.Generator) -> Tensor:
         (model,) = self.model
         count = max(1, model.config.flow_training.batch_size // self.tokens.shape[1])
-        some = torch.randint(len(self.tokens), (count,), generator=generator)
-        tokens, x1 = self.tokens[some], self.latents[some].flatten(0, 1)
+        chosen = torch.randint(len(self.tokens), (count,), generator=generator)
+        tokens, x1 = self.tokens[chosen], self.latents[chosen].flatten(0, 1)
         contexts = self.context(tokens).flatten(0, 1)
         if model.config.process != "flow":
             return diffusion_loss(self.velocity, x1, contexts, generator, model.config.process)
@@ -303,24 +303,24 @@ def _fit_encoder(model: HeadFlow, standard: Tensor, out: Path, resume: bool) -> 
 
 def fit_heads(
     heads: Tensor,
-    tasks: Described,
+    tasks: ClassTokens,
     config: HeadFlowConfig | None = None,
     *,
     out: Path | str,
     resume: bool = False,
     like: HeadFlow | None = None,
 ) -> HeadFlow:
-    """Trains a generator on probed heads (T, W F + W) and what their tasks say.
+    """Trains a generator on probed heads (T, W F + W) and their tasks' class tokens.
 
     Args:
-        out: the folder of the checkpoints, of which `resume` goes on.
-        like: a model whose encoder is taken over: the same latent for another flow.
+        out: the folder of the checkpoints; `resume` continues from them.
+        like: a model whose encoder is reused: the same latent space for another flow.
 
     Raises:
         FlownError: heads and tokens do not fit, or as `flown.training.train`.
     """
     config = config or HeadFlowConfig()
-    tokens, ways = tasks.classes, tasks.classes.shape[1]
+    tokens, ways = tasks.tokens, tasks.tokens.shape[1]
     features = tasks.centre.shape[1]
     if tuple(heads.shape) != (want := (len(tokens), ways * features + ways)):
         raise FlownError(f"heads: expected {want} for these tasks, got {tuple(heads.shape)}")
@@ -336,18 +336,18 @@ def fit_heads(
         standard = model.standardizer(flat, index)
         _fit_encoder(model, standard, Path(out), resume)
         means = tokens[..., :features]
-        apart = (means - means.mean(dim=1, keepdim=True)).norm(dim=2).mean()
-        model.stretch.copy_(rows[..., :-1].norm(dim=2).mean() / apart)
+        distance = (means - means.mean(dim=1, keepdim=True)).norm(dim=2).mean()
+        model.stretch.copy_(rows[..., :-1].norm(dim=2).mean() / distance)
     else:
-        kept = {
+        reused = {
             k: v
             for k, v in shared.items()
             if k.startswith(("encoder.", "standardizer.", "stretch"))
         }
-        model.load_state_dict(kept, strict=False)
+        model.load_state_dict(reused, strict=False)
     model.encoder.requires_grad_(False)
     with torch.no_grad():
-        latents = torch.cat([model.encode(some) for some in flat.split(_ROWS)])
+        latents = torch.cat([model.encode(part) for part in flat.split(_ROWS)])
     objective_ = _FlowObjective(model, latents.unflatten(0, (-1, ways)), tokens)
     model.history["flow"] = train(
         objective_,

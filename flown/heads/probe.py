@@ -4,8 +4,8 @@
     m <- 0.9 m + 0.1 dw,  v <- 0.999 v + 0.001 dw^2                       with dw = g^T X
     w <- (1 - eta lambda) w - eta m_hat / (sqrt(v_hat) + 1e-8)            (Loshchilov and Hutter)
 
-This is what `nn.Linear` and `torch.optim.AdamW` do, task by task: support, weights and moments of one
-task stay in a core's own cache for all of its steps, and there is no framework between two of them.
+The steps are those of `nn.Linear` and `torch.optim.AdamW`, task by task: support, weights and moments of a
+task stay in the cache of one core for all of its steps, and no framework runs between two steps.
 Weights of a task are the vector of nn.Linear(F, W).named_parameters(): weight (W, F), bias (W,).
 
 Axes: T tasks, N support images sorted by class, F features, W ways.
@@ -25,12 +25,12 @@ from flown.base.config import Config
 from flown.base.errors import FlownError
 from flown.nets.batched.kernels import FAST
 
-_CLASSES, _IMAGES = 5, 4  # worked on together: a number once loaded serves several products
-_BLOCK = 64  # tasks that a thread takes at a time
+_CLASSES, _IMAGES = 5, 4  # worked on together: a loaded number serves several products
+_BLOCK = 64  # tasks a thread takes at once
 
 
 class ProbeConfig(Config):
-    """AdamW on all of the support at every epoch; the defaults are FLoWN's."""
+    """AdamW on the whole support at each epoch; the defaults are FLoWN's."""
 
     epochs: int = 100
     learning_rate: float = 1e-3
@@ -44,7 +44,7 @@ def probe(
 
     Args:
         support: features (T, W*K, F), sorted by class.
-        start: heads (T, W*F + W) to begin with; zeros otherwise, from which all classes are alike.
+        start: heads (T, W*F + W) to start from; zeros otherwise, where all classes are alike.
 
     Raises:
         FlownError: support or start of another shape.
@@ -61,12 +61,12 @@ def probe(
     heads = torch.zeros(shape) if start is None else start.detach().float().cpu().clone()
     x, w = support.detach().float().cpu().contiguous().numpy(), heads.numpy()
 
-    def one(first: int) -> None:
+    def probe_block(first: int) -> None:
         part = slice(first, first + _BLOCK)
         _probe(x[part], w[part], ways, config.epochs, config.learning_rate, config.weight_decay)
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(one, range(0, tasks, _BLOCK)))
+        list(pool.map(probe_block, range(0, tasks, _BLOCK)))
     return heads.to(support.device)
 
 
@@ -126,13 +126,13 @@ def _residuals(logits, bias, d_bias, count):  # type: ignore[no-untyped-def]
     d_bias[:] = 0
     for n in range(count):
         row = logits[n, :ways]
-        most = np.float32(-np.inf)
+        largest = np.float32(-np.inf)
         for k in range(ways):
             row[k] += bias[k]
-            most = max(most, row[k])
+            largest = max(largest, row[k])
         total = np.float32(0)
         for k in range(ways):
-            row[k] = math.exp(row[k] - most)
+            row[k] = math.exp(row[k] - largest)
             total += row[k]
         for k in range(ways):
             row[k] *= scale / total
@@ -144,14 +144,14 @@ def _residuals(logits, bias, d_bias, count):  # type: ignore[no-untyped-def]
 
 @njit(**FAST)
 def _adamw(w, grad, m, v, rate, root, keep):  # type: ignore[no-untyped-def]
-    """`rate` and `root` hold the corrections of both moments, `keep` what weight decay leaves."""
+    """`rate` and `root` hold the corrections of both moments, `keep` the factor of weight decay."""
     rate, root, keep = np.float32(rate), np.float32(root), np.float32(keep)
     a, b, eps = np.float32(0.1), np.float32(0.001), np.float32(1e-8)
-    one = np.float32(1)
+    unit = np.float32(1)
     for j in range(len(w)):
         g = grad[j]
         m[j] += a * (g - m[j])
-        v[j] = (one - b) * v[j] + b * g * g
+        v[j] = (unit - b) * v[j] + b * g * g
         w[j] = keep * w[j] - rate * m[j] / (math.sqrt(v[j]) * root + eps)
 
 

@@ -1,29 +1,37 @@
 """Images as tensors: by name or from a folder, in three parts; support sets and episodes."""
 
-from flown.tasks.folder import image_files, load_folder, read_image, stack
-from flown.tasks.named import Source, available, cache_folder, describe, load, load_many
+from flown.tasks.draw import ClassPool, Episodes, check_disjoint
+from flown.tasks.folder import (
+    Pictures,
+    image_files,
+    load_folder,
+    read_image,
+    read_images,
+    read_pictures,
+    stack,
+)
+from flown.tasks.named import Source, available, cache_folder, load, load_many, summary
 from flown.tasks.splits import ImageData, ManyClass, Split, three_way
 from flown.tasks.support import (
-    Episode,
     Support,
     check_support,
-    draw_episode,
     draw_support,
     load_support,
 )
 
 __all__ = [
-    "Episode",
+    "ClassPool",
+    "Episodes",
     "ImageData",
     "ManyClass",
+    "Pictures",
     "Source",
     "Split",
     "Support",
     "available",
     "cache_folder",
+    "check_disjoint",
     "check_support",
-    "describe",
-    "draw_episode",
     "draw_support",
     "image_files",
     "load",
@@ -31,6 +39,9 @@ __all__ = [
     "load_many",
     "load_support",
     "read_image",
+    "read_images",
+    "read_pictures",
     "stack",
+    "summary",
     "three_way",
 ]

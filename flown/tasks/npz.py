@@ -17,21 +17,21 @@ import torch
 from flown.base.errors import FlownError
 from flown.tasks.splits import ManyClass, Pixels, Split
 
-# class names, what there is to train on, the test part if one is published
+# class names, the images to train on, the test part if one is published
 Parts: TypeAlias = tuple[tuple[str, ...], Split, Split | None]
 _KINDS = ("images", "labels")
 
 
-def holds(path: Path) -> list[str]:
+def keys(path: Path) -> list[str]:
     """The keys of an npz file, from its directory alone.
 
     Raises:
-        FlownError: it is no npz file, or not all of one.
+        FlownError: it is no npz file, or a truncated one.
     """
     try:
         with zipfile.ZipFile(path) as file:
             return sorted(name.removesuffix(".npy") for name in file.namelist())
-    except Exception as error:  # zipfile meets damage with errors of many kinds, numpy with more
+    except Exception as error:  # zipfile and numpy raise errors of many types for damaged files
         raise FlownError(f"{path}: not an npz file, or cut short ({error})") from None
 
 
@@ -39,7 +39,7 @@ def read_parts(path: Path) -> Parts:
     """A classification set.
 
     Raises:
-        FlownError: the file is broken, or a key is missing or is not what it should be.
+        FlownError: the file is damaged, or a key is missing or has another type or shape.
     """
     arrays = _read(
         path, *(f"{part}_{kind}" for part in ("train", "test") for kind in _KINDS), "class_names"
@@ -68,16 +68,16 @@ def read_many(path: Path) -> ManyClass:
     return ManyClass(path.stem, names, split.images, split.labels, chosen)
 
 
-def _read(path: Path, *keys: str) -> dict[str, Pixels]:
-    held = holds(path)
-    for key in keys:
-        if key not in held:
-            raise FlownError(f"{path}: key '{key}' is missing; it holds {', '.join(held)}")
+def _read(path: Path, *wanted: str) -> dict[str, Pixels]:
+    present = keys(path)
+    for key in wanted:
+        if key not in present:
+            raise FlownError(f"{path}: key '{key}' is missing; it holds {', '.join(present)}")
     arrays: dict[str, Pixels] = {}
-    key = keys[0]
+    key = wanted[0]
     try:
         with np.load(path, allow_pickle=False) as file:
-            for key in keys:
+            for key in wanted:
                 arrays[key] = file[key]
     except Exception as error:
         raise FlownError(f"{path}: '{key}' cannot be read ({error})") from None

@@ -1,4 +1,4 @@
-"""Sets of many classes as their official split files: mini-ImageNet as Ravi & Larochelle publish it.
+"""Sets of many classes in the format of mini-ImageNet's official split files (Ravi & Larochelle).
 
 train.csv, val.csv, test.csv    rows `filename,label`, no class in two of them
 images/                         all images
@@ -26,14 +26,14 @@ def load_split_files(folder: Path, size: int = 84) -> ManyClass:
             image is missing or unreadable (it is named).
     """
     listed = {part: _rows(folder / f"{part}.csv") for part in PARTS}
-    known: dict[str, str] = {}
+    part_of: dict[str, str] = {}
     for part, rows in listed.items():
         for _, label in rows:
-            if known.setdefault(label, part) != part:
+            if part_of.setdefault(label, part) != part:
                 raise FlownError(
-                    f"{folder}: class '{label}' is in {known[label]}.csv and {part}.csv"
+                    f"{folder}: class '{label}' is in {part_of[label]}.csv and {part}.csv"
                 )
-    names = tuple(sorted(known))
+    names = tuple(sorted(part_of))
     number = {name: i for i, name in enumerate(names)}
     images, labels = [], []
     for rows in listed.values():
@@ -41,10 +41,10 @@ def load_split_files(folder: Path, size: int = 84) -> ManyClass:
             path = folder / "images" / file
             if not path.is_file():
                 raise FlownError(f"{path}: no such image; the split files name it")
-            # At once: sixty thousand pictures of any size would not fit into memory.
+            # Resized one by one: sixty thousand pictures of full size would not fit into memory.
             images.append(stack([read_image(path)], size)[0])
             labels.append(number[label])
-    parts = {part: torch.tensor([number[n] for n in names if known[n] == part]) for part in PARTS}
+    parts = {part: torch.tensor([number[n] for n in names if part_of[n] == part]) for part in PARTS}
     return ManyClass(folder.name, names, stack(images, size), torch.tensor(labels), parts)
 
 

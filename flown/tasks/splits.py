@@ -1,6 +1,6 @@
 """Images as tensors in three disjoint parts: train, validation, test.
 
-The test part is for the final measurement alone: selection, thresholds and early stopping use the
+Only the final measurement uses the test part: selection, thresholds and early stopping use the
 validation part, which is carved from the training images.
 """
 
@@ -64,16 +64,15 @@ def three_way(
     val_fraction: float = 0.1,
     test_fraction: float = 0.2,
 ) -> ImageData:
-    """Splits a data set, stratified by class and the same for the same seed.
+    """Splits a data set, stratified by class; the same seed gives the same parts.
 
-    A given test part stays as published. Images of it that stand in the training part too (to the
-    byte) are dropped there, and likewise validation images from the rest, so that the three parts
-    share no image.
+    A given test part stays as published. Training images that are byte for byte equal to a test or
+    validation image are dropped, so that the three parts share no image.
 
     Args:
         test: the published test part, or None to carve one from `train` too.
-        val_fraction: share of what is left beside the test part.
-        test_fraction: share of all images, where there is no test part.
+        val_fraction: share of the images outside the test part.
+        test_fraction: share of all images, where no test part is given.
 
     Raises:
         FlownError: a class has too few images to be in every part, train and test differ in
@@ -88,7 +87,7 @@ def three_way(
         train, test = _carve(train, len(classes), test_fraction, generator)
     if not len(test) or train.images.shape[1:] != test.images.shape[1:]:
         shapes = f"{tuple(train.images.shape)} to train on and {tuple(test.images.shape)} to test"
-        raise FlownError(f"{name}: images {shapes}; expected some of both, of the same shape")
+        raise FlownError(f"{name}: images {shapes}; expected both parts, of the same shape")
     train = train[~_among(train.images, test.images)]
     _require(2, train, classes, name)
     train, val = _carve(train, len(classes), val_fraction, generator)
@@ -98,10 +97,11 @@ def three_way(
 
 
 def _require(count: int, split: Split, classes: tuple[str, ...], name: str) -> None:
-    for label, have in enumerate(torch.bincount(split.labels, minlength=len(classes)).tolist()):
-        if have < count:
+    counts = torch.bincount(split.labels, minlength=len(classes)).tolist()
+    for label, available in zip(classes, counts, strict=True):
+        if available < count:
             raise FlownError(
-                f"{name}: too few images of class '{classes[label]}': {have} that no other part "
+                f"{name}: too few images of class '{label}': {available} that no other part "
                 f"holds, {count} or more are needed"
             )
 
@@ -109,7 +109,7 @@ def _require(count: int, split: Split, classes: tuple[str, ...], name: str) -> N
 def _carve(
     split: Split, classes: int, fraction: float, generator: torch.Generator
 ) -> tuple[Split, Split]:
-    """The rest and a stratified share; of each class at least one image goes to either."""
+    """Two parts, the second a stratified share; both have at least one image of each class."""
     chosen = torch.zeros(len(split), dtype=torch.bool)
     for label in range(classes):
         rows = (split.labels == label).nonzero().flatten()

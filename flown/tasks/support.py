@@ -1,4 +1,4 @@
-"""Support sets and episodes: a few labelled images per class."""
+"""Support sets: a few labelled images of each class."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flown.base.errors import FlownError, unknown
+from flown.tasks.draw import ClassPool
 from flown.tasks.folder import load_folder
 from flown.tasks.named import load
 from flown.tasks.splits import Split
@@ -20,14 +21,6 @@ class Support(NamedTuple):
 
     images: Tensor
     labels: Tensor
-
-
-class Episode(NamedTuple):
-    """An n-way k-shot task. Labels run from 0 to ways - 1; `classes` are the original numbers."""
-
-    support: Support
-    query: Support
-    classes: Tensor
 
 
 def draw_support(
@@ -41,69 +34,24 @@ def draw_support(
 
     Args:
         classes: how many classes the split has.
-        classes_subset: draw from these classes alone; labels are then places in this list.
+        classes_subset: draw only from these classes; labels are then places in this list.
 
     Raises:
-        FlownError: a class has fewer images than that, or there is no such class.
+        FlownError: no class or shot is asked for, a class has too few images, or does not exist.
     """
-    wanted = range(classes) if classes_subset is None else classes_subset
-    if shots < 1 or not wanted:
-        raise FlownError(
-            f"a support set needs an image of some class: shots={shots}, {len(wanted)} classes"
-        )
+    wanted = list(range(classes) if classes_subset is None else classes_subset)
     if bad := [label for label in wanted if not 0 <= label < classes]:
         raise FlownError(f"class {bad[0]} is out of range 0..{classes - 1}")
-    chosen = torch.cat([_draw(split.labels, label, shots, generator) for label in wanted])
+    chosen = ClassPool(split.labels, wanted).draw_support(shots, generator)
     labels = torch.arange(len(wanted), device=split.labels.device).repeat_interleave(shots)
     return Support(split.images[chosen], labels)
-
-
-def draw_episode(
-    images: Tensor,
-    labels: Tensor,
-    classes: Tensor,
-    ways: int,
-    shots: int,
-    queries: int,
-    generator: torch.Generator,
-) -> Episode:
-    """A task over `ways` random classes out of `classes`; support and query share no image.
-
-    Args:
-        images: (N, ...): pixels, or features of them; labels (N,).
-        classes: the class numbers to choose from, as in `ManyClass.class_split`.
-        shots: support images a class; `queries`: query images a class.
-
-    Raises:
-        FlownError: fewer classes than ways, or a class with too few images.
-    """
-    if min(ways, shots, queries) < 1:
-        raise FlownError(f"an episode needs {ways=}, {shots=} and {queries=} of 1 or more")
-    if ways > len(classes):
-        raise FlownError(f"{ways} ways asked for, there are {len(classes)} classes")
-    chosen = classes[torch.randperm(len(classes), generator=generator)[:ways]]
-    rows = torch.stack([_draw(labels, int(c), shots + queries, generator) for c in chosen])
-    order = torch.arange(ways)
-    support, query = rows[:, :shots].flatten(), rows[:, shots:].flatten()
-    return Episode(
-        Support(images[support], order.repeat_interleave(shots)),
-        Support(images[query], order.repeat_interleave(queries)),
-        chosen,
-    )
-
-
-def _draw(labels: Tensor, label: int, count: int, generator: torch.Generator) -> Tensor:
-    rows = (labels == label).nonzero().flatten()
-    if len(rows) < count:
-        raise FlownError(f"class {label} has {len(rows)} images, {count} are needed")
-    return rows[torch.randperm(len(rows), generator=generator)[:count]]
 
 
 def load_support(
     source: str | Path, shots: int = 5, seed: int = 0, classes: Sequence[str] | None = None
 ) -> tuple[Support, tuple[str, ...]]:
-    """A support set and its class names: all images of a folder, or `shots` a class of a data
-    set's training part.
+    """A support set and its class names: all images of a folder, or `shots` images of each class of
+    a data set's training part.
 
     Args:
         classes: names of the classes to take, in the order of their labels; without it, all.
@@ -120,7 +68,7 @@ def load_support(
     if bad := [name for name in names if name not in known]:
         raise unknown(f"class of {source}:", bad[0], known)
     if not names:
-        raise FlownError(f"{source}: a support set of no class was asked for")
+        raise FlownError(f"{source}: no class for the support set; name one or more")
     wanted = [known.index(name) for name in names]
     if not folder:
         generator = torch.Generator().manual_seed(seed)
@@ -135,10 +83,10 @@ def check_support(images: Tensor, labels: Tensor, classes: int) -> Support:
 
     Args:
         images: (K, c, H, W), c 1 or 3, uint8 or floats in [0, 1].
-        labels: (K,) integers, every one of 0..classes-1 at least once.
+        labels: (K,) integers, each of 0..classes-1 at least once.
 
     Raises:
-        FlownError: anything else; the message names shape, value or class.
+        FlownError: other tensors; the message names shape, value or class.
     """
     for key, value in (("images", images), ("labels", labels)):
         if not isinstance(value, Tensor):

@@ -14,6 +14,7 @@ from flown.flow import VelocityConfig
 from flown.generator.config import FlownConfig
 from flown.training import TrainConfig
 from flown.zoo import Recipe
+from tests import examples
 from tests.pretend import DEVICE, Pretend
 
 
@@ -63,6 +64,26 @@ def run(zoo: flown.Zoo, config: FlownConfig, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="session")
 def model(run: Path) -> flown.Flown:
     return flown.Flown.from_pretrained(run / "model")
+
+
+@pytest.fixture(scope="session")
+def three_tasks(tmp_path_factory: pytest.TempPathFactory) -> flown.Zoo:
+    """Untrained networks for digits, turned and parity, the last of two classes alone."""
+    return examples.make_zoo(tmp_path_factory.mktemp("three") / "zoo")
+
+
+@pytest.fixture(scope="session")
+def model_of_three(three_tasks: flown.Zoo, tmp_path_factory: pytest.TempPathFactory) -> flown.Flown:
+    """A model of three tasks with different numbers of classes, fitted in seconds."""
+    brief = FlownConfig(
+        encoder_training=TrainConfig(steps=60, batch_size=16),
+        velocity=VelocityConfig(channels=16, blocks=1),
+        flow_training=TrainConfig(steps=60, batch_size=32),
+        context=ContextConfig(draws=4),
+    )
+    images = {task: examples.images(task) for task in examples.TASKS}
+    out = tmp_path_factory.mktemp("three-run") / "run"
+    return flown.Flown.fit(three_tasks, brief, out=out, images=images)
 
 
 @pytest.fixture

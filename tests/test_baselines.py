@@ -9,7 +9,7 @@ import torch
 
 from flown import FlownError
 from flown.measure.baselines import BASELINES, random_init
-from tests.fakes import networks
+from tests.examples import networks
 
 
 def seeded(seed: int = 0) -> torch.Generator:

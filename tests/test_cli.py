@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 import flown
 from flown import cli
 from flown.tasks import load
-from tests import fakes
+from tests import examples
 from tests.conftest import DIGITS
 
 
@@ -107,7 +107,7 @@ def test_a_fit_on_several_zoos_goes_on(
         DIGITS.model_copy(update={"dataset": "parity", "epochs": 1, "keep": (1,)}),
         2,
         tmp_path / "parity",
-        images=fakes.images("parity"),
+        images=examples.images("parity"),
     )
     lone = flown.Zoo.join([zoo.select(epochs=(10,))], tmp_path / "digits")
     out = tmp_path / "run"

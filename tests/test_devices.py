@@ -33,7 +33,7 @@ from flown.tasks import ManyClass, draw_support
 from flown.tasks import load as load_data
 from flown.training import TrainConfig, train
 from flown.zoo import Recipe
-from tests import fakes
+from tests import examples
 from tests.pretend import DEVICE
 from tests.test_backbone import many
 from tests.test_meta import quick, tasks
@@ -203,13 +203,13 @@ def test_a_model_is_adapted(
     )
     before = {k: v.clone() for k, v in model.state_dict().items()}
     new = adapt(
-        model, fakes.images("turned"), settings, out=tmp_path / "run", layout=0, device=device
+        model, examples.images("turned"), settings, out=tmp_path / "run", layout=0, device=device
     )
     assert on(new, device) and on(model, "cpu")
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     done = adapt(
         model,
-        fakes.images("turned"),
+        examples.images("turned"),
         settings,
         out=tmp_path / "run",
         layout=0,
@@ -224,7 +224,7 @@ def test_a_model_is_adapted(
 
 
 def test_networks_are_fine_tuned(device: str, tmp_path: Path) -> None:
-    batch, images = fakes.networks(2), fakes.images("turned")
+    batch, images = examples.networks(2), examples.images("turned")
     settings = FinetuneConfig(epochs=2, batch_size=16)
     result = finetune(batch, images, settings, out=tmp_path / "n.safetensors", device=device)
     assert result.networks.vectors.device.type == "cpu"

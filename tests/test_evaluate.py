@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from flown import FlownError
 from flown.measure.evaluate import evaluate, predictions
 from flown.weights.batch import WeightBatch
-from tests.fakes import images, layout, networks
+from tests.examples import images, layout, networks
 
 NETS = [("cnn-small", 1), ("cnn-small", 3), ("cnn-medium", 3)]
 

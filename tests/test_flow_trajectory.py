@@ -186,6 +186,16 @@ def test_land_is_its_formula(generator: torch.Generator) -> None:
     torch.testing.assert_close(metric(x), by_hand)
 
 
+def test_copies_of_a_point_do_not_shrink_the_metric(generator: torch.Generator) -> None:
+    """A zoo may hold networks twice; the scale is that of different ones."""
+    points, x = torch.randn(30, 4, generator=generator), torch.randn(5, 4, generator=generator)
+    twice = Land(points.repeat(3, 1))
+    assert twice.sigma == pytest.approx(Land(points).sigma, rel=1e-6)
+    assert torch.isfinite(twice(x)).all() and torch.isfinite(twice(points)).all()
+    with pytest.raises(FlownError, match="all 3 latents are equal"):
+        Land(points[:1].repeat(3, 1))
+
+
 @pytest.mark.parametrize("times", [(), (0.5,), (0.6, 0.5, 1.0), (0.0, 1.0), (0.5, 0.5, 1.0)])
 def test_times_that_do_not_rise_to_one_are_refused(times: tuple[float, ...]) -> None:
     for kind in (Piecewise, Spline, MetricPath):

@@ -16,6 +16,7 @@ from flown.generator import files as modelfiles
 from flown.generator.config import FlownConfig
 from flown.tasks import draw_support, load
 from flown.tasks import load as load_data
+from tests import examples
 
 
 def support(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -170,6 +171,16 @@ def test_bad_support_sets_are_named(model: flown.Flown) -> None:
     _refused(model, r"expected \(K, 1 or 3, H, W\)", images=images.expand(-1, 2, -1, -1))
     _refused(model, "NaN", images=images.float() / 0 * 0)
     _refused(model, "-1 is out of range", labels=labels - 1)
+    _refused(
+        model,
+        "has 1 classes, the model generates networks of 10",
+        images=images[:1],
+        labels=labels[:1],
+    )
+    _refused(model, r"expected \(K, 1 or 3, H, W\)", images=images[:, 0])
+    _refused(model, r"expected \(K, 1 or 3, H, W\)", images=images.expand(-1, 2, -1, -1))
+    _refused(model, "NaN", images=images.float() / 0 * 0)
+    _refused(model, "-1 is out of range 0..8", labels=labels - 1)
     _refused(model, "class 9 of 12 has no image", labels=torch.where(labels == 9, 11, labels))
     _refused(model, "unknown solver 'eulr'. Did you mean 'euler'", solver="eulr")
     _refused(model, r"layout 1 is out of range 0\.\.0", layout=1)
@@ -222,3 +233,16 @@ def test_models_of_another_format_are_refused_in_one_line(run: Path, tmp_path: P
     (tmp_path / "old" / "config.json").write_text(json.dumps(about | {"format": "flown-model-1"}))
     with pytest.raises(FlownError, match=r"a model of flown 0\.1.*fit it again: flown zoo convert"):
         flown.Flown.from_pretrained(tmp_path / "old")
+
+
+def test_tasks_of_different_numbers_of_classes_share_a_model(model_of_three: flown.Flown) -> None:
+    """A support set of two classes gives networks of two outputs."""
+    for task, count in examples.TASKS.items():
+        data = examples.images(task)
+        support = draw_support(data.val, count, 3, torch.Generator().manual_seed(0))
+        batch = model_of_three.generate(*support, n=2, steps=3)
+        x = batch.layout.architecture.preprocess(data.test.images)
+        assert batch.logits(x).shape == (2, len(data.test), count)
+    few = draw_support(examples.images("digits").val, 10, 1, torch.Generator(), range(3))
+    with pytest.raises(FlownError, match="has 3 classes, the model generates networks of 2, 10"):
+        model_of_three.generate(*few, n=1)

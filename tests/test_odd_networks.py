@@ -27,14 +27,14 @@ from flown.zoo.imports.checkpoints import from_checkpoints
 from flown.zoo.train.shard import Plan, initial
 from flown.zoo.train.train import layout_for
 from flown.zoo.train.trainers import Threads
-from tests import fakes
+from tests import examples
 from tests.odd_networks import ENTRIES, PARTS, RANDOM, WITH_STATE, Tied, made, named
 
 SOME = settings(
     max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
-TASK = fakes.task()
-IMAGES = fakes.images("digits")
+TASK = examples.task()
+IMAGES = examples.images("digits")
 
 
 def recipe(net: str) -> Recipe:
@@ -288,7 +288,7 @@ def test_default_initialisation_is_the_constructors() -> None:
 def test_networks_drawn_by_rule_have_pytorchs_initialisation(net: str) -> None:
     """The rule's draws and the constructor's have the same bounds, tensor by tensor."""
     shape = {"net": net, "channels": 64, "size": nets.INPUT_SIZES[net]}
-    architecture = fakes.architecture().model_copy(update=shape)
+    architecture = examples.architecture().model_copy(update=shape)
     layout = WeightLayout.of(architecture.build(), architecture)
     ruled = [initial(layout, "default", seed) for seed in range(30)]
     built = [construction.build_seeded(layout, seed).state_dict() for seed in range(30)]

@@ -23,7 +23,7 @@ from flown.zoo import Zoo
 from flown.zoo.inspect.activity import dead_in, dead_units
 from flown.zoo.inspect.population import Population, Spread, describe, duplicates, networks
 from flown.zoo.rows import Row, checksum, write_rows
-from tests.fakes import images, make_zoo
+from tests.examples import images, make_zoo
 from tests.test_cli import call
 from tests.test_report import Page
 

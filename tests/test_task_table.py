@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from flown.base.errors import FlownError
 from flown.tasks import ManyClass, Task, TaskDraw, TaskTable
-from tests import fakes
+from tests import examples
 
 PAGES = ManyClass(
     name="pages",
@@ -32,14 +32,14 @@ def task(**changes: object) -> Task:
 
 
 def test_a_data_set_is_a_task_with_all_its_images() -> None:
-    images = fakes.images("digits")
+    images = examples.images("digits")
     found = Task.of(images).images(images)
     assert torch.equal(found.test.images, images.test.images) and found.classes == images.classes
     assert torch.equal(found.train.labels, images.train.labels)
 
 
 def test_labels_are_places_among_the_members() -> None:
-    images = fakes.images("digits")
+    images = examples.images("digits")
     found = task().images(images)
     for part, whole in ((found.train, images.train), (found.val, images.val)):
         for label, member in enumerate((7, 1)):
@@ -49,7 +49,7 @@ def test_labels_are_places_among_the_members() -> None:
 
 @pytest.mark.parametrize("rotation", [90, 180, 270])
 def test_images_are_turned(rotation: int) -> None:
-    images = fakes.images("digits")
+    images = examples.images("digits")
     found = task(rotation=rotation).images(images)
     plain = task().images(images)
     assert torch.equal(found.val.images, plain.val.images.rot90(rotation // 90, (2, 3)))
@@ -113,7 +113,7 @@ def test_bad_tables_are_named(tmp_path: Path, line: str, message: str) -> None:
 
 
 def test_bad_tasks_are_named() -> None:
-    images = fakes.images("digits")
+    images = examples.images("digits")
     with pytest.raises(FlownError, match=r"task 't': member 10 is out of range 0\.\.9"):
         task(members=(7, 10)).images(images)
     few = ManyClass("few", ("a", "b"), PAGES.images[:3], torch.tensor([0, 0, 1]), {})

@@ -160,7 +160,8 @@ def test_join(zoo: flown.Zoo, tmp_path: Path) -> None:
 def test_recipes(name: str, scale: str) -> None:
     made = recipe(name, scale)
     made.check()
-    assert made.kept or made.keep_steps
+    kept = [*made.kept, *made.keep_steps]
+    assert kept and kept == sorted(set(kept)), "what is kept is kept once, in order"
     assert made.net in nets.NETS and made.activation in nets.ACTIVATIONS
 
 

@@ -189,11 +189,17 @@ def evaluate(
     data: Annotated[str, typer.Option(help="A data set's name or a folder.")],
     zoo: Annotated[Optional[Path], typer.Option(help="For novelty.")] = None,
     top: Annotated[int, typer.Option(help="Chosen on validation.")] = 5,
+    epochs: Annotated[
+        Optional[list[int]],
+        typer.Option(
+            "--epoch", help="The zoo's epochs that the generator was fitted on; -1 is the last."
+        ),
+    ] = None,
 ) -> None:
     """Accuracy of generated networks: all of them, the chosen few, and how new they are."""
     from flown.experiments.evaluation import evaluate_file
 
-    for line in evaluate_file(file, data, zoo, top):
+    for line in evaluate_file(file, data, zoo, top, epochs or ()):
         console.print(line, highlight=False, soft_wrap=True)
 
 

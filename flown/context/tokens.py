@@ -2,8 +2,8 @@
 
     features of a data set's images, computed once --draw k of each class--> tokens (classes, width)
 
-Memory grows with the images, not with the tasks: a task is a choice of classes and a rotation.
-Images that evaluation draws its support sets from (`held_out_images`) are in no context of training.
+Memory grows with the images, not with the tasks: a task is a choice of classes and a rotation. All are
+training images; evaluation draws its support sets from the validation part.
 """
 
 from __future__ import annotations
@@ -24,25 +24,6 @@ from flown.tasks import ClassPool, ImageData, ManyClass, Split, Task
 from flown.tasks.draw import cpu_generator
 
 Images: TypeAlias = Mapping[str, "ImageData | ManyClass"]
-_APART = 10  # every tenth training image of a class is kept from contexts
-
-
-def context_images(split: Split) -> Split:
-    """The training images that contexts are made of: all but every tenth of each class."""
-    return split[~_apart(split.labels)]
-
-
-def held_out_images(split: Split) -> Split:
-    """Every tenth training image of each class: in no context of training."""
-    return split[_apart(split.labels)]
-
-
-def _apart(labels: Tensor) -> Tensor:
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique():
-        rows = (labels == label).nonzero().flatten()
-        chosen[rows[_APART - 1 :: _APART]] = True
-    return chosen
 
 
 class ContextConfig(Config):
@@ -111,7 +92,7 @@ class Contexts:
         if dataset not in self._pools:
             source = self.images[dataset]
             everything = Task(id=dataset, dataset=dataset, classes=source.classes)
-            found = context_images(everything.images(source).train)
+            found = everything.images(source).train
             numbers = range(len(source.classes))
             rows = [x[: self.config.per_class] for x in ClassPool(found.labels, numbers).rows]
             self._sets[dataset] = found[torch.cat(rows)]

@@ -31,7 +31,8 @@ from flown.generator.config import FlownConfig
 from flown.generator.model import Flown
 from flown.measure.evaluate import evaluate
 from flown.measure.finetune import FinetuneConfig, Point, finetune
-from flown.report.finetuning import GAP, LEAD, THROUGH, write_table3
+from flown.measure.reference import deviation
+from flown.report.finetuning import AHEAD, GAP, LEAD, THROUGH, write_table3
 from flown.tasks import ImageData
 from flown.training import TrainConfig
 from flown.weights.batch import WeightBatch
@@ -288,13 +289,19 @@ class _Target:
         return found
 
     def rows(self, curves: dict[str, list[Point]]) -> list[Row]:
-        """Accuracies by method and epoch, and how far ahead of the best initialisation FLoWN is."""
+        """Accuracies by method and epoch, how far the flows through the epochs are ahead of the other,
+        and how far ahead of the best initialisation that is."""
         rows = []
         for method, points in curves.items():
             for point in points:
                 if point.test is not None:
                     rows.append(self._row(method, "accuracy", point.test, point.epoch))
         means = {(row["method"], row["epoch"]): row["value"] for row in rows}
+        for method in THROUGH:
+            for point, other in zip(curves[method], curves["flown"], strict=True):
+                if point.test is not None and other.test is not None:
+                    ahead = point.test - other.test
+                    rows.append(self._row(method, AHEAD, ahead, point.epoch))
         for epoch in self.settings.epochs:
             best = max(INITS, key=lambda init: means[init, epoch])
             lead = means["flown", epoch] - means[best, epoch]
@@ -319,7 +326,7 @@ class _Target:
             "method": method,
             "metric": metric,
             "value": float(values.mean()),
-            "std": float(values.std()) if len(values) > 1 else None,
+            "std": deviation(values),
             "n": len(values),
             "epoch": epoch,
             "paper": paper,

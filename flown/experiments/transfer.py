@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 from flown.base.progress import bar
-from flown.generator.card import Measured
 from flown.measure.baselines import random_init
-from flown.measure.evaluate import evaluate, predictions
-from flown.measure.novelty import mutual_iou
+from flown.measure.evaluate import evaluate
 from flown.nets.batched import batchnorm
 from flown.tasks import ImageData, Split
 from flown.weights import construction
@@ -51,14 +49,6 @@ def match_classes(images: ImageData, names: Sequence[str]) -> ImageData:
         val=matched(images.val),
         test=matched(images.test),
     )
-
-
-def measure(batch: WeightBatch, images: ImageData) -> Measured:
-    """Validation and test accuracies, and how much the networks' errors agree."""
-    ready = batch.calibrated(images.train.images)
-    wrong = predictions(ready, images.test.images).cpu() != images.test.labels
-    val = evaluate(ready, images.val.images, images.val.labels).cpu()
-    return Measured(val, 100 * (1 - wrong.float().mean(dim=1)), diversity=mutual_iou(wrong))
 
 
 def from_default_init(

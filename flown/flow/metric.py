@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from flown.base.errors import FlownError
 from flown.flow.path import PathSample
 from flown.flow.trajectory import checked, segment
 
@@ -65,16 +66,25 @@ def energy(path: PathSample, metric: Metric) -> Tensor:
 class Land:
     """The LAND metric of points (N, L).
 
-    `sigma` is in units of the points' median distance to their nearest neighbour.
+    `sigma` is in units of the points' median distance to the nearest other point; copies of a point,
+    of which a zoo may hold some, are no other points.
+
+    Raises:
+        FlownError: all points are equal, so that they have no scale.
     """
 
     def __init__(self, points: Tensor, sigma: float = 1.0, epsilon: float = 1e-3) -> None:
         self.points, self.epsilon = points, epsilon
-        some = points[:_NEIGHBOURS]
-        apart = (
-            torch.cdist(some, points).kthvalue(2, dim=1).values
-        )  # the nearest is the point itself
-        self.sigma = sigma * float(apart.median())
+        # Without matrix products, whose rounding would keep copies apart.
+        exact = "donot_use_mm_for_euclid_dist"
+        distances = torch.cdist(points[:_NEIGHBOURS], points, compute_mode=exact)
+        nearest = distances.masked_fill(distances == 0, torch.inf).amin(dim=1)
+        if not torch.isfinite(nearest).all():
+            raise FlownError(
+                f"flow.path metric: all {len(points)} latents are equal, so the metric has no scale; "
+                "fit on networks that differ, or choose flow.path spline"
+            )
+        self.sigma = sigma * float(nearest.median())
 
     def __call__(self, x: Tensor) -> Tensor:
         weights = (-torch.cdist(x, self.points).square() / (2 * self.sigma**2)).exp()  # (B, N)

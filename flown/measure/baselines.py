@@ -46,7 +46,7 @@ def random_init(
 
 
 def nearest(train: WeightBatch, n: int, generator: torch.Generator) -> WeightBatch:
-    """Lookup: training networks of the task that the support set is recognised as."""
+    """Lookup: training networks of the task that the support set is of."""
     return train.on(train.vectors[_rows(train, n, generator)])
 
 

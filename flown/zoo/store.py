@@ -207,6 +207,11 @@ class Zoo:
             raise FlownError(f"{self.path}: networks of task '{task}' are of {len(found)} layouts")
         return found.pop()
 
+    def recipe(self, task: str) -> dict[str, Any]:
+        """How a task's networks were trained, as plain values; nothing where it is not known."""
+        found: dict[str, Any] = self.about.get("recipes", {}).get(self.tasks[task].dataset, {})
+        return found
+
     def select(
         self, task: str | None = None, split: str | None = None, epochs: Sequence[int] | None = None
     ) -> Zoo:

@@ -28,11 +28,12 @@ if TYPE_CHECKING:
 
 # Networks per grouped convolution: 8 to 16 is the flat optimum on CPUs, 64 leaves the cache.
 GROUP = 16
-# Through `vmap` without gradients, as many images at once as copies for all networks would fill so
-# many numbers with, and no more than so many; a GPU bears several times that.
-_NUMBERS, _IMAGES, _GPU = 1 << 24, 64, 8
 # Networks that `vmap` cannot run, such as those that look at values.
 _LOOPED: WeakSet[nn.Module] = WeakSet()
+# Numbers that the output of a layer may have, over networks and images, without gradients: 1 GB on a
+# GPU. On a CPU only what goes through `vmap` is limited, by its images' copies for all networks.
+_NUMBERS, _GPU_NUMBERS = 1 << 24, 1 << 28
+_IMAGES = 64  # at a time: at most through `vmap` on a CPU, where memory allows at least on a GPU
 
 
 def forward(
@@ -61,15 +62,64 @@ def forward(
             return found
     if layers and not plain.agrees(net, images.shape[-3:], "stacked", partial(_forward, layers)):
         layers = None
-    size = (4 * GROUP if rest else GROUP) if cpu else n
+    size, most = chunk(net, n, images, bool(rest), general=not layers)
     parts = []
     for start in range(0, n, size):
-        some = {name: tensor[start : start + size] for name, tensor in tensors.items()}
-        seen = images[start : start + size] if own else images
-        parts.append(
-            _forward(layers, some, seen) if layers else _general(net, some, seen, rest or {})
-        )
+        chosen = {name: tensor[start : start + size] for name, tensor in tensors.items()}
+        seen = [images[start : start + size]] if own else images.split(most)
+        logits = [
+            _forward(layers, chosen, x) if layers else _general(net, chosen, x, rest or {})
+            for x in seen
+        ]
+        parts.append(logits[0] if len(logits) == 1 else torch.cat(logits, dim=1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def chunk(net: nn.Module, n: int, images: Tensor, rest: bool, *, general: bool) -> tuple[int, int]:
+    """How many of n networks, and of the images shown to all, go through at once.
+
+    On a CPU groups of networks stay in cache. On a GPU no layer's output has more numbers than
+    `_GPU_NUMBERS`, unless one image of one network already has. With gradients all activations are
+    kept whatever is chunked, layers in training mode may mix the images of a batch, and images of
+    each network's own are few: then images stay together, and on a GPU networks do.
+
+    Args:
+        images: (B, c, H, W), or (n, B, c, H, W).
+        rest: whether networks share tensors, so that layers before the first that differs run once.
+        general: whether networks go through `vmap`, whose copies of images are what costs on a CPU.
+    """
+    cpu = images.device.type == "cpu"
+    networks = (4 * GROUP if rest else GROUP) if cpu else max(1, n)
+    whole = torch.is_grad_enabled() or any(module.training for module in net.modules())
+    if images.ndim == 5:
+        return networks, max(1, images.shape[1])
+    count = max(1, len(images))
+    if whole or (cpu and not general):
+        return networks, count
+    if cpu:
+        fit = _NUMBERS // max(1, min(n, networks) * images[:1].numel())
+        return networks, max(1, min(fit, _IMAGES))
+    fit = max(1, _GPU_NUMBERS // widest(net, images))
+    some = min(count, fit, max(_IMAGES, fit // networks))
+    return min(networks, fit // some), some
+
+
+def widest(net: nn.Module, images: Tensor) -> int:
+    """Numbers of the largest output of a layer, or of the input, for one image (1, c, H, W)."""
+    meta = {name: torch.empty_like(x, device="meta") for name, x in net.state_dict().items()}
+    found = [images[:1].numel()]
+
+    def note(layer: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            found.append(output.numel())
+
+    hooks = [module.register_forward_hook(note) for module in net.modules()]
+    try:
+        torch.func.functional_call(net, meta, (torch.empty_like(images[:1], device="meta"),))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return max(found)
 
 
 def _compiled(net: nn.Module, tensors: Mapping[str, Tensor], images: Tensor) -> Tensor | None:
@@ -198,13 +248,5 @@ def _general(
     def one(some: dict[str, Tensor], x: Tensor) -> Any:
         return torch.func.functional_call(net, {**rest, **some}, (x,))
 
-    # Layers in training mode may mix the images of a batch: it stays whole.
-    whole = torch.is_grad_enabled() or any(module.training for module in net.modules())
-    if images.ndim == 5 or whole:
-        chunks: Sequence[Tensor] = [images]
-    else:
-        n, more = len(next(iter(tensors.values()))), 1 if images.device.type == "cpu" else _GPU
-        fit = more * _NUMBERS // max(1, n * images[:1].numel())
-        chunks = images.split(max(1, min(fit, more * _IMAGES)))
-    parts = [each(net, one, dict(tensors), chunk) for chunk in chunks]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    logits: Tensor = each(net, one, dict(tensors), images)
+    return logits

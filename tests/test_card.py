@@ -139,7 +139,7 @@ def test_samples_are_shared_out_evenly(model: Flown, monkeypatch: pytest.MonkeyP
         return sample(images, labels, n, *more, **about)  # type: ignore[arg-type]
 
     monkeypatch.setattr(model, "sample", count)
-    sampler = _Sampler(model, _set_apart(DATA, 2, 0)[1], 7, 0, "euler", 2)
+    sampler = _Sampler(model, _set_apart(DATA, 2, 0)[1], {"digits": 0}, 7, 0, "euler", 2)
     drawn = sampler.draw("digits", "digits", 7)
     assert [n for n, _ in asked] == [2, 2, 1, 1, 1] and len({i for _, i in asked}) == 5
     assert sum(len(s.batch) for s in drawn) == 7

@@ -97,7 +97,7 @@ def test_zoo_and_fit(
     common = ["fit", "--zoo", made, *quick, "--set", "context.draws=1", "--out", tmp_path / "run"]
     assert call(monkeypatch, *common) == 0
     assert "held-out reconstructed" in capsys.readouterr().out
-    assert flown.Flown.from_pretrained(tmp_path / "run" / "model").tasks == ("digits",)
+    assert list(flown.Flown.from_pretrained(tmp_path / "run" / "model").tasks) == ["digits"]
 
 
 def test_a_fit_on_several_zoos_goes_on(

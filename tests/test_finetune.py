@@ -34,7 +34,7 @@ def torch_loop(
     """One network by torch's own modules, in float64; `rates` of every step."""
     net = batch.module(i).double().train()
     optimizer = torch.optim.Adam(net.parameters(), weight_decay=config.weight_decay)
-    x = batch.layout.architecture.preprocess(images.train.images).double()
+    x = batch.preprocess(images.train.images).double()
     losses, step = [], 0
     for epoch in range(1, config.epochs + 1):
         generator = torch.Generator().manual_seed((config.seed * 1_000_003 + i) * 1_000 + epoch)

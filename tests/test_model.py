@@ -47,7 +47,7 @@ def test_same_seed_same_weights(model: flown.Flown) -> None:
 def test_module_is_a_plain_network(model: flown.Flown) -> None:
     images, labels = support()
     batch = model.generate(images, labels, n=2, steps=5)
-    net, x = batch.module(1), batch.layout.architecture.preprocess(images)
+    net, x = batch.module(1), batch.preprocess(images)
     assert not net.training
     assert torch.allclose(net(x), batch.logits(x)[1], atol=1e-4)
 
@@ -241,7 +241,7 @@ def test_tasks_of_different_numbers_of_classes_share_a_model(model_of_three: flo
         data = examples.images(task)
         support = draw_support(data.val, count, 3, torch.Generator().manual_seed(0))
         batch = model_of_three.generate(*support, n=2, steps=3)
-        x = batch.layout.architecture.preprocess(data.test.images)
+        x = batch.preprocess(data.test.images)
         assert batch.logits(x).shape == (2, len(data.test), count)
     few = draw_support(examples.images("digits").val, 10, 1, torch.Generator(), range(3))
     with pytest.raises(FlownError, match="has 3 classes, the model generates networks of 2, 10"):

@@ -81,7 +81,7 @@ def hold_to_one_truth(name: str, out: Path, deterministic: bool) -> None:
     """Training, its accuracies, logits, modules, files and imports all say the same."""
     zoo = train_zoo(recipe(name), 2, out / "zoo", images=IMAGES, held_out=0.5)
     batch = zoo.batch("digits").calibrated(IMAGES.train.images)
-    x = batch.layout.architecture.preprocess(IMAGES.val.images)
+    x = batch.preprocess(IMAGES.val.images)
     wanted = by_modules(batch, x)
     torch.testing.assert_close(batch.logits(x), wanted, atol=1e-5, rtol=1e-5)
     if deterministic:
@@ -109,7 +109,7 @@ def alone(name: str, batch: WeightBatch, seed: int) -> nn.Module:
     """The network of a zoo's seed, trained by PyTorch alone."""
     net = construction.build_seeded(batch.layout, seed)
     construction.fill(net, batch.rest)
-    x, y = batch.layout.architecture.preprocess(IMAGES.train.images[:48]), IMAGES.train.labels[:48]
+    x, y = batch.preprocess(IMAGES.train.images[:48]), IMAGES.train.labels[:48]
     adam = torch.optim.Adam(net.parameters(), 1e-3)
     order = torch.randperm(48, generator=torch.Generator().manual_seed(seed * 1_000 + 1))
     for rows in order.split(16):
@@ -328,7 +328,7 @@ def test_subset_zoos_of_tied_weights_and_drawn_buffers(tmp_path: Path) -> None:
     batch, val = zoo.batch("digits"), IMAGES.val
     assert {"5.first.bias", "6.shift"} <= batch.rest.keys()
     assert "5.second.weight" not in batch.rest
-    x = batch.layout.architecture.preprocess(val.images)
+    x = batch.preprocess(val.images)
     torch.testing.assert_close(batch.logits(x), by_modules(batch, x), atol=1e-5, rtol=1e-5)
     stored = [row.val_accuracy for row in zoo.rows]
     assert evaluate(batch, val.images, val.labels).tolist() == pytest.approx(stored, abs=1e-3)
@@ -341,7 +341,7 @@ def test_finetuning_keeps_a_shared_buffer(tmp_path: Path) -> None:
     config = FinetuneConfig(epochs=1, batch_size=16, learning_rate=1e-3, max_train_images=48)
     tuned = finetune(batch, IMAGES, config).networks
     net = batch.module(1).train()
-    x, y = batch.layout.architecture.preprocess(IMAGES.train.images[:48]), IMAGES.train.labels[:48]
+    x, y = batch.preprocess(IMAGES.train.images[:48]), IMAGES.train.labels[:48]
     adam = torch.optim.Adam(net.parameters(), 1e-3)
     seed = config.seed * 1_000_003 + 1
     order = torch.randperm(48, generator=torch.Generator().manual_seed(seed * 1_000 + 1))

@@ -164,7 +164,7 @@ def test_a_planted_dead_unit_is_found(copy: Path, bias: float) -> None:
         [zoo.rows.index(next(r for r in zoo.rows if r.offset == row.offset))]
     ]
     val = load("digits").val.images
-    mask = dead_in(batch.module(0), batch.layout.architecture.preprocess(val))["3"]
+    mask = dead_in(batch.module(0), batch.preprocess(val))["3"]
     assert mask.tolist() == [False, False, True, False, False, False]
     assert dead_units(batch, val[:20])[1].dead == pytest.approx(100 / 6)
 

@@ -63,7 +63,7 @@ def test_networks_learn_their_own_labels(zoo: Zoo, glyphs: ManyClass) -> None:
     for place, row in enumerate(zoo.rows):
         images = zoo.tasks[row.task].images(glyphs)
         batch = zoo.batch(row.task)
-        x = batch.layout.architecture.preprocess(images.val.images)
+        x = batch.preprocess(images.val.images)
         found = (batch.module(0)(x).argmax(1) == images.val.labels).float().mean()
         assert row.val_accuracy == pytest.approx(100 * float(found), abs=1e-2)
         test.append(float(flown.evaluate(batch, images.test.images, images.test.labels)))

@@ -31,7 +31,7 @@ DATA = examples.images("digits")
 
 def by_hand(batch: WeightBatch, split: Split) -> torch.Tensor:
     """Accuracies (n,) in percent, network by network."""
-    x, found = batch.layout.architecture.preprocess(split.images), []
+    x, found = batch.preprocess(split.images), []
     with torch.no_grad():
         for i in range(len(batch)):
             right = batch.module(i)(x).argmax(dim=1) == split.labels
@@ -90,7 +90,9 @@ def test_novelty_is_measured_against_all_epochs_that_were_fitted_on(zoo: Zoo) ->
 def test_a_network_is_its_model_and_not_its_seed(tmp_path: Path) -> None:
     """Four networks of a grid share a seed: they are four, and compared with each other."""
     made = examples.make_zoo(tmp_path / "zoo", ("digits",), models=6, held_out=2)
-    grid = Zoo(made.path, made.layouts, [r._replace(seed=0) for r in made.rows], made.about)
+    grid = Zoo(
+        made.path, made.layouts, made.tasks, [r._replace(seed=0) for r in made.rows], made.about
+    )
     for epochs in ((), (-1,)):
         one, other = (Reference(DATA, x, "digits", epochs=epochs) for x in (made, grid))
         assert one.unit == other.unit and not other.single
@@ -104,7 +106,7 @@ def test_a_network_is_its_model_and_not_its_seed(tmp_path: Path) -> None:
 def test_a_lone_network_is_measured_beside_its_last_checkpoints(tmp_path: Path) -> None:
     made = examples.make_zoo(tmp_path / "zoo", ("digits",), models=1, held_out=0)
     rows = [r._replace(split="held-out" if r.epoch == 2 else "train") for r in made.rows]
-    lone = Zoo(made.path, made.layouts, rows, made.about)
+    lone = Zoo(made.path, made.layouts, made.tasks, rows, made.about)
     reference = Reference(DATA, lone, "digits")
     found = reference.zoo()
     assert found["zoo"].ratio is None and found["zoo-held-out"].ratio is not None
@@ -142,7 +144,7 @@ def test_card_file_and_table_agree_on_one_batch(tmp_path: Path) -> None:
     n, steps = 7, 3
     report = cards.report_card(model, zoo, {"digits": data}, n=n, top=2, steps=steps, full=False)
     shown = report.tasks["digits"].methods
-    sampler = cards._Sampler(model, {}, n, 0, "euler", steps)
+    sampler = cards._Sampler(model, {}, {"digits": 0}, n, 0, "euler", steps)
     batch = cards._joined(sampler.draw("digits", "digits", n))
     batch.save(tmp_path / "nets.safetensors")
 

@@ -185,7 +185,7 @@ def test_chunks_of_networks_and_images_change_nothing(
     with torch.no_grad():
         whole = stacked.forward(net, tensors, images)
         monkeypatch.setattr(stacked, "_compiled", lambda *some: None)
-        monkeypatch.setattr(stacked, "chunk", lambda *some: (3, 4))
+        monkeypatch.setattr(stacked, "chunk", lambda *_, **__: (3, 4))
         torch.testing.assert_close(
             stacked.forward(net, tensors, images), whole, atol=1e-4, rtol=1e-4
         )

@@ -247,7 +247,7 @@ class Flown(nn.Module, ModelHubMixin):
         seconds = time.perf_counter() - start
         outputs = batch.layout.architecture.outputs
         names = tuple(classes) if classes is not None else tuple(map(str, range(outputs)))
-        batch.task = Task(id="support", dataset="support", classes=names, split="test")
+        batch.task = Task(id="support set", dataset="support set", classes=names, split="test")
         batch.provenance |= {
             "generator": f"flown {__version__}",
             "seed": seed,

@@ -113,6 +113,10 @@ class WeightBatch:
         buffers = self.network.named_buffers(remove_duplicate=False)
         return {k: v for k, v in buffers if k in kept and k not in known}
 
+    def preprocess(self, images: Tensor) -> Tensor:
+        """The networks' input (N, channels, size, size) from uint8 images (N, c, H, W)."""
+        return self.layout.architecture.preprocess(images)
+
     def on(self, vectors: Tensor) -> WeightBatch:
         """Other networks (m, D) of the same layout on the same frozen rest."""
         return WeightBatch(self.layout, vectors, rest=self.rest, task=self.task)
@@ -144,7 +148,7 @@ class WeightBatch:
     def module(self, i: int) -> nn.Module:
         """The i-th network as an `nn.Module` in eval mode.
 
-        Its input are images as `layout.architecture.preprocess` makes them.
+        Its input are images as `preprocess` makes them.
 
         Raises:
             FlownError: as `state_dict`.

@@ -22,6 +22,7 @@ from flown.cli.options import (
     Overwrite,
     Resume,
     Seed,
+    Trust,
     console,
     device_of,
     wrote,
@@ -102,6 +103,7 @@ def fit(
     resume: Resume = False,
     overwrite: Overwrite = False,
     device: Device = "auto",
+    trust: Trust = None,
 ) -> None:
     """Fit weight encoder and conditional flow on a zoo."""
     from flown.generator.fit import FlownConfig
@@ -145,6 +147,7 @@ def generate(
     ] = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
+    trust: Trust = None,
 ) -> None:
     """Generate networks for a support set of labelled images."""
     from flown import tasks as data
@@ -173,6 +176,7 @@ def evaluate(
     data: Annotated[str, typer.Option(help="A data set's name or a folder.")],
     zoo: Annotated[Optional[Path], typer.Option(help="For novelty.")] = None,
     top: Annotated[int, typer.Option(help="Chosen on validation.")] = 5,
+    trust: Trust = None,
 ) -> None:
     """Accuracy of generated networks: all of them, the chosen few, and how new they are."""
     from flown.experiments.evaluation import evaluate_file

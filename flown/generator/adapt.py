@@ -11,10 +11,9 @@ trades accuracy for time and memory: what the flow does before t' is not asked t
 from __future__ import annotations
 
 import copy
-import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -390,22 +389,3 @@ def _nearest(model: Flown, images: ImageData) -> str:
     generator = torch.Generator().manual_seed(0)
     shots, classes = model.config.context.shots, len(images.classes)
     return model.recognise(*draw_support(images.train, classes, shots, generator))
-
-
-def load_reward(name: str) -> Reward:
-    """The function that `package.module:function` names.
-
-    Raises:
-        FlownError: it cannot be imported or called.
-    """
-    module, _, attribute = name.partition(":")
-    try:
-        found: Any = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise FlownError(
-            f"reward '{name}': cannot be imported as package.module:function ({error})"
-        ) from None
-    if not callable(found):
-        raise FlownError(f"reward '{name}': is {type(found).__name__}, expected a function")
-    checked: Reward = found
-    return checked

@@ -14,12 +14,15 @@ import fnmatch
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from flown import nets
+from flown.base import trust
 from flown.base.config import Config
 from flown.base.errors import FlownError
 
@@ -61,6 +64,17 @@ class WeightLayout(Config):
     task: Task
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], where: str = "config") -> Self:
+        """The layout in a file.
+
+        Raises:
+            FlownError: as any record, or its network is code that the user did not allow.
+        """
+        layout = super().parse(values, where)
+        trust.check(layout.net, where)
+        return layout
 
     @classmethod
     def of(

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flown.base import trust
 from flown.base.config import read_mapping
 from flown.base.errors import FlownError, unknown
 from flown.base.files import prepare_output, save_tensors, write_json
@@ -61,7 +62,7 @@ def from_checkpoints(
     A file with exactly the weights of another is skipped.
 
     Args:
-        net: a name of `flown.nets.NETS`, or `package.module:function`.
+        net: a name of `flown.nets.NETS`, or `package.module:function`, which is imported and called.
         mapping: a YAML or JSON file, or a dict, `theirs: ours` of tensor names; null drops a tensor.
         held_out: the share of models, drawn by `seed`, kept from everything that learns.
 
@@ -73,7 +74,7 @@ def from_checkpoints(
             named), an unknown network or tensor in `mapping`, or `out` exists or overlaps `path`.
     """
     mapping = read_mapping(mapping) if isinstance(mapping, Path | str) else dict(mapping or {})
-    naming = Naming.of(net, task, mapping=mapping)
+    naming = Naming.of(trust.allow(net), task, mapping=mapping)
     _check_mapping(naming)
     path = _folder(path)
     found = _checkpoints(path)
@@ -103,7 +104,7 @@ def from_modelzoos(
     task's activation is skipped: its weights mean something else.
 
     Args:
-        net: a name of `flown.nets.NETS`, or `package.module:function`.
+        net: a name of `flown.nets.NETS`, or `package.module:function`, which is imported and called.
         epochs: only these; all that were kept, without.
         held_out: the share of models, drawn by `seed`, kept from everything that learns.
 
@@ -114,7 +115,9 @@ def from_modelzoos(
         FlownError: no folder, no trial in it, not one checkpoint that can be used (the first
             reasons are named), an unknown network, or `out` exists or overlaps `path`.
     """
-    naming = Naming.of(net, task, prefixes=(*statefiles.PREFIXES, modelzoos.PREFIX), by_order=True)
+    naming = Naming.of(
+        trust.allow(net), task, prefixes=(*statefiles.PREFIXES, modelzoos.PREFIX), by_order=True
+    )
     path = _folder(path)
     found, skipped, notes = modelzoos.trials(path, task.activation, epochs)
     job = _Import("modelzoos", path, naming, skipped, notes=notes)

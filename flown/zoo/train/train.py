@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flown import nets
 from flown import tasks as data
+from flown.base import trust
 from flown.base.errors import FlownError
 from flown.base.files import prepare_output, read_json, write_json
 from flown.base.progress import bar
@@ -38,7 +39,8 @@ def train_zoo(
     """Trains `models` networks by a recipe and writes the zoo.
 
     Args:
-        recipe: a recipe or its name; `scale` is for names.
+        recipe: a recipe or its name; `scale` is for names. A network that it names as
+            `package.module:function` is imported and called.
         held_out: the share of networks (by seed) kept from everything that learns from the zoo.
         images: the data, where `recipe.dataset` is not a name that `flown.tasks` knows.
         resume: continue a training that was interrupted; it ends with the same weights.
@@ -50,6 +52,7 @@ def train_zoo(
         TrainingError: a network diverged (named by its seed).
     """
     recipe = recipe_by_name(recipe, scale) if isinstance(recipe, str) else recipe
+    trust.allow(recipe.net)
     lone = len({*recipe.keep, *recipe.keep_steps}) > 1
     if models < (1 if lone else 2):
         raise FlownError(

@@ -87,6 +87,7 @@ def describes(path: Path | str, run: Mapping[str, Any], kind: type[Config]) -> b
         FlownError: as `parse`, of the config in the file.
     """
     found = read_mapping(path)
+    found.pop("format", None)
     config = kind.parse(found.get("config", {}), where=str(path))
     return {**found, "config": config.model_dump(mode="json")} == run
 

@@ -151,10 +151,10 @@ def generate(
 ) -> None:
     """Generate networks for a support set of labelled images."""
     from flown import tasks as data
-    from flown.base.files import prepare_output
+    from flown.base.files import prepare_file
     from flown.generator.model import Flown
 
-    prepare_output(out, overwrite)
+    prepare_file(out, overwrite)
     generator = Flown.from_pretrained(model).to(device_of(device))
     some, classes = data.load_support(support, shots, seed)
     samples = generator.sample(
@@ -191,7 +191,7 @@ def export(model: Path, out: Out, overwrite: Overwrite = False) -> None:
     from flown.base.files import prepare_output
     from flown.generator import files as modelfiles
 
-    modelfiles.export(model, prepare_output(out, overwrite))
+    modelfiles.export(model, prepare_output(out, overwrite, sources=[model]))
     wrote(out)
 
 
@@ -219,10 +219,10 @@ def bench(
     import time
 
     from flown import bench as benches
-    from flown.base.files import prepare_output
+    from flown.base.files import prepare_file
 
     if out is not None:
-        prepare_output(out, overwrite)
+        prepare_file(out, overwrite)
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         if what is Bench.zoo:

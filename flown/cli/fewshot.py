@@ -36,7 +36,7 @@ def fewshot(
     overwrite: Overwrite = False,
 ) -> None:
     """Learn classes from a few images each and label others, with confidences and a page."""
-    from flown.base.files import prepare_output
+    from flown.base.files import prepare_file
     from flown.base.trust import allow
     from flown.heads import labelling
     from flown.report.fewshot import write_labelled
@@ -44,7 +44,7 @@ def fewshot(
     if backbone is not None:
         allow(backbone)
     for name in ("index.html", *labelling.OUTPUTS):
-        prepare_output(out / name, overwrite)
+        prepare_file(out / name, overwrite)
     found = labelling.label(folder, label, backbone=backbone, head=head, shots=shots, seed=seed)
     for warning in found.warnings:
         console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)

@@ -76,15 +76,13 @@ def zoo_inspect(
     trust: Trust = None,
 ) -> None:
     """Accuracies, distances, duplicates, dead units and damage of a zoo."""
-    from flown.base.files import prepare_output
+    from flown.base.files import prepare_file
     from flown.report import population as reports
     from flown.zoo import Zoo
     from flown.zoo.inspect.population import describe
 
-    if report is not None and report.is_dir():  # never to be replaced: it may be the zoo
-        raise FlownError(f"--report {report}: a folder; name a file")
     if report is not None:
-        prepare_output(report, overwrite)
+        prepare_file(report, overwrite)
     zoo = Zoo.open(path)
     reports.print_accuracies(zoo, console)
     if verify and (damage := zoo.verify()):

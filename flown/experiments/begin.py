@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from flown.base import files
 from flown.base.errors import FlownError
-from flown.base.files import prepare_output, read_json, write_json
 
 
 def begin(out: Path, experiment: str, scale: str, seed: int, resume: bool, overwrite: bool) -> Path:
@@ -14,11 +14,11 @@ def begin(out: Path, experiment: str, scale: str, seed: int, resume: bool, overw
     Raises:
         FlownError: `out` exists, or holds another experiment, scale or seed.
     """
-    out = prepare_output(out, overwrite, resume)
-    file, begun = out / "progress.json", {"experiment": experiment, "scale": scale, "seed": seed}
-    if file.exists() and read_json(file) != begun:
+    out = files.prepare_output(out, overwrite, resume)
+    about = {"experiment": experiment, "scale": scale, "seed": seed}
+    if files.begun(out) not in (None, about):
         raise FlownError(
             f"{out}: holds a run of another experiment, scale or seed; choose another --out"
         )
-    write_json(file, begun)
+    files.begin(out, about)
     return out

@@ -19,7 +19,7 @@ from torch import Tensor
 from flown import tasks as data
 from flown import zoo
 from flown.base.config import Config
-from flown.base.files import replacing
+from flown.base.files import begin, replacing
 from flown.base.progress import bar
 from flown.base.provenance import Row, digest
 from flown.experiments.clock import Clock
@@ -246,7 +246,7 @@ def lend_encoder(run: Path, other: Path) -> None:
     """Lets the run in folder `other`, not begun yet, go on with the encoder that `run` has trained."""
     target = other / _ENCODER
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
+        begin(other, {"encoder of": str(run)})
         with replacing(target) as scratch:
             shutil.copy(run / _ENCODER, scratch)
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from flown import flow
 from flown.base.config import Config, describes
 from flown.base.errors import FlownError, unknown
-from flown.base.files import prepare_output, read_json, write_json
+from flown.base.files import RUN, prepare_output, read_json, write_json
 from flown.flow.adjoint import adjoint_matching_loss
 from flown.generator.fit import context_bank
 from flown.generator.model import Flown
@@ -351,7 +351,7 @@ def adapt(
     )
     static = [] if training.choose else [{"step": 0.0, **objective.validate()}]
     objective.choose()
-    write_json(made, run)
+    write_json(made, {"format": RUN, **run})
     history = static + train(
         objective,
         training,

@@ -23,7 +23,7 @@ from flown import encoders, flow
 from flown import tasks as data
 from flown.base.config import describes
 from flown.base.errors import FlownError, unknown
-from flown.base.files import prepare_output, read_json, write_json
+from flown.base.files import RUN, prepare_output, read_json, write_json
 from flown.context import ContextHead, KnownTasks, SupportEncoder
 from flown.flow.marginals import time_of
 from flown.flow.samplers import Samples as Samples  # part of this module's interface
@@ -105,7 +105,7 @@ class Flown(nn.Module, ModelHubMixin):
             TrainingError: a loss became NaN.
         """
         config = config or FlownConfig()
-        out = prepare_output(out, overwrite, resume)
+        out = prepare_output(out, overwrite, resume, [zoo.path])
         run = {"config": config.model_dump(mode="json"), "zoo": zoo.identity, "flown": __version__}
         made = out / "run.json"
         if made.exists() and not describes(made, run, FlownConfig):
@@ -117,7 +117,7 @@ class Flown(nn.Module, ModelHubMixin):
         images = images or {task: data.load(task) for task in zoo.tasks}
         people = Population.of(zoo, config.epochs)
         prior = load_prior(config)
-        write_json(made, run)
+        write_json(made, {"format": RUN, **run})
         model = cls(config, people.joint, prior)
         model.standardizer, model.rests = people.standardizer, people.rests
         model.encoder, encoder_history = fit_encoder(people, config, images, out, resume, device)

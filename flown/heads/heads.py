@@ -15,9 +15,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from flown.base import files
 from flown.base.config import Config
 from flown.base.errors import FlownError
-from flown.base.files import prepare_output, read_json, save_tensors, write_json
+from flown.base.files import save_tensors
 from flown.base.progress import bar
 from flown.heads.classifiers import apply_heads
 from flown.heads.frames import Described, describe
@@ -125,24 +126,22 @@ def train_heads(
     config = config or HeadsConfig()
     if config.tasks < 1:
         raise FlownError(f"heads: tasks must be 1 or more, got {config.tasks}")
-    out = prepare_output(out, overwrite, resume)
+    out = files.prepare_output(out, overwrite, resume)
     begun = {
         "heads": config.model_dump(mode="json"),
         "features": checksum(features.flatten()),
         "classes": classes.tolist(),
     }
-    progress, done = out / "progress.json", None
-    held: object = begun
+    held: object = files.begun(out) or begun
+    done = None
     if resume and (out / "zoo.json").exists():
         done = Zoo.open(out)
         held = done.about.get("recipes", {}).get(name)
-    elif progress.exists():
-        held = read_json(progress)
     if held != begun:
         raise FlownError(f"{out}: holds heads begun with another config or other features")
     if done is not None:
         return done
-    write_json(progress, begun)
+    files.begin(out, begun)
     layout = heads_layout(features.shape[1], config.ways, name)
     count = shards(config)
     with bar(f"heads {name}", count) as update:
@@ -156,7 +155,7 @@ def train_heads(
     rows = [row for part in parts for row in read_rows(part)]
     about = {"recipes": {name: begun}, "seed": config.seed, "flown": __version__}
     zoo = Zoo.write(out, [layout], rows, about)
-    for scratch in (progress, *parts):
+    for scratch in (out / "progress.json", *parts):
         scratch.unlink()
     return zoo
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from flown.base.config import Config
 from flown.base.errors import FlownError, TrainingError
-from flown.base.files import load_tensors, prepare_output, read_json, save_tensors, write_json
+from flown.base.files import load_tensors, prepare_file, read_json, save_tensors, write_json
 from flown.base.progress import bar
 from flown.measure.evaluate import evaluate
 from flown.nets.batched import batchnorm
@@ -291,7 +291,7 @@ class _Files:
         self.out, self.plan = out, plan
         self.curves, self.progress = curves_file(out), out.with_suffix(".progress.safetensors")
         for path in (out, self.curves, self.progress):
-            prepare_output(path, overwrite, resume)
+            prepare_file(path, overwrite, resume)
         if not resume:  # `out` stays until its successor is whole: it may be what is trained
             self.curves.unlink(missing_ok=True)
             self.progress.unlink(missing_ok=True)

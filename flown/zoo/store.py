@@ -25,7 +25,15 @@ import torch
 from torch import Tensor
 
 from flown.base.errors import FlownError, unknown
-from flown.base.files import load_tensors, prepare_output, read_json, save_tensors, write_json
+from flown.base.files import (
+    begin,
+    begun,
+    load_tensors,
+    prepare_output,
+    read_json,
+    save_tensors,
+    write_json,
+)
 from flown.base.progress import bar
 from flown.weights.batch import WeightBatch
 from flown.weights.layout import JointLayout, WeightLayout
@@ -104,7 +112,12 @@ class Zoo:
         if len(set(tasks)) < len(tasks):
             twice = next(task for task in tasks if tasks.count(task) > 1)
             raise FlownError(f"task '{twice}' is in more than one of the zoos to join")
-        out = prepare_output(out, overwrite)
+        sources = [zoo.path for zoo in zoos]
+        for source in sources:
+            if source.resolve() == Path(out).resolve():
+                raise FlownError(f"{out}: is one of the zoos to join; choose another folder")
+        out = prepare_output(out, overwrite, sources=sources)
+        begin(out, {"join": [str(source) for source in sources]})
         rows: list[Row] = []
         for zoo in zoos:
             for task, layout in enumerate(zoo.layouts):
@@ -117,7 +130,9 @@ class Zoo:
                 rows += [r._replace(shard=shard, offset=i) for i, r in enumerate(some)]
         layouts = [layout for zoo in zoos for layout in zoo.layouts]
         recipes = {k: v for zoo in zoos for k, v in zoo.about.get("recipes", {}).items()}
-        return cls.write(out, layouts, rows, {"recipes": recipes})
+        made = cls.write(out, layouts, rows, {"recipes": recipes})
+        (out / "progress.json").unlink()
+        return made
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -306,8 +321,10 @@ def task_file(folder: Path, what: str, task: str) -> Path:
 
 def _begun(path: Path) -> str:
     """What to do about a folder that is not a zoo yet."""
-    if not (path / "progress.json").exists():
+    about = begun(path)
+    if about is None:
         return ""
-    if "import" in read_json(path / "progress.json"):
-        return " (its import was not finished: run it again with --overwrite)"
+    for kind in ("import", "join", "alignment"):
+        if kind in about:
+            return f" (its {kind} was not finished: run it again with --overwrite)"
     return " (its training was not finished: add --resume)"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flown.base.errors import FlownError
-from flown.base.files import prepare_output, save_tensors
+from flown.base.files import begin, prepare_output, save_tensors
 from flown.weights.batch import WeightBatch
 from flown.zoo.align.matching import Aligned, align, permute
 from flown.zoo.rows import Row, checksum
@@ -74,7 +74,8 @@ def align_zoo(
     """
     if Path(out).resolve() == zoo.path.resolve():
         raise FlownError(f"{out}: is the zoo to be aligned; choose another folder")
-    out = prepare_output(out, overwrite)
+    out = prepare_output(out, overwrite, sources=[zoo.path])
+    begin(out, {"alignment": str(zoo.path)})
     rows: list[Row] = []
     about: dict[str, int] = {}
     for layout in zoo.layouts:
@@ -98,7 +99,9 @@ def align_zoo(
         ]
     alignment = {"source": zoo.identity, "seed": seed, "rounds": about}
     kept = {key: value for key, value in zoo.about.items() if key not in ("format", "layouts")}
-    return Zoo.write(out, zoo.layouts, rows, {**kept, "alignment": alignment})
+    made = Zoo.write(out, zoo.layouts, rows, {**kept, "alignment": alignment})
+    (out / "progress.json").unlink()
+    return made
 
 
 def _align_rows(

@@ -20,7 +20,7 @@ from torch import Tensor
 from flown.base import trust
 from flown.base.config import read_mapping
 from flown.base.errors import FlownError, unknown
-from flown.base.files import prepare_output, save_tensors, write_json
+from flown.base.files import begin, prepare_output, save_tensors, write_json
 from flown.base.progress import bar
 from flown.version import __version__
 from flown.weights.layout import Task, WeightLayout
@@ -215,7 +215,7 @@ class _Import:
         if here in (there, *there.parents) or there in here.parents:
             raise FlownError(f"{out}: overlaps {self.path}; choose another folder")
         out = prepare_output(out, overwrite)
-        write_json(out / "progress.json", {"import": str(self.path)})  # a zoo that is begun
+        begin(out, {"import": str(self.path)})
         writer = _Writer(out, self.naming.layout)
         self._read(found, writer)
         if not writer.rows:

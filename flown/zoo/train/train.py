@@ -8,7 +8,7 @@ from flown import nets
 from flown import tasks as data
 from flown.base import trust
 from flown.base.errors import FlownError
-from flown.base.files import prepare_output, read_json, write_json
+from flown.base.files import begin, begun, prepare_output
 from flown.base.progress import bar
 from flown.nets import subsets
 from flown.version import __version__
@@ -61,13 +61,13 @@ def train_zoo(
         )
     plan = Plan(recipe, models, seed, held_out)
     out = prepare_output(out, overwrite, resume)
-    if (out / "progress.json").exists() and read_json(out / "progress.json") != plan.json():
+    if begun(out) not in (None, plan.json()):
         raise FlownError(f"{out}: holds a zoo begun with another recipe, seed or number of models")
     if resume and (out / "zoo.json").exists():
         return _finished(out, plan)
     images = images or data.load(recipe.dataset)
     layout = layout_for(recipe, images)
-    write_json(out / "progress.json", plan.json())
+    begin(out, plan.json())
     if recipe.subset is not None:
         base = Base(recipe, layout, images, out, plan.base_seed, device)
         with bar(f"base of {recipe.name}", recipe.base_epochs) as update:

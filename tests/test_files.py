@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from flown.base.errors import FlownError
 from flown.base.files import (
     begin,
     begun,
+    file_name,
     load_tensors,
     prepare_file,
     prepare_output,
@@ -154,3 +156,14 @@ def test_config_names_the_nearest_key(tmp_path: Path) -> None:
 def test_a_file_without_tensors_is_read_back(tmp_path: Path) -> None:
     save_tensors(tmp_path / "none.safetensors", {})
     assert load_tensors(tmp_path / "none.safetensors") == ({}, {})
+
+
+def test_names_from_outside_do_not_meet_in_one_file() -> None:
+    names = [
+        *("photos-a", "photos/a", "photos a", "Photos-a", "/photos/a", "photos\\a", "photos:a"),
+        *("", ".", "..", "-", "é", "e\u0301", "草", "森", "\udcff", "a" * 300, "a" * 301),
+    ]
+    made = [file_name(name) for name in names]
+    assert len({name.casefold() for name in made}) == len(names)
+    assert all(re.fullmatch(r"[a-z0-9_.-]{1,90}", name) for name in made)
+    assert file_name("photos-a") == "photos-a" and file_name("cnn_1.5") == "cnn_1.5"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -133,6 +135,18 @@ def check_finite(tensors: Mapping[str, Tensor], where: Path | str) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise FlownError(f"{where}: tensor '{name}' holds NaN or Inf")
+
+
+def file_name(name: str) -> str:
+    """A name from outside (a task, a folder of images) as a part of a file's name.
+
+    Different names give different parts, also where a disk takes `A` for `a`: a name that is not
+    plain gets a digest. Plain are small letters, digits and `_.-`, up to 80 of them.
+    """
+    if re.fullmatch(r"[a-z0-9_][a-z0-9_.-]{0,79}", name):
+        return name
+    readable = re.sub(r"[^a-z0-9_.-]+", "-", name.lower())[:60].strip("-.")
+    return f"{readable}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"
 
 
 def prepare_file(path: Path | str, overwrite: bool, resume: bool = False) -> Path:

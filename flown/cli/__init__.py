@@ -150,23 +150,35 @@ def generate(
     trust: Trust = None,
 ) -> None:
     """Generate networks for a support set of labelled images."""
-    from flown import tasks as data
     from flown.base.files import prepare_file
     from flown.generator.model import Flown
+    from flown.generator.support import sample_for
 
     prepare_file(out, overwrite)
     generator = Flown.from_pretrained(model).to(device_of(device))
-    some, classes = data.load_support(support, shots, seed)
-    samples = generator.sample(
-        some.images, some.labels, n, seed, solver, steps, guidance, task, until=until
+    samples, warning = sample_for(
+        generator,
+        support,
+        n,
+        shots=shots,
+        seed=seed,
+        task=task,
+        solver=solver,
+        steps=steps,
+        guidance=guidance,
+        until=until,
     )
-    samples.batch.provenance |= {"model": model, "support": support, "classes": list(classes)}
+    samples.batch.provenance |= {"model": model}
     samples.batch.to("cpu").save(out)
     console.print(
         f"{n} x {samples.batch.layout.net} for images like '{samples.batch.layout.task.name}': "
         f"{samples.seconds:.2f} s, NFE {samples.nfe}",
         highlight=False,
     )
+    if warning is not None:
+        console.print(
+            f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True
+        )
     wrote(out)
 
 

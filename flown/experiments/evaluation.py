@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flown import tasks as data
-from flown.base.errors import FlownError
 from flown.measure.evaluate import predictions
 from flown.measure.novelty import l2_ratio, largest_iou, mutual_iou
 from flown.weights.batch import WeightBatch
@@ -22,12 +21,7 @@ def evaluate_file(
         FlownError: broken file, other classes than the data's, a zoo of other networks.
     """
     batch = WeightBatch.load(file)
-    images = data.load(name)
-    classes = len(batch.layout.task.classes)
-    if classes != len(images.classes):
-        raise FlownError(
-            f"{file}: networks of {classes} classes, '{name}' has {len(images.classes)}"
-        )
+    images = data.in_order(data.load(name), batch.layout.task.classes, str(file))
     zoo = Zoo.open(zoo_path) if zoo_path else None
     if not batch.buffers:
         batch = batch.calibrated(images.train.images)
@@ -52,8 +46,9 @@ def evaluate_file(
     held_out = last.select(split="held-out").batch(last.tasks[0])
     batch.layout.check_same_weights(train.layout, str(zoo_path))
     ratio = l2_ratio(batch.vectors, train.vectors, held_out.vectors)
-    ready = train.calibrated(images.train.images)
-    wrong_train = predictions(ready, images.test.images) != images.test.labels
+    theirs = data.in_order(images, train.layout.task.classes, str(zoo_path))
+    ready = train.calibrated(theirs.train.images)
+    wrong_train = predictions(ready, theirs.test.images) != theirs.test.labels
     accuracy = 100 * (1 - wrong_train.float().mean())
     yield f"zoo '{last.tasks[0]}', {len(train)} training networks: {float(accuracy):.1f} %"
     yield f"L2 to the nearest of them over held-out's own: {float(ratio.mean()):.2f}"

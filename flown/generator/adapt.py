@@ -28,7 +28,7 @@ from flown.generator.fit import context_bank
 from flown.generator.model import Flown
 from flown.measure.evaluate import evaluate
 from flown.nets.batched import batchnorm, stacked
-from flown.tasks import ImageData, draw_support
+from flown.tasks import ImageData, draw_support, in_order
 from flown.training import History, TrainConfig, step_generator, train
 from flown.version import __version__
 from flown.weights.batch import WeightBatch
@@ -303,7 +303,8 @@ def adapt(
 
     Args:
         images: the new task. Its training part is learnt from, its validation part measured in the
-            history; labels are the networks' outputs, in the data's own order of classes.
+            history; labels are the networks' outputs, in the data's own order of classes, or in the
+            task's, where it has the same ones.
         task: whose networks (architecture, activation, preprocessing) are generated; by default the
             one that the new images resemble most, or a model without context's first.
         reward: what to make large instead of minus the cross-entropy: a differentiable function of
@@ -327,8 +328,9 @@ def adapt(
     if task is not None and task not in model.tasks:
         raise unknown("task", task, model.tasks)
     new = copy.deepcopy(model).to(device)
-    objective = Objective(new, images, task or _nearest(new, images), config, reward)
-    task = objective.task
+    task = task or _nearest(new, images)
+    images = in_order(images, new.joint.layouts[new.tasks.index(task)].task.classes, None)
+    objective = Objective(new, images, task, config, reward)
     run = {
         "config": config.model_dump(mode="json"),
         "data": images.name,

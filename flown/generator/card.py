@@ -27,7 +27,7 @@ from flown.measure.novelty import (
     nearest_distance,
     same_seed,
 )
-from flown.tasks import ImageData, Split, Support, draw_support
+from flown.tasks import ImageData, Split, Support, draw_support, in_order
 from flown.weights.batch import WeightBatch
 from flown.zoo import Zoo
 
@@ -138,6 +138,10 @@ def report_card(
     for task in model.tasks:
         if task not in images:
             raise FlownError(f"report card: {unknown('task', task, images)}")
+    images = {
+        x.task.name: in_order(images[x.task.name], x.task.classes, "report card")
+        for x in model.joint.layouts
+    }
     supports = {task: _supports(images[task], shots, seed) for task in model.tasks}
     sampler = _Sampler(model, supports, n, seed, solver, steps)
     cards = {}

@@ -114,7 +114,11 @@ class Flown(nn.Module, ModelHubMixin):
             model = cls.from_pretrained(str(out / "model"))
             model.history = read_json(out / "history.json")
             return model.to(device)
-        images = images or {task: data.load(task) for task in zoo.tasks}
+        given = images or {task: data.load(task) for task in zoo.tasks}
+        images = {
+            x.task.name: data.in_order(given[x.task.name], x.task.classes, str(zoo.path))
+            for x in zoo.layouts
+        }
         people = Population.of(zoo, config.epochs)
         prior = load_prior(config)
         write_json(made, {"format": RUN, **run})

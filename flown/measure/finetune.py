@@ -27,7 +27,7 @@ from flown.base.files import load_tensors, prepare_file, read_json, save_tensors
 from flown.base.progress import bar
 from flown.measure.evaluate import evaluate
 from flown.nets.batched import batchnorm
-from flown.tasks import ImageData
+from flown.tasks import ImageData, in_order
 from flown.version import __version__
 from flown.weights.batch import WeightBatch
 from flown.zoo.rows import checksum
@@ -128,7 +128,8 @@ def finetune(
 
     Images are preprocessed as the networks' task says, whatever their size and colours. BatchNorm's
     statistics are estimated anew on the training images. Of a subset, the rest stays frozen. The
-    result's task has the data's name and classes.
+    result's task has the data's name and classes; classes that the networks have as well stay in
+    their order.
 
     Args:
         out: where to write networks and curves (see above); nothing is written without it.
@@ -142,6 +143,7 @@ def finetune(
     config = config or FinetuneConfig()
     config.check()
     _check(batch, images)
+    images = in_order(images, batch.layout.task.classes, None)
     files = None
     if out is not None:
         files = _Files(Path(out), _plan(batch, images, config), resume, overwrite)

@@ -1,5 +1,6 @@
 """Images as tensors: by name or from a folder, in three parts; support sets and episodes."""
 
+from flown.tasks.classes import in_order, labels_in
 from flown.tasks.folder import image_files, load_folder, read_image, stack
 from flown.tasks.named import Source, available, cache_folder, describe, load, load_many
 from flown.tasks.splits import ImageData, ManyClass, Split, three_way
@@ -26,6 +27,8 @@ __all__ = [
     "draw_episode",
     "draw_support",
     "image_files",
+    "in_order",
+    "labels_in",
     "load",
     "load_folder",
     "load_many",

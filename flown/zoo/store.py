@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +27,7 @@ from flown.base.errors import FlownError, unknown
 from flown.base.files import (
     begin,
     begun,
+    file_name,
     load_tensors,
     prepare_output,
     read_json,
@@ -316,7 +316,7 @@ def rest_file(folder: Path, task: str) -> Path:
 
 def task_file(folder: Path, what: str, task: str) -> Path:
     """A file of one task, whose name may be the path of a folder of images."""
-    return folder / f"{what}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', task)}.safetensors"
+    return folder / f"{what}-{file_name(task)}.safetensors"
 
 
 def _begun(path: Path) -> str:

@@ -61,13 +61,17 @@ def train_zoo(
         )
     plan = Plan(recipe, models, seed, held_out)
     out = prepare_output(out, overwrite, resume)
-    if begun(out) not in (None, plan.json()):
+    held = begun(out)
+    order = None if held is None else held.pop("classes", None)
+    if held not in (None, plan.json()):
         raise FlownError(f"{out}: holds a zoo begun with another recipe, seed or number of models")
     if resume and (out / "zoo.json").exists():
         return _finished(out, plan)
     images = images or data.load(recipe.dataset)
+    if order is not None:
+        images = data.in_order(images, order, str(out))
     layout = layout_for(recipe, images)
-    begin(out, plan.json())
+    begin(out, {**plan.json(), "classes": list(images.classes)})
     if recipe.subset is not None:
         base = Base(recipe, layout, images, out, plan.base_seed, device)
         with bar(f"base of {recipe.name}", recipe.base_epochs) as update:

@@ -210,7 +210,8 @@ def test_results_file(tmp_path: Path, card: Card) -> None:
     assert about["hardware"]["cpu"] and about["hardware"]["cores"] >= 1
     write_results(tmp_path / "results.json", "demo", "smoke", about, card.rows())
     content = json.loads((tmp_path / "results.json").read_text())
-    assert set(content) == {"experiment", "scale", "provenance", "rows"}
+    assert content["format"] == "flown-results-1"
+    assert set(content) == {"format", "experiment", "scale", "provenance", "rows"}
     assert content["rows"] == card.rows()
 
 

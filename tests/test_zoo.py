@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import flown
 from flown import nets
 from flown.base.errors import FlownError, TrainingError
+from flown.base.files import begin
 from flown.tasks import load
 from flown.zoo import RECIPES, Recipe, Zoo, recipe
 from flown.zoo.train.shard import Shard, initial
@@ -100,7 +101,7 @@ def test_same_seed_same_bits_and_resume(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(FlownError, match="another recipe, models, seed, held_out;"):
         shutil.copytree(tmp_path / "b", tmp_path / "c")
         (tmp_path / "c" / "zoo.json").unlink()
-        (tmp_path / "c" / "progress.json").write_text("{}")
+        begin(tmp_path / "c", {})
         train_zoo(QUICK, 2, tmp_path / "c", resume=True)
 
 
@@ -174,3 +175,23 @@ def test_bad_input(tmp_path: Path) -> None:
         train_zoo(QUICK.model_copy(update={"dataset": "digit"}), 2, tmp_path / "z")
     with pytest.raises(FlownError, match=r"not within epochs 1..2"):
         train_zoo(QUICK.model_copy(update={"keep": (3,)}), 2, tmp_path / "y")
+
+
+def test_joining_removes_no_zoo_that_it_reads(zoo: flown.Zoo, tmp_path: Path) -> None:
+    shutil.copytree(zoo.path, tmp_path / "zoo")
+    for out in (tmp_path / "zoo", tmp_path / "zoo" / ".." / "zoo"):
+        with pytest.raises(FlownError, match="is one of the zoos to join"):
+            Zoo.join([Zoo.open(tmp_path / "zoo")], out, overwrite=True)
+    begin(tmp_path, {})
+    with pytest.raises(FlownError, match="which is read"):
+        Zoo.join([Zoo.open(tmp_path / "zoo")], tmp_path, overwrite=True)
+    assert Zoo.open(tmp_path / "zoo").verify() == []
+
+
+def test_an_unfinished_copy_is_known_as_ours(zoo: flown.Zoo, tmp_path: Path) -> None:
+    begin(tmp_path / "zoo", {"join": [str(zoo.path)]})
+    (tmp_path / "zoo" / "weights-000000.safetensors").write_bytes(b"half")
+    with pytest.raises(FlownError, match="its join was not finished: run it again with --overw"):
+        Zoo.open(tmp_path / "zoo")
+    made = Zoo.join([zoo], tmp_path / "zoo", overwrite=True)
+    assert made.verify() == [] and not (tmp_path / "zoo" / "progress.json").exists()

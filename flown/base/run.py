@@ -9,7 +9,7 @@ began a run is written down and not compared: a newer one goes on with it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class Run:
         newer: names that earlier versions did not write down; where they are missing, they are not
             compared.
         file: the manifest's name.
+        sources: folders that are read, and not to be removed.
 
     Raises:
         FlownError: `out` exists, or holds the run of another plan (what differs is named).
@@ -59,8 +60,9 @@ class Run:
         configs: Mapping[str, type[Config]] | None = None,
         newer: Collection[str] = (),
         file: str = "run.json",
+        sources: Iterable[Path | str] = (),
     ) -> None:
-        self.out, self.plan = prepare_output(out, overwrite, resume), dict(plan)
+        self.out, self.plan = prepare_output(out, overwrite, resume, sources), dict(plan)
         self.configs, self.newer = dict(configs or {}), newer
         self.file = self.out / file
         if self.file.exists():

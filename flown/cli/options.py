@@ -9,6 +9,7 @@ from typing import Annotated, Optional
 import typer
 from rich.console import Console
 
+from flown.base import trust
 from flown.base.errors import FlownError
 
 console = Console()
@@ -18,6 +19,24 @@ Seed = Annotated[int, typer.Option("--seed", help="All randomness follows from i
 Resume = Annotated[bool, typer.Option("--resume", help="Continue what was interrupted.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")]
+
+
+def allow_all(names: list[str] | None) -> list[str] | None:
+    """Lets the names be imported; as a callback, before a command reads any file."""
+    for name in names or ():
+        trust.allow(name)
+    return names
+
+
+Trust = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--trust",
+        metavar="package.module:function",
+        callback=allow_all,
+        help="Run this code if a file names it as its network; repeat for several.",
+    ),
+]
 Overrides = Annotated[
     Optional[list[str]], typer.Option("--set", help="key.sub=value, as often as needed.")
 ]

@@ -79,8 +79,8 @@ class Contexts:
                 f"task '{task.id}': the images of data set '{task.dataset}' are not given"
             )
         pool = self._pool(task.dataset)
-        for name, place in zip(task.classes, _places(task), strict=True):
-            count = len(pool.rows[place]) if place < len(pool) else 0
+        for name, place in zip(task.classes, task.places(self.images[task.dataset]), strict=True):
+            count = len(pool.rows[place])
             if count < self.config.shots:
                 raise FlownError(
                     f"task '{task.id}': class '{name}' has {count} images for contexts, "
@@ -112,7 +112,7 @@ class Contexts:
     def one(self, task: int, generator: torch.Generator) -> Tensor:
         """The tokens (C, width) of one support set of a task, by its place among `tasks`."""
         chosen = self.tasks[task]
-        places, shots = _places(chosen), self.config.shots
+        places, shots = chosen.places(self.images[chosen.dataset]), self.config.shots
         rows = self._pool(chosen.dataset).draw_places(places, shots, generator)
         features = self._table(chosen.dataset, chosen.rotation)[rows].to(self.device)
         labels = torch.arange(len(places), device=self.device).repeat_interleave(shots)
@@ -133,11 +133,6 @@ class Contexts:
         )  # (kinds, each, C, width)
         which = torch.randint(each, (len(tasks),), generator=draw)
         return bank[places.to(bank.device), which.to(bank.device)]
-
-
-def _places(task: Task) -> tuple[int, ...]:
-    """A task's classes among its data set's."""
-    return task.members or tuple(range(len(task.classes)))
 
 
 def caml_tokens(

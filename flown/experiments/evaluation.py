@@ -29,6 +29,8 @@ def evaluate_file(
     """
     batch = WeightBatch.load(file)
     images = data.load(name)
+    if batch.task is not None:
+        images = data.in_order(images, batch.task.classes, str(file))
     classes = batch.layout.architecture.outputs
     if classes != len(images.classes):
         raise FlownError(

@@ -8,7 +8,6 @@ All figures are of test images; nothing is chosen among networks.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from flown import tasks as data
 from flown import zoo
 from flown.base.config import Config
 from flown.base.errors import FlownError
-from flown.base.files import read_json, write_json
+from flown.base.files import file_name, read_json, write_json
 from flown.base.progress import bar
 from flown.base.provenance import Row, write_results
 from flown.context.tokens import ContextConfig
@@ -237,9 +236,9 @@ def run(settings: NoveltyConfig, out: Path, scale: str, device: str = "cpu") -> 
 
 def _zoos(recipe: Recipe, settings: NoveltyConfig, out: Path) -> tuple[Zoo, Zoo]:
     """A data set's zoo as trained, and aligned."""
-    path = out / "zoos" / recipe.dataset
+    path = out / "zoos" / file_name(recipe.dataset)
     trained = zoo.train_zoo(recipe, settings.models, path, seed=settings.seed, resume=True)
-    aligned = path.with_name(f"{recipe.dataset}-aligned")
+    aligned = path.with_name(f"{path.name}-aligned")
     if not (aligned / "zoo.json").exists():
         align_zoo(trained, aligned, seed=settings.seed, overwrite=True)
     return trained, Zoo.open(aligned)
@@ -255,7 +254,7 @@ def _measure(
     variants = [v for v in settings.variants if (v.dataset, v.aligned) == (images.name, aligned)]
     for variant in (None, *variants):
         name = variant.name if variant else "zoo, aligned" if aligned else "zoo"
-        slug = re.sub(r"[^a-z0-9_]+", "-", f"{images.name}-{name}")
+        slug = f"{file_name(images.name)}-{file_name(name)}"
         path = out / "measured" / f"{slug}.json"
         if not path.exists():
             known = known or _Aligned(whole, images)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from flown.base.config import Config
+from flown.base.files import file_name
 from flown.base.provenance import Row, write_results
 from flown.encoders import VAEConfig
 from flown.experiments import targets
@@ -246,7 +247,7 @@ class _Target:
         )
 
     def _finetune(self, batch: WeightBatch, config: FinetuneConfig, name: str) -> list[Point]:
-        file = self.out / f"{self.images.name}-{name}.safetensors"
+        file = self.out / f"{file_name(self.images.name)}-{name}.safetensors"
         done = finetune(batch, self.images, config, out=file, resume=True, device=self.device)
         return done.points
 

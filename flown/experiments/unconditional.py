@@ -21,6 +21,7 @@ from flown.base.config import Config
 from flown.base.files import replacing
 from flown.base.progress import bar
 from flown.base.provenance import Row, digest
+from flown.base.run import Run
 from flown.experiments.clock import Clock
 from flown.generator.card import Card, TaskCard
 from flown.generator.config import FlowConfig, FlownConfig
@@ -207,7 +208,8 @@ def lend_encoder(run: Path, other: Path) -> None:
     """Lets the run in folder `other`, not begun yet, go on with the encoder that `run` has trained."""
     target = other / _ENCODER
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
+        plan = {"encoder of": run.name}
+        Run(other, plan, resume=True, overwrite=False, file="progress.json").write()
         with replacing(target) as scratch:
             shutil.copy(run / _ENCODER, scratch)
 

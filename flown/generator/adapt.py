@@ -11,10 +11,9 @@ trades accuracy for time and memory: what the flow does before t' is not asked t
 from __future__ import annotations
 
 import copy
-import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +29,8 @@ from flown.flow.adjoint import adjoint_matching_loss
 from flown.generator.model import Flown
 from flown.measure.evaluate import evaluate
 from flown.nets.batched import batchnorm, stacked
-from flown.tasks import ImageData, Task, draw_support
+from flown.tasks import ImageData, Task, draw_support, in_order
+from flown.tasks.classes import places
 from flown.training import History, TrainConfig, step_generator, train
 from flown.version import __version__
 from flown.weights.batch import WeightBatch
@@ -307,9 +307,10 @@ def adapt(
 
     Args:
         images: the new task. Its training part is learnt from, its validation part measured in the
-            history; labels are the networks' outputs, in the data's own order of classes.
-        layout: which of the model's layouts (architecture, preprocessing) is generated, by its place;
-            by default what a support set of the new images asks for.
+            history; labels are the networks' outputs, in the data's own order of classes, or in the
+            task's, where it has the same ones.
+        task: whose networks (architecture, activation, preprocessing) are generated; by default the
+            one that the new images resemble most, or a model without context's first.
         reward: what to make large instead of minus the cross-entropy: a differentiable function of
             a batch of n networks that returns (n,), as
 
@@ -332,6 +333,10 @@ def adapt(
         layout = _layout(new, images)
     elif not 0 <= layout < len(model.space.joint.layouts):
         raise FlownError(f"layout {layout} is out of range 0..{len(model.space.joint.layouts) - 1}")
+    for task in new.tasks.values():
+        if places(images.classes, task.classes) is not None:
+            images = in_order(images, task.classes, None)
+            break
     objective = Objective(new, images, layout, config, reward)
     plan = {
         "config": config.model_dump(mode="json"),
@@ -395,22 +400,3 @@ def _fingerprint(part: nn.Module) -> int:
 def _layout(model: Flown, images: ImageData) -> int:
     """The layout that a support set of the new images asks for."""
     return model.space.place(sample(model, images, None, 1, 0, steps=1).layout)
-
-
-def load_reward(name: str) -> Reward:
-    """The function that `package.module:function` names.
-
-    Raises:
-        FlownError: it cannot be imported or called.
-    """
-    module, _, attribute = name.partition(":")
-    try:
-        found: Any = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise FlownError(
-            f"reward '{name}': cannot be imported as package.module:function ({error})"
-        ) from None
-    if not callable(found):
-        raise FlownError(f"reward '{name}': is {type(found).__name__}, expected a function")
-    checked: Reward = found
-    return checked

@@ -24,7 +24,7 @@ from flown.generator.model import Flown
 from flown.measure.baselines import fitting
 from flown.measure.lookup import Lookup
 from flown.measure.reference import CHOICE, Measured, Reference, accuracy, deviation
-from flown.tasks import ImageData, Split, Support, draw_support
+from flown.tasks import ImageData, Split, Support, draw_support, in_order
 from flown.weights.batch import WeightBatch
 from flown.zoo import Zoo
 
@@ -116,6 +116,9 @@ def report_card(
     for task in zoo.tasks:
         if task not in images:
             raise FlownError(f"report card: {unknown('task', task, images)}")
+    images = {
+        task: in_order(images[task], zoo.tasks[task].classes, "report card") for task in zoo.tasks
+    }
     supports: dict[str, list[Support]] = {}
     whole = {zoo.tasks[task].dataset: images[task] for task in zoo.tasks}
     if model.config.context.mode != "none":

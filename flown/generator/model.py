@@ -122,6 +122,7 @@ class Flown(nn.Module, ModelHubMixin):
             overwrite=overwrite,
             configs={"config": FlownConfig},
             newer=("images", "prior"),
+            sources=[zoo.path],
         )
         out = run.out
         if resume and (out / "model" / "config.json").exists():

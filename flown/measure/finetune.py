@@ -23,12 +23,11 @@ from torch import Tensor
 
 from flown.base.config import Config
 from flown.base.errors import FlownError, TrainingError
-from flown.base.files import load_tensors, prepare_output, read_json, save_tensors, write_json
+from flown.base.files import load_tensors, prepare_file, read_json, save_tensors, write_json
 from flown.base.progress import bar
 from flown.measure.evaluate import evaluate
 from flown.nets.batched import batchnorm
-from flown.tasks import ImageData
-from flown.tasks.task import Task
+from flown.tasks import ImageData, Task, in_order
 from flown.version import __version__
 from flown.weights import construction
 from flown.weights.batch import WeightBatch
@@ -130,7 +129,8 @@ def finetune(
 
     Images are preprocessed as the networks' task says, whatever their size and colours. BatchNorm's
     statistics are estimated anew on the training images. Of a subset, the rest stays frozen. The
-    result's task has the data's name and classes.
+    result's task has the data's name and classes; classes that the networks have as well stay in
+    their order.
 
     Args:
         out: where to write networks and curves (see above); nothing is written without it.
@@ -144,6 +144,8 @@ def finetune(
     config = config or FinetuneConfig()
     config.check()
     _check(batch, images)
+    if batch.task is not None:
+        images = in_order(images, batch.task.classes, None)
     files = None
     if out is not None:
         files = _Files(Path(out), _plan(batch, images, config), resume, overwrite)
@@ -291,7 +293,7 @@ class _Files:
         self.out, self.plan = out, plan
         self.curves, self.progress = curves_file(out), out.with_suffix(".progress.safetensors")
         for path in (out, self.curves, self.progress):
-            prepare_output(path, overwrite, resume)
+            prepare_file(path, overwrite, resume)
         if not resume:  # `out` stays until its successor is whole: it may be what is trained
             self.curves.unlink(missing_ok=True)
             self.progress.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """Images as tensors: by name or from a folder, in three parts; support sets and episodes."""
 
+from flown.tasks.classes import in_order, labels_in
 from flown.tasks.draw import ClassPool, Episodes, check_disjoint
 from flown.tasks.folder import (
     Pictures,
@@ -38,6 +39,8 @@ __all__ = [
     "check_support",
     "draw_support",
     "image_files",
+    "in_order",
+    "labels_in",
     "load",
     "load_any",
     "load_folder",

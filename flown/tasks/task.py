@@ -17,6 +17,7 @@ from torch import Tensor
 from flown.base.config import Config
 from flown.base.errors import FlownError, unknown
 from flown.base.files import write_text
+from flown.tasks.classes import only_counts
 from flown.tasks.splits import ImageData, ManyClass, Split
 
 Rotation = Literal[0, 90, 180, 270]
@@ -54,6 +55,28 @@ class Task(Config):
         """The task that a data set is by itself."""
         return cls(id=images.name, dataset=images.name, classes=images.classes)
 
+    def places(self, source: ImageData | ManyClass) -> tuple[int, ...]:
+        """Where the task's classes stand among a data set's: by their names, where these say anything.
+
+        Raises:
+            FlownError: a class that is not there.
+        """
+        members = self.members or tuple(range(len(self.classes)))
+        if bad := [m for m in members if m >= len(source.classes)]:
+            raise FlownError(
+                f"task '{self.id}': member {bad[0]} is out of range 0..{len(source.classes) - 1}, "
+                f"the classes of '{source.name}'"
+            )
+        found = tuple(source.classes[m] for m in members)
+        if found == self.classes or only_counts(self.classes) or only_counts(source.classes):
+            return members
+        if missing := [name for name in self.classes if name not in source.classes]:
+            raise FlownError(
+                f"task '{self.id}': '{source.name}' has no class '{missing[0]}'; give the images that "
+                "the task is of"
+            )
+        return tuple(source.classes.index(name) for name in self.classes)
+
     def images(self, source: ImageData | ManyClass) -> ImageData:
         """The task's own images, labelled by its own numbers.
 
@@ -63,12 +86,7 @@ class Task(Config):
         Raises:
             FlownError: a member is no class of `source`, or a class has no image in some part.
         """
-        members = self.members or tuple(range(len(source.classes)))
-        if bad := [m for m in members if m >= len(source.classes)]:
-            raise FlownError(
-                f"task '{self.id}': member {bad[0]} is out of range 0..{len(source.classes) - 1}, "
-                f"the classes of '{source.name}'"
-            )
+        members = self.places(source)
         if isinstance(source, ManyClass):
             train, val, test = self._by_image(Split(source.images, source.labels), members)
         else:

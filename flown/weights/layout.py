@@ -13,10 +13,13 @@ import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
+from flown.base import trust
 from flown.base.config import Config
 from flown.base.errors import FlownError
 from flown.nets.architecture import Architecture
@@ -28,6 +31,17 @@ class WeightLayout(Config):
     architecture: Architecture
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], where: str = "config") -> Self:
+        """The layout in a file.
+
+        Raises:
+            FlownError: as any record, or its network is code that the user did not allow.
+        """
+        layout = super().parse(values, where)
+        trust.check(layout.net, where)
+        return layout
 
     @classmethod
     def of(

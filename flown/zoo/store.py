@@ -137,7 +137,17 @@ class Zoo:
             raise FlownError(f"zoos to join: {error}") from None
         layouts: list[WeightLayout] = []
         parts = {"joined": [zoo.identity for zoo in zoos]}
-        run = Run(out, parts, resume=resume, overwrite=overwrite, file="progress.json")
+        for source in (zoo.path for zoo in zoos):
+            if source.resolve() == Path(out).resolve():
+                raise FlownError(f"{out}: is one of the zoos to join; choose another folder")
+        run = Run(
+            out,
+            parts,
+            resume=resume,
+            overwrite=overwrite,
+            file="progress.json",
+            sources=[zoo.path for zoo in zoos],
+        )
         out = run.out
         if resume and (out / "zoo.json").exists():
             made = cls.open(out)
@@ -381,6 +391,8 @@ def _begun(path: Path) -> str:
     """What to do about a folder that is not a zoo yet."""
     if not (path / "progress.json").exists():
         return ""
-    if "import" in read_json(path / "progress.json"):
-        return " (its import was not finished: run it again with --overwrite)"
+    about = read_json(path / "progress.json")
+    for kind in ("import", "joined", "alignment"):
+        if kind in about:
+            return f" (its {kind} was not finished: run it again with --overwrite)"
     return " (its training was not finished: add --resume)"

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from flown.base.errors import FlownError
-from flown.base.files import prepare_output, save_tensors
+from flown.base.files import save_tensors
+from flown.base.run import Run
 from flown.weights import construction
 from flown.weights.batch import WeightBatch
 from flown.zoo.align.matching import Aligned, align, permute
@@ -76,7 +77,16 @@ def align_zoo(
     """
     if Path(out).resolve() == zoo.path.resolve():
         raise FlownError(f"{out}: is the zoo to be aligned; choose another folder")
-    out = prepare_output(out, overwrite)
+    run = Run(
+        out,
+        {"alignment": zoo.identity},
+        resume=False,
+        overwrite=overwrite,
+        file="progress.json",
+        sources=[zoo.path],
+    )
+    out = run.out
+    run.write()
     rows: list[Row] = []
     about: dict[str, int] = {}
     for number, task in enumerate(zoo.tasks):
@@ -107,7 +117,9 @@ def align_zoo(
         ]
     alignment = {"source": zoo.identity, "seed": seed, "rounds": about}
     kept = {key: value for key, value in zoo.about.items() if key not in ("format", "layouts")}
-    return Zoo.write(out, zoo.layouts, zoo.tasks.values(), rows, {**kept, "alignment": alignment})
+    made = Zoo.write(out, zoo.layouts, zoo.tasks.values(), rows, {**kept, "alignment": alignment})
+    run.file.unlink()
+    return made
 
 
 def _align_rows(

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from flown.base import trust
 from flown.base.errors import FlownError, TrainingError
 from flown.base.files import write_bytes
 from flown.tasks import ImageData, ManyClass
@@ -82,6 +83,7 @@ def _task(
 ) -> tuple[dict[str, bytes], str]:
     """Trains one shard; its files by name, the index last."""
     plan, layout, images, given = shared
+    trust.allow(plan.recipe.net)  # as in the process that sent the plan
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from flown import nets
 from flown import tasks as data
+from flown.base import trust
+from flown.base.config import read_mapping
 from flown.base.errors import FlownError
 from flown.base.files import save_tensors
 from flown.base.progress import bar
@@ -44,7 +46,8 @@ def train_zoo(
     """Trains `models` networks by a recipe and writes the zoo.
 
     Args:
-        recipe: a recipe or its name; `scale` is for names.
+        recipe: a recipe or its name; `scale` is for names. A network that it names as
+            `package.module:function` is imported and called.
         held_out: the share of networks (by seed) kept from everything that learns from the zoo.
         images: the data, where `recipe.dataset` is not a name that `flown.tasks` knows.
         resume: continue a training that was interrupted; it ends with the same weights.
@@ -56,6 +59,7 @@ def train_zoo(
         TrainingError: a network diverged (named by its seed).
     """
     recipe = recipe_by_name(recipe, scale) if isinstance(recipe, str) else recipe
+    trust.allow(recipe.net)
     lone = len({*recipe.keep, *recipe.keep_steps}) > 1
     if models < (1 if lone else 2):
         raise FlownError(
@@ -77,7 +81,11 @@ def train_zoo(
     if images is None:
         many = recipe.tasks is not None
         images = data.load_many(recipe.dataset) if many else data.load(recipe.dataset)
+    if run.file.exists() and isinstance(images, data.ImageData):
+        held = read_mapping(run.file).get("classes", images.classes)
+        images = data.in_order(images, held, str(out))
     layout = layout_for(recipe, images)
+    run.plan["classes"] = None if recipe.tasks else list(images.classes)
     run.write()
     if recipe.subset is None and (shared := construction.drawn_once(layout, plan.base_seed)):
         save_tensors(rest_file(out, 0), shared)

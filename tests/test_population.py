@@ -306,7 +306,7 @@ def test_what_is_unknown_is_said_to_be(
     task = describe(Zoo.open(made.path)).tasks[1]
     assert task.dead is None and task.groups[0].val is None
     given = describe(Zoo.open(made.path), images={"turned": images("turned")}).tasks[1]
-    assert given.dead is not None and "40 validation images" in given.dead_note
+    assert given.dead is not None and "100 validation images" in given.dead_note
 
 
 def test_a_zoo_of_one_network_and_split(tmp_path: Path) -> None:

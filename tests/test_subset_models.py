@@ -25,7 +25,7 @@ from flown.weights.batch import WeightBatch
 from flown.zoo import Zoo
 from flown.zoo.train.train import train_zoo
 from tests import examples
-from tests.test_subsets import NORMS, TASK, TINY, Untouchable, drawn
+from tests.test_subsets import CONV, NORMS, TINY, Untouchable, drawn
 
 BRIEF = TrainConfig(steps=120, batch_size=8, validate_every=120)
 CONFIG = FlownConfig(
@@ -75,8 +75,8 @@ def test_generated_networks_are_the_rest_and_the_subset(model: flown.Flown, lone
     with pytest.raises(FlownError, match=r"'norm3' are not known; use .calibrated"):
         batch.module(0)
     ready = batch.calibrated(images.train.images, batches=50, batch_size=16, seed=3)
-    seen = [TASK.preprocess(some) for some in batchnorm.draw(images.train.images, 50, 16, 3)]
-    x = TASK.preprocess(images.val.images)
+    seen = [CONV.preprocess(some) for some in batchnorm.draw(images.train.images, 50, 16, 3)]
+    x = CONV.preprocess(images.val.images)
     for i in range(3):
         by_hand = examples.ConvNorm()
         own = {name: tensor[i] for name, tensor in batch.layout.unpack(batch.vectors).items()}

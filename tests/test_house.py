@@ -27,7 +27,6 @@ HEAVY = {
     "numba",
     "sklearn",
     "timm",
-    "torch_geometric",
     "torchvision",
 }
 

@@ -3,7 +3,7 @@
     x_t = (1 - s) y_k-1 + s y_k + s (1 - s) phi(y_k-1, y_k, t)          on [t_k-1, t_k]
     phi minimises  E |dx_t/dt|^2_g,      |u|^2_g = sum_d g_d(x) u_d^2
 
-`land` is the paper's metric, small where data is and 1 / epsilon away from it:
+`LandMetric` is the paper's metric, small where data is and 1 / epsilon away from it:
 
     g_d(x) = (h_d(x) + epsilon)^-1,    h_d(x) = sum_i (x_i,d - x_d)^2 exp(-|x_i - x|^2 / (2 sigma^2))
 
@@ -19,10 +19,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from flown.base.errors import FlownError
 from flown.flow.path import PathSample
 from flown.flow.trajectory import checked, segment
 
 Metric = Callable[[Tensor], Tensor]  # x (B, L) -> the diagonal of g there, (B, L)
+_SAME = 1e-5  # of the points' deviation: nearer points are copies of one
 _NEIGHBOURS = 256  # points of which the distance to their nearest is measured
 
 
@@ -62,19 +64,18 @@ def energy(path: PathSample, metric: Metric) -> Tensor:
     return (metric(x) * u.square()).mean()
 
 
-class Land:
+class LandMetric:
     """The LAND metric of points (N, L).
 
-    `sigma` is in units of the points' median distance to their nearest neighbour.
+    `sigma` is in units of the points' median distance to their nearest distinct neighbour.
+
+    Raises:
+        FlownError: all points are the same: there is no distance to measure with.
     """
 
     def __init__(self, points: Tensor, sigma: float = 1.0, epsilon: float = 1e-3) -> None:
         self.points, self.epsilon = points, epsilon
-        some = points[:_NEIGHBOURS]
-        apart = (
-            torch.cdist(some, points).kthvalue(2, dim=1).values
-        )  # the nearest is the point itself
-        self.sigma = sigma * float(apart.median())
+        self.sigma = sigma * _spacing(points)
 
     def __call__(self, x: Tensor) -> Tensor:
         weights = (-torch.cdist(x, self.points).square() / (2 * self.sigma**2)).exp()  # (B, N)
@@ -82,3 +83,24 @@ class Land:
         spread = weights @ self.points.square() - 2 * x * (weights @ self.points)
         spread = spread + x.square() * weights.sum(dim=1, keepdim=True)
         return 1 / (spread.clamp_min(0) + self.epsilon)
+
+
+def _spacing(points: Tensor) -> float:
+    """The median distance of points (N, L) to their nearest distinct neighbour.
+
+    Copies of a point do not count as its neighbours: a zoo may hold a network twice.
+    """
+    # Distances by a matrix product would give copies a distance above 0.
+    distances = torch.cdist(
+        points[:_NEIGHBOURS], points, compute_mode="donot_use_mm_for_euclid_dist"
+    )
+    deviation = (points - points.mean(dim=0)).square().sum(dim=1).mean().sqrt()
+    distinct = distances > _SAME * deviation
+    nearest = distances.where(distinct, torch.inf).amin(dim=1)
+    nearest = nearest[nearest.isfinite()]
+    if not len(nearest):
+        raise FlownError(
+            "flow.path metric: all networks are the same, so no distance tells where the data is; "
+            "choose flow.path piecewise"
+        )
+    return float(nearest.median())

@@ -2,6 +2,7 @@
 
 VENV ?= $(or $(FLOWN_VENV),.venv)
 BIN := $(VENV)/bin
+DEVICE ?= cpu
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python3.10,\
   $(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $(p))))
 
@@ -9,7 +10,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 pytho
 
 help:
 	@echo "make demo   generate classifiers from noise, measured and drawn, in a few minutes"
-	@echo "make test   lint, types and tests"
+	@echo "make test   lint, types and tests; DEVICE=cuda runs the tests of devices there"
 	@echo "make slow   the tests that take minutes"
 	@echo "make ray    the tests on a local Ray cluster; installs Ray"
 	@echo "make clean  remove the virtual environment and the demo's output"
@@ -32,7 +33,7 @@ lint: $(VENV)/.ready
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --device $(DEVICE)
 
 slow: $(VENV)/.ready
 	$(BIN)/python -m pytest -m slow --timeout 3000

@@ -7,6 +7,7 @@ accuracies = flown.evaluate(batch, test_images, test_labels)
 """
 
 from flown.base.errors import FlownError
+from flown.base.trust import allow as trust
 from flown.generator.config import FlownConfig
 from flown.generator.model import Flown
 from flown.measure.evaluate import evaluate
@@ -31,4 +32,5 @@ __all__ = [
     "load_data",
     "recipe",
     "train_zoo",
+    "trust",
 ]

@@ -2,7 +2,8 @@
 
 It knows an objective, not a model: an `nn.Module` whose `forward(generator)` draws its own batch and
 returns the loss. The generator of step i depends on the seed and i alone, so that a resumed run
-draws what the uninterrupted one would have drawn. Runs under Hugging Face `accelerate`.
+draws what the uninterrupted one would have drawn. One process trains on one device, given by name;
+another run of the same process may have another.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Literal, Optional
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from flown.base.files import load_tensors, save_tensors
 from flown.base.progress import bar
 
 History = list[dict[str, float]]
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+_ADAM = ("step", "exp_avg", "exp_avg_sq")
 
 
 class TrainConfig(Config):
@@ -60,7 +61,7 @@ def train(
     seed: int = 0,
     resume: bool = False,
     validate: Callable[[], Mapping[str, float]] | None = None,
-    device: str = "cpu",
+    device: torch.device | str = "cpu",
 ) -> History:
     """Minimises `objective(generator)` and leaves the averaged weights in it, the last or the best.
 
@@ -69,6 +70,7 @@ def train(
         name: what is being trained, for files, progress and errors.
         resume: go on from that checkpoint, if there is one.
         validate: figures to record, called every `validate_every` steps with averaged weights.
+        device: where `objective` is moved, and its random numbers are drawn.
 
     Returns:
         One record of step, loss and validation figures per validation.
@@ -77,37 +79,33 @@ def train(
         TrainingError: the loss is NaN or Inf.
         FlownError: no steps, the checkpoint belongs to another model, or nothing is called `choose`.
     """
-    from accelerate import Accelerator
-
     if config.steps < 1 or config.batch_size < 1:
         raise FlownError(f"{name}: steps and batch_size must be at least 1")
-    run = _Run(objective, config, Accelerator(cpu=device == "cpu"), seed)
+    run = _Run(objective, config, torch.device(device), seed)
     path = out / f"{name}.checkpoint.safetensors"
     first = run.restore(path) if resume else 0
-    losses: list[Tensor] = []
     if config.choose and validate is not None and not first:
         with run.averaged():
             figures = validate()
         run.note({"step": 0.0, **figures})
     with bar(f"training {name}", config.steps, first) as update:
         for step in range(first, config.steps):
-            losses.append(run.advance(step))
+            run.advance(step)
             done = step + 1
             last = done == config.steps
             if last or done % config.validate_every == 0:
-                record = {"step": float(done), "loss": _mean(losses, name, done)}
+                record = {"step": float(done), "loss": _mean(run.losses, name, done)}
                 if validate is not None:
                     with run.averaged():
                         record |= validate()
                 run.note(record)
+                run.losses.clear()
                 update(done, "  ".join(f"{k} {v:.4g}" for k, v in record.items() if k != "step"))
             elif done % 20 == 0:
-                update(done, f"loss {_mean(losses, name, done):.4g}")
+                update(done, f"loss {_mean(run.losses, name, done):.4g}")
             if last or done % config.checkpoint_every == 0:
-                _mean(losses[-1:], name, done)
+                _mean(run.losses[-1:], name, done)
                 run.save(path, done)
-            if done % config.validate_every == 0:
-                losses.clear()
     run.finish()
     return run.history
 
@@ -120,19 +118,24 @@ def _rate(config: TrainConfig, step: int) -> float:
 
 
 def _mean(losses: list[Tensor], name: str, step: int) -> float:
-    value = float(torch.stack(losses).mean())
+    """The mean of the losses, 0 of none; raises TrainingError where it is NaN or Inf."""
+    value = float(torch.stack(losses).mean()) if losses else 0.0
     if not math.isfinite(value):
         raise TrainingError(f"{name}: the loss is {value} at step {step}; lower the learning rate")
     return value
 
 
 class _Run:
-    """All that a run is, but its random numbers: parameters, average, optimiser, history."""
+    """All that a run is, but its random numbers: parameters, average, optimiser, history.
+
+    `losses` are those of the steps since the last validation.
+    """
 
     def __init__(
-        self, objective: nn.Module, config: TrainConfig, accelerator: Any, seed: int
+        self, objective: nn.Module, config: TrainConfig, device: torch.device, seed: int
     ) -> None:
-        self.objective, self.config, self.seed = objective.to(accelerator.device), config, seed
+        self.objective, self.config = objective.to(device), config
+        self.device, self.seed = device, seed
         self.trained = {k: p for k, p in objective.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(
             self.trained.values(),
@@ -143,23 +146,21 @@ class _Run:
         self.average = {k: p.detach().clone() for k, p in self.trained.items()}
         self.best: dict[str, Tensor] = {}
         self.history: History = []
-        self.accelerator = accelerator
-        self.prepared, self.stepper = accelerator.prepare(objective, self.optimizer)
-        self.prepared.train()
+        self.losses: list[Tensor] = []
+        self.objective.train()
 
-    def advance(self, step: int) -> Tensor:
-        """One step of the optimiser; returns the loss."""
+    def advance(self, step: int) -> None:
+        """One step of the optimiser."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * _rate(self.config, step)
-        rank_seed = self.seed + 7919 * self.accelerator.process_index
-        loss: Tensor = self.prepared(step_generator(rank_seed, step, self.accelerator.device))
-        self.stepper.zero_grad()
-        self.accelerator.backward(loss)
+        loss: Tensor = self.objective(step_generator(self.seed, step, self.device))
+        self.optimizer.zero_grad()
+        loss.backward()
         if self.config.clip:
-            self.accelerator.clip_grad_norm_(self.trained.values(), self.config.clip)
-        self.stepper.step()
+            nn.utils.clip_grad_norm_(self.trained.values(), self.config.clip)
+        self.optimizer.step()
         self.follow(self.config.ema, step)
-        return loss.detach()
+        self.losses.append(loss.detach())
 
     @torch.no_grad()
     def follow(self, ema: float, step: int) -> None:
@@ -201,12 +202,12 @@ class _Run:
             parameter.data.copy_(values[key])
 
     def save(self, path: Path, step: int) -> None:
-        if not self.accelerator.is_main_process:
-            return
         state: dict[str, Tensor] = {f"weights.{k}": p for k, p in self.trained.items()}
         state |= {f"buffers.{k}": b for k, b in self.objective.named_buffers()}
         state |= {f"average.{k}": v for k, v in self.average.items()}
         state |= {f"best.{k}": v for k, v in self.best.items()}
+        if self.losses:
+            state["losses"] = torch.stack(self.losses)
         for key, parameter in self.trained.items():
             state |= {f"{s}.{key}": v for s, v in self.optimizer.state[parameter].items()}
         apart = {k: v.clone() for k, v in state.items()}  # safetensors refuses aliases
@@ -231,9 +232,12 @@ class _Run:
             self.average[key].copy_(state[f"average.{key}"])
             if f"best.{key}" in state:
                 self.best[key] = state[f"best.{key}"].to(parameter.device)
-            moments = {k: state[f"{k}.{key}"].to(parameter.device) for k in _MOMENTS}
-            self.optimizer.state[parameter] = {"step": state[f"step.{key}"], **moments}
+            self.optimizer.state[parameter] = {
+                k: state[f"{k}.{key}"].to(parameter.device) for k in _ADAM
+            }
         for key, buffer in buffers.items():
             buffer.copy_(state[f"buffers.{key}"])
+        if "losses" in state:
+            self.losses = list(state["losses"].to(self.device))
         self.history = json.loads(about["history"])
         return int(about["step"])

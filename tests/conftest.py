@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,13 @@ from flown.flow import VelocityConfig
 from flown.generator.config import FlownConfig
 from flown.training import TrainConfig
 from flown.zoo import Recipe
+from tests import examples
+from tests.pretend import DEVICE, Pretend
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "where tests/test_devices.py runs; cpu: on a second device that is pretended"
+    parser.addoption("--device", default="cpu", help=text)
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +32,8 @@ def _no_outside_data(
     monkeypatch.setenv("FLOWN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+for name in ("tests.examples:ConvNorm", "tests.examples:wide_conv_norm", "tests.test_graph:norm_mlp"):
+    flown.trust(name)
 DIGITS = Recipe(
     name="tiny", dataset="digits", learning_rate=5e-3, batch_size=32, epochs=10, keep=(8, 10)
 )
@@ -58,6 +68,37 @@ def model(run: Path) -> flown.Flown:
     return flown.Flown.from_pretrained(run / "model")
 
 
+@pytest.fixture(scope="session")
+def three_tasks(tmp_path_factory: pytest.TempPathFactory) -> flown.Zoo:
+    """Untrained networks for digits, turned and parity, the last of two classes alone."""
+    return examples.make_zoo(tmp_path_factory.mktemp("three") / "zoo")
+
+
+@pytest.fixture(scope="session")
+def model_of_three(three_tasks: flown.Zoo, tmp_path_factory: pytest.TempPathFactory) -> flown.Flown:
+    """A model of three tasks with different numbers of classes, fitted in seconds."""
+    brief = FlownConfig(
+        encoder_training=TrainConfig(steps=60, batch_size=16),
+        velocity=VelocityConfig(channels=16, blocks=1),
+        flow_training=TrainConfig(steps=60, batch_size=32),
+        context=ContextConfig(draws=4),
+    )
+    images = {task: examples.images(task) for task in examples.TASKS}
+    out = tmp_path_factory.mktemp("three-run") / "run"
+    return flown.Flown.fit(three_tasks, brief, out=out, images=images)
+
+
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The device of `--device`, or a pretended one, where mixed devices are errors as on a GPU."""
+    name = str(request.config.getoption("--device"))
+    if name != "cpu":
+        yield name
+        return
+    with Pretend():
+        yield str(DEVICE)

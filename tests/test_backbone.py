@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flown.base import trust
 from flown.base.errors import FlownError
 from flown.base.files import load_tensors, save_tensors
 from flown.context.backbones import Backbone, BackboneConfig, features
@@ -24,7 +25,8 @@ from flown.tasks import ManyClass
 from flown.training import TrainConfig
 
 TINY = BackboneConfig(kind="resnet12", widths=(4, 6, 8, 10))
-OURS = "tests.test_backbone:means"
+OURS = trust.allow("tests.test_backbone:means")
+WRONG = trust.allow("tests.test_backbone:none"), trust.allow("tests.test_backbone:no_module")
 
 
 class Means(nn.Module):
@@ -125,8 +127,8 @@ def test_the_shipped_backbone_and_ones_own() -> None:
     ("name", "message"),
     [
         ("resnet12-smal", "Did you mean 'resnet12-small'"),
-        ("tests.test_backbone:none", "cannot be imported"),
-        ("tests.test_backbone:no_module", "returned int, expected nn.Module"),
+        (WRONG[0], "cannot be imported"),
+        (WRONG[1], "returned int, expected nn.Module"),
         ("nowhere.safetensors", "no such file"),
     ],
 )

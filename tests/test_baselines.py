@@ -9,7 +9,7 @@ import torch
 
 from flown import FlownError
 from flown.measure.baselines import BASELINES, random_init
-from tests.fakes import networks
+from tests.examples import networks
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -86,5 +86,5 @@ def test_random_init_follows_pytorch_or_the_recipe() -> None:
 
 def test_an_empty_zoo_is_refused() -> None:
     for name in ("nearest", "noise-0.06", "average-16", "gaussian"):
-        with pytest.raises(FlownError, match="no training network of task 'digits'"):
+        with pytest.raises(FlownError, match="no training network of 'cnn-small for digits'"):
             BASELINES[name](networks(2)[:0], 3, seeded())

@@ -17,9 +17,9 @@ from flown.training import TrainConfig
 from flown.weights.layout import JointLayout
 from flown.zoo import Recipe
 from flown.zoo.train.train import train_zoo
-from tests import fakes
+from tests import examples
 
-JOINT = JointLayout.of([fakes.layout()])  # 2,464 numbers
+JOINT = JointLayout.of([examples.layout()])  # 2,464 numbers
 
 
 def build(chunk: int, **about: int) -> encoders.Chunked:
@@ -80,7 +80,7 @@ def test_position_matters() -> None:
 
 
 def test_the_encoder_is_small_beside_one_for_the_whole() -> None:
-    layout = fakes.layout(net="resnet20")
+    layout = examples.layout(net="resnet20")
     encoder = encoders.build(ChunkedConfig(), JointLayout.of([layout]), layout.size)
     assert layout.size > 250_000
     assert sum(p.numel() for p in encoder.parameters()) < 20 * layout.size
@@ -108,7 +108,7 @@ def test_a_lone_whole_network_is_split_by_time(tmp_path: Path) -> None:
     recipe = Recipe(
         name="late", dataset="digits", batch_size=32, epochs=1, keep=(), keep_steps=(1, 2, 3)
     )
-    zoo = train_zoo(recipe, 1, tmp_path / "zoo", held_out=1 / 3, images=fakes.images("digits"))
+    zoo = train_zoo(recipe, 1, tmp_path / "zoo", held_out=1 / 3, images=examples.images("digits"))
     assert [(row.step, row.split) for row in zoo.rows] == [
         (1, "train"),
         (2, "train"),
@@ -119,7 +119,7 @@ def test_a_lone_whole_network_is_split_by_time(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command on a small network with BatchNorm: within reach of the originals from noise."""
-    images = fakes.images("digits")
+    images = examples.images("digits")
 
     def small(scale: str, seed: int) -> experiment.ChunkedExperiment:
         known = original("smoke", seed)
@@ -132,7 +132,7 @@ def test_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             }
         )
         about = {
-            "net": "tests.fakes:ConvNorm",
+            "net": "tests.examples:ConvNorm",
             "dataset": "digits",
             "size": 10,
             "epochs": 4,

@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 import flown
 from flown import cli
 from flown.tasks import load
+from tests import examples
+from tests.conftest import DIGITS
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -95,7 +97,28 @@ def test_zoo_and_fit(
     common = ["fit", "--zoo", made, *quick, "--set", "context.draws=1", "--out", tmp_path / "run"]
     assert call(monkeypatch, *common) == 0
     assert "held-out reconstructed" in capsys.readouterr().out
-    assert flown.Flown.from_pretrained(tmp_path / "run" / "model").tasks == ("digits",)
+    assert list(flown.Flown.from_pretrained(tmp_path / "run" / "model").tasks) == ["digits"]
+
+
+def test_a_fit_on_several_zoos_goes_on(
+    zoo: flown.Zoo, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused
+) -> None:
+    other = flown.train_zoo(
+        DIGITS.model_copy(update={"dataset": "parity", "epochs": 1, "keep": (1,)}),
+        2,
+        tmp_path / "parity",
+        images=examples.images("parity"),
+    )
+    lone = flown.Zoo.join([zoo.select(epochs=(10,))], tmp_path / "digits")
+    out = tmp_path / "run"
+    capsys.readouterr()  # the training's progress
+    command = ["fit", "--zoo", lone.path, "--zoo", other.path, "--out", out]
+    refused("unknown dataset 'parity'", *command)
+    assert (tmp_path / "run-zoo" / "zoo.json").exists() and not out.exists()
+    refused("exists already", *command)
+    refused("unknown dataset 'parity'", *command, "--resume")
+    third = ["fit", "--zoo", other.path, "--zoo", lone.path, "--out", out, "--resume"]
+    refused("run-zoo: holds a run with another joined", *third)
 
 
 def test_data(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,7 +183,7 @@ def test_unknown_names(refused, tmp_path: Path, run: Path) -> None:
         "--out",
         tmp_path / "a",
     )
-    refused("choose auto, cpu or cuda", "demo", "--device", "tpu", "--out", tmp_path / "d")
+    refused("choose auto, cpu, cuda", "demo", "--device", "tpu", "--out", tmp_path / "d")
     assert not list(tmp_path.iterdir())
 
 

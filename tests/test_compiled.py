@@ -83,11 +83,14 @@ def test_engines_train_as_torch_does(name: str, engine: str) -> None:
     orders = torch.stack([torch.randperm(len(x), generator=generator) for _ in range(2)])
     rates, decays = [1e-3, 3e-3], [0.0, 1e-2]
     if engine == "threads":
-        made = trainer(net, layout, vectors, x, y, 10, rates, decays, "cpu")
+        made = trainer(net, layout, vectors, x, 10, rates, decays, "cpu")
         assert isinstance(made, Threads)
     else:
-        made = Stacked(net, layout, vectors, x, y, 10, rates, decays, "cpu")
-    losses = made.run(orders[:, :20], 0) + made.run(orders[:, 20:], 2)
+        made = Stacked(net, layout, vectors, x, 10, rates, decays, "cpu")
+    losses = sum(
+        made.run(orders[:, part], y[orders[:, part]], step)
+        for part, step in ((slice(0, 20), 0), (slice(20, None), 2))
+    )
     for i in range(2):
         expected, total = loop(net, vectors[i], x, y, orders[i], 10, rates[i], decays[i])
         assert losses[i] == pytest.approx(total, abs=1e-5)
@@ -108,10 +111,10 @@ def test_a_network_gives_the_same_bits_alone() -> None:
     )
     program = Program.of(net, shape)
     assert program is not None
-    together = Threads(program, vectors, x, y, 8, [1e-3] * 3, [0.0] * 3)
-    alone = Threads(program, vectors[1:2], x, y, 8, [1e-3], [0.0])
-    together.run(orders, 0)
-    alone.run(orders[1:2], 0)
+    together = Threads(program, vectors, x, 8, [1e-3] * 3, [0.0] * 3)
+    alone = Threads(program, vectors[1:2], x, 8, [1e-3], [0.0])
+    together.run(orders, y[orders], 0)
+    alone.run(orders[1:2], y[orders[1:2]], 0)
     assert torch.equal(together.vectors[1], alone.vectors[0])
 
 
@@ -148,9 +151,9 @@ def test_divergence_shows_in_the_loss() -> None:
     net, shape = NETS["cnn-small-relu"]
     x, y = data(shape, 10)
     start = nn.utils.parameters_to_vector(net.parameters()).detach()[None]
-    engine = Threads.of(net, start, x, y, 8, [1e30], [0.0])
+    engine = Threads.of(net, start, x, 8, [1e30], [0.0])
     assert engine is not None
-    assert not torch.isfinite(engine.run(torch.arange(44)[None], 0)).any()
+    assert not torch.isfinite(engine.run(torch.arange(44)[None], y[None], 0)).any()
 
 
 @pytest.mark.parametrize(

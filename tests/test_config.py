@@ -18,7 +18,7 @@ from flown.generator.config import FlownConfig
 from flown.heads.meta import HeadFlowConfig
 from flown.nets.architecture import Architecture
 from flown.weights.layout import WeightLayout
-from tests.fakes import layout
+from tests.examples import layout
 
 
 def subclasses(kind: type[Config]) -> Iterator[type[Config]]:

@@ -17,7 +17,6 @@ from flown.context import (
     CAMLConfig,
     ContextHead,
     FeatureSet,
-    Prototypes,
     SupportConfig,
     SupportEncoder,
     episode_accuracy,
@@ -263,22 +262,3 @@ def test_pretrained_tells_tasks_apart(
     same = (context(images, 0) - context(images, 1)).norm()
     original = (context(images, 0) - context(turned, 1)).norm()
     assert shipped.width == shipped.config.caml.width and same < original
-
-
-def test_contexts_are_projected_onto_the_ball() -> None:
-    """Contexts inside a ball stay as they are; others are moved onto its surface."""
-    generator = torch.Generator().manual_seed(0)
-    centres = 10 * torch.randn(3, 1, 4, 5, generator=generator)
-    bank = centres + torch.randn(3, 20, 4, 5, generator=generator)
-    known = Prototypes.of(bank)
-    for task in range(3):
-        assert all(known.nearest(context) == (task, True) for context in bank[task])
-        assert all(torch.equal(known.project(context, 0), context) for context in bank[task])
-        far = bank[task, 0] + 3 * torch.randn(4, 5, generator=generator)
-        near, mean = known.project(far, task), known.means[task].view(4, 5)
-        assert known.nearest(far) == (task, False)
-        assert torch.allclose((near - mean).norm(), known.radius[task])
-        projected, original = (x.flatten() - known.means[task] for x in (near, far))
-        assert torch.allclose(torch.cosine_similarity(projected, original, dim=0), torch.ones(()))
-    known.replace(1, bank[2])
-    assert torch.equal(known.means[1], known.means[2]) and known.radius[1] == known.radius[2]

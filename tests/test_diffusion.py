@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +14,10 @@ from torch import Tensor
 
 import flown
 from flown.base.errors import FlownError
+from flown.experiments.unconditional import lend_encoder
 from flown.flow import UNet, VelocityConfig, diffusion, guided
 from flown.generator.config import FlownConfig
-from flown.generator.fit import FlowObjective
+from flown.generator.objectives import FlowObjective
 from flown.tasks import draw_support, load
 
 pytest.importorskip("diffusers")
@@ -162,7 +162,7 @@ def test_a_model_is_a_diffusion_by_its_config(
     values["flow_training"] |= {"steps": 12, "checkpoint_every": 6}
     for folder in (whole, cut):
         folder.mkdir()
-        shutil.copy(run / "encoder.checkpoint.safetensors", folder)
+        lend_encoder(run, folder)
     fit = partial(flown.Flown.fit, zoo, FlownConfig.parse(values), resume=True)
     model = fit(out=whole)
     with interrupted(after=7), pytest.raises(KeyboardInterrupt):

@@ -13,7 +13,7 @@ from flown.base.errors import FlownError
 from flown.encoders import LinearConfig, PDiffConfig, VAEConfig
 from flown.weights.layout import JointLayout
 from flown.weights.scale import NetworkScale
-from tests.fakes import layout
+from tests.examples import layout
 
 JOINT = JointLayout.of([layout()])
 SIZE = NetworkScale(JOINT).size

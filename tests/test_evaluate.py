@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from flown import FlownError
 from flown.measure.evaluate import evaluate, predictions
 from flown.weights.batch import WeightBatch
-from tests.fakes import images, layout, networks
+from tests.examples import images, layout, networks
 
 NETS = [("cnn-small", 1), ("cnn-small", 3), ("cnn-medium", 3)]
 
@@ -20,7 +20,7 @@ NETS = [("cnn-small", 1), ("cnn-small", 3), ("cnn-medium", 3)]
 @pytest.mark.parametrize(("net", "channels"), NETS)
 def test_equals_a_loop_over_modules(net: str, channels: int) -> None:
     batch, test = networks(19, net=net, channels=channels), images("digits").test
-    x = batch.layout.architecture.preprocess(test.images)
+    x = batch.preprocess(test.images)
     with torch.no_grad():
         expected = torch.stack([batch.module(i)(x) for i in range(19)])  # (n, N, C)
         torch.testing.assert_close(batch.logits(x), expected, atol=1e-5, rtol=1e-5)

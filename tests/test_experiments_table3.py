@@ -16,10 +16,10 @@ from flown.experiments import starts, table3, targets
 from flown.flow import VelocityConfig
 from flown.generator.config import FlownConfig
 from flown.measure.finetune import Point, read_points
-from flown.report.finetuning import GAP, LEAD, accuracy_table, bars, curves, through
+from flown.report.finetuning import AHEAD, GAP, LEAD, accuracy_table, bars, curves, through
 from flown.training import TrainConfig
 from flown.zoo import Recipe
-from tests import fakes
+from tests import examples
 
 TINY = Recipe(
     name="tiny",
@@ -43,7 +43,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A FLOWN_DATA with digits turned, digits in colour, and ten and more characters."""
     out = tmp_path / "data"
     out.mkdir()
-    some, names = fakes.images("turned"), np.array(list("0123456789"))
+    some, names = examples.images("turned"), np.array(list("0123456789"))
     arrays = {
         f"{part}_{kind}": getattr(getattr(some, part), kind).numpy()
         for part in ("train", "test")
@@ -103,8 +103,8 @@ def test_targets_are_grey_and_ten_way(folder: Path) -> None:
 
 def test_lookup_takes_the_best_of_the_best_task(tmp_path: Path) -> None:
     zoo, images = (
-        fakes.make_zoo(tmp_path / "zoo", tasks=("digits", "turned")),
-        fakes.images("digits"),
+        examples.make_zoo(tmp_path / "zoo", tasks=("digits", "turned")),
+        examples.images("digits"),
     )
     found = starts.best_lookup(zoo, images, 3)
     val = {
@@ -180,6 +180,20 @@ def test_from_zoo_to_report(folder: Path, tmp_path: Path) -> None:
         last = found[dataset, table3.TRAJECTORY, 0]
         assert last["until"] == 4 and last["selection"] == "all"
         assert (chosen["until"] == 4) <= (chosen["value"] == last["value"])
+        by_epoch = {
+            method: read_points(out / "finetuned" / f"{dataset}-{method}.json")
+            for method in ("flown", table3.TRAJECTORY)
+        }
+        for row in rows:
+            if (row["dataset"], row["metric"], row["method"]) == (
+                dataset,
+                AHEAD,
+                table3.TRAJECTORY,
+            ):
+                ours, theirs = (by_epoch[m][row["epoch"]].test for m in (row["method"], "flown"))
+                assert ours is not None and theirs is not None
+                assert row["value"] == pytest.approx(float((ours - theirs).mean()), abs=1e-4)
+                assert row["std"] == pytest.approx(float((ours - theirs).std()), abs=1e-4)
         inits = {init: found[dataset, init, 1]["value"] for init in starts.INITS}
         lead = next(
             r for r in rows if r["dataset"] == dataset and r["metric"] == LEAD and r["epoch"] == 1
@@ -191,7 +205,13 @@ def test_from_zoo_to_report(folder: Path, tmp_path: Path) -> None:
         found["svhn_small", "flown", 0]["note"] and found["omniglot", "flown", 0]["batch_size"] == 6
     )
     page = (out / "report.html").read_text()
-    assert "missed" in page or "held" in page
+    _, judged = bars(rows)
+    assert [line[0] for line in judged] == ["turned"] * 4 + [
+        "svhn_small (unseen)",
+        "omniglot (unseen)",
+    ]
+    for line in judged:
+        assert f"<td>{line[3]}</td><td>{line[4]}</td>" in page
     assert "generated, trajectory" in page and "(val-best-of-2-stops)" in page
     assert "data:image/png" in page and "not the official one" in page
     before = {p.name: p.stat().st_mtime_ns for p in (out / "finetuned").iterdir()}
@@ -242,29 +262,33 @@ def test_the_table_says_where_a_bar_is_missed() -> None:
     assert head[1:] == ["epoch 1"] and body[0][1] == "50.0 ± 1.0 (84.5)"
 
 
-def test_the_flow_through_the_epochs_is_set_against_the_other() -> None:
-    def row(
-        method: str, epoch: int, value: float, until: float | None, n: int = 4
-    ) -> dict[str, object]:
+def test_the_flow_through_the_epochs_is_set_against_the_other_in_pairs() -> None:
+    """Networks of one support set rise and fall together: only their differences tell."""
+
+    def row(method: str, epoch: int, ahead: list[float], until: float) -> dict[str, object]:
+        values = torch.tensor(ahead)
         return {
             "dataset": "a",
-            "metric": "accuracy",
+            "metric": AHEAD,
             "method": method,
             "epoch": epoch,
-            "value": value,
-            "std": 4.0,
-            "n": n,
+            "value": float(values.mean()),
+            "std": float(values.std()) if len(ahead) > 1 else None,
+            "n": len(ahead),
             "until": until,
         }
 
-    rows = [row("flown", 0, 50, None), row("flown", 1, 60, None)]
-    for epoch in (0, 1):
-        rows += [row(table3.TRAJECTORY, epoch, 58, 5.0), row(table3.STOPPED, epoch, 62, 3.0)]
+    rows = [
+        row(table3.TRAJECTORY, 0, [7.0, 9.0, 7.0, 9.0], 5.0),
+        row(table3.TRAJECTORY, 1, [-2.0], 5.0),
+        row(table3.STOPPED, 0, [12.0, 12.0], 3.0),
+        row(table3.STOPPED, 1, [1.0, 3.0], 3.0),
+    ]
     head, body = through(rows)
     assert head[2:] == ["stop", "epoch 0", "epoch 1"]
     assert [line[2:] for line in body] == [
-        ["5", "+8.0 ± 2.8", "-2.0 ± 2.8"],
-        ["3", "+12.0 ± 2.8", "+2.0 ± 2.8"],
+        ["5", "+8.0 ± 0.6", "-2.0"],
+        ["3", "+12.0 ± 0.0", "+2.0 ± 1.0"],
     ]
 
 

@@ -18,7 +18,7 @@ from flown.measure.finetune import FinetuneConfig, _Files, finetune, read_points
 from flown.weights.batch import WeightBatch
 from flown.zoo import Recipe
 from flown.zoo.train.shard import Plan, initial
-from tests import fakes
+from tests import examples
 from tests.test_kill import survives
 
 SHORT = FinetuneConfig(epochs=2, batch_size=16, learning_rate=3e-3, test_at=(0,))
@@ -34,7 +34,7 @@ def torch_loop(
     """One network by torch's own modules, in float64; `rates` of every step."""
     net = batch.module(i).double().train()
     optimizer = torch.optim.Adam(net.parameters(), weight_decay=config.weight_decay)
-    x = batch.layout.architecture.preprocess(images.train.images).double()
+    x = batch.preprocess(images.train.images).double()
     losses, step = [], 0
     for epoch in range(1, config.epochs + 1):
         generator = torch.Generator().manual_seed((config.seed * 1_000_003 + i) * 1_000 + epoch)
@@ -63,7 +63,7 @@ def torch_loop(
 )
 def test_networks_train_as_torch_trains_them(settings: dict[str, object], channels: int) -> None:
     config = FinetuneConfig.parse(SHORT.model_dump() | settings)
-    batch, images = fakes.networks(2, channels=channels), fakes.images("turned")
+    batch, images = examples.networks(2, channels=channels), examples.images("turned")
     result = finetune(batch, images, config)
     steps = len(images.train) // config.batch_size
     rates = [config.learning_rate * float(factor) for factor in config.scale(steps)]
@@ -85,7 +85,7 @@ def test_fresh_networks_become_the_zoo_bit_for_bit(tmp_path: Path) -> None:
         keep=(1, 3),
         init="kaiming-uniform",
     )
-    images = fakes.images("digits")
+    images = examples.images("digits")
     zoo = flown.train_zoo(recipe, 2, tmp_path / "zoo", seed=5, images=images)
     layout, plan = zoo.layout("digits"), Plan(recipe, 2, 5, 0.5)
     starts = [initial(layout, recipe.init, plan.model_seed(i)) for i in range(2)]
@@ -116,7 +116,7 @@ def test_schedules() -> None:
 
 
 def test_what_is_measured_and_written(tmp_path: Path) -> None:
-    batch, images = fakes.networks(3), fakes.images("turned")
+    batch, images = examples.networks(3), examples.images("turned")
     result = finetune(batch, images, SHORT, out=tmp_path / "nets.safetensors")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["nets.json", "nets.safetensors"]
     stored, points = (
@@ -141,7 +141,7 @@ def test_what_is_measured_and_written(tmp_path: Path) -> None:
 
 
 def test_a_networks_course_depends_on_its_place_alone() -> None:
-    batch, images = fakes.networks(3), fakes.images("digits")
+    batch, images = examples.networks(3), examples.images("digits")
     whole, part = finetune(batch, images, SHORT), finetune(batch[:2], images, SHORT)
     assert torch.equal(whole.networks.vectors[:2], part.networks.vectors)
     other = finetune(batch[:2], images, SHORT.model_copy(update={"seed": 1}))
@@ -149,7 +149,7 @@ def test_a_networks_course_depends_on_its_place_alone() -> None:
 
 
 def test_resuming_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    batch, images, calls = fakes.networks(2), fakes.images("digits"), []
+    batch, images, calls = examples.networks(2), examples.images("digits"), []
     config = SHORT.model_copy(update={"epochs": 3, "schedule": "cosine"})
     whole = finetune(batch, images, config, out=tmp_path / "a.safetensors")
     keep = _Files.keep
@@ -180,9 +180,9 @@ KILLED = """
 import sys
 from pathlib import Path
 from flown.measure.finetune import FinetuneConfig, finetune
-from tests import fakes
+from tests import examples
 config = FinetuneConfig(epochs=400, batch_size=16, learning_rate=1e-4, schedule="cosine")
-finetune(fakes.networks(4), fakes.images("digits"), config, resume=True,
+finetune(examples.networks(4), examples.images("digits"), config, resume=True,
          out=Path(sys.argv[1]) / "nets.safetensors")
 """
 
@@ -203,7 +203,7 @@ def test_subsets_with_batchnorm(tmp_path: Path) -> None:
     recipe = Recipe(
         name="n",
         dataset="digits",
-        net="tests.fakes:ConvNorm",
+        net="tests.examples:ConvNorm",
         size=10,
         activation="relu",
         subset="last-2-norms",
@@ -213,8 +213,8 @@ def test_subsets_with_batchnorm(tmp_path: Path) -> None:
         epochs=1,
         keep=(1,),
     )
-    zoo = flown.train_zoo(recipe, 2, tmp_path / "zoo", images=fakes.images("digits"))
-    images, batch = fakes.images("turned"), zoo.batch("digits")
+    zoo = flown.train_zoo(recipe, 2, tmp_path / "zoo", images=examples.images("digits"))
+    images, batch = examples.images("turned"), zoo.batch("digits")
     result = finetune(
         batch,
         images,
@@ -233,12 +233,12 @@ def test_subsets_with_batchnorm(tmp_path: Path) -> None:
 
 
 def test_whole_networks_with_batchnorm() -> None:
-    net = fakes.ConvNorm()
-    shape = {"net": "tests.fakes:ConvNorm", "size": 10}
-    architecture = fakes.architecture().model_copy(update=shape)
+    net = examples.ConvNorm()
+    shape = {"net": "tests.examples:ConvNorm", "size": 10}
+    architecture = examples.architecture().model_copy(update=shape)
     layout = flown.WeightLayout.of(net, architecture)
     vectors = layout.pack({k: v[None].repeat_interleave(2, 0) for k, v in net.named_parameters()})
-    images = fakes.images("digits")
+    images = examples.images("digits")
     batch = WeightBatch(layout, vectors.detach())
     result = finetune(batch, images, FinetuneConfig(epochs=6, learning_rate=1e-2, batch_size=16))
     losses = [float(p.loss.mean()) for p in result.points[1:]]  # type: ignore[union-attr]
@@ -263,20 +263,20 @@ def test_whole_networks_with_batchnorm() -> None:
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, object], message: str) -> None:
     config = SHORT.model_copy(update=settings)
     with pytest.raises(FlownError, match=message):
-        finetune(fakes.networks(1), fakes.images("digits"), config)
+        finetune(examples.networks(1), examples.images("digits"), config)
 
 
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(FlownError, match="tell 10 classes apart, 'parity' has 2"):
-        finetune(fakes.networks(1), fakes.images("parity"), SHORT)
+        finetune(examples.networks(1), examples.images("parity"), SHORT)
     with pytest.raises(FlownError, match="no network"):
-        finetune(fakes.networks(1)[:0], fakes.images("digits"), SHORT)
+        finetune(examples.networks(1)[:0], examples.images("digits"), SHORT)
     with pytest.raises(FlownError, match=r"written as \.safetensors"):
-        finetune(fakes.networks(1), fakes.images("digits"), SHORT, out=tmp_path / "nets")
+        finetune(examples.networks(1), examples.images("digits"), SHORT, out=tmp_path / "nets")
     with pytest.raises(TrainingError, match="network 0 diverged in epoch 1"):
         finetune(
-            fakes.networks(2),
-            fakes.images("digits"),
+            examples.networks(2),
+            examples.images("digits"),
             SHORT.model_copy(update={"learning_rate": 1e30}),
         )
     (tmp_path / "other.json").write_text("{}")
@@ -294,7 +294,7 @@ def test_command(
         return int(stop.value.code or 0)
 
     file, out = tmp_path / "nets.safetensors", tmp_path / "tuned.safetensors"
-    fakes.networks(2).save(file)
+    examples.networks(2).save(file)
     usual = (file, "--data", "digits", "--epochs", 2, "--out", out, "--max-train-images", 320)
     assert call(*usual, "--schedule", "piecewise", "--milestone", 1, "--test-at", 0) == 0
     said = capsys.readouterr().out

@@ -186,13 +186,14 @@ def test_land_is_its_formula(generator: torch.Generator) -> None:
     torch.testing.assert_close(metric(x), by_hand)
 
 
-def test_land_of_points_that_occur_twice(generator: torch.Generator) -> None:
-    points = torch.randn(40, 4, generator=generator)
-    twice = LandMetric(torch.cat([points, points]))
-    assert twice.sigma == pytest.approx(LandMetric(points).sigma, rel=1e-5)
-    assert twice(points).isfinite().all()
-    with pytest.raises(FlownError, match="all networks are the same"):
-        LandMetric(points[:1].expand(30, 4))
+def test_copies_of_a_point_do_not_shrink_the_metric(generator: torch.Generator) -> None:
+    """A zoo may hold networks twice; the scale is that of different ones."""
+    points, x = torch.randn(30, 4, generator=generator), torch.randn(5, 4, generator=generator)
+    twice = LandMetric(points.repeat(3, 1))
+    assert twice.sigma == pytest.approx(LandMetric(points).sigma, rel=1e-6)
+    assert torch.isfinite(twice(x)).all() and torch.isfinite(twice(points)).all()
+    with pytest.raises(FlownError, match="all 3 latents are equal"):
+        LandMetric(points[:1].repeat(3, 1))
 
 
 @pytest.mark.parametrize("times", [(), (0.5,), (0.6, 0.5, 1.0), (0.0, 1.0), (0.5, 0.5, 1.0)])

@@ -21,7 +21,7 @@ from flown.training import TrainConfig
 from flown.weights.layout import JointLayout
 from flown.weights.scale import NetworkScale
 from flown.zoo.align.matching import groups_of, permute
-from tests import fakes
+from tests import examples
 
 TASKS = ("digits", "parity")  # of ten classes and of two
 
@@ -33,7 +33,7 @@ def generator(seed: int = 0) -> torch.Generator:
 @pytest.fixture
 def world() -> tuple[JointLayout, NetworkScale, Tensor, Tensor]:
     """Three networks of each task: joint layout, scaling, scaled vectors (6, D + 2 T), tasks (6,)."""
-    batches = [fakes.networks(3, seed=i, task=task) for i, task in enumerate(TASKS)]
+    batches = [examples.networks(3, seed=i, task=task) for i, task in enumerate(TASKS)]
     joint = JointLayout.of([batch.layout for batch in batches])
     raw = torch.cat([joint.embed(4 * batch.vectors, i) for i, batch in enumerate(batches)])
     tasks = torch.tensor([0, 0, 0, 1, 1, 1])
@@ -47,7 +47,7 @@ def error(
 ) -> FunctionalError:
     joint, scale, _, _ = world
     config = FunctionalConfig.parse({"images": 20, **factors})
-    splits = [fakes.images(task).train for task in TASKS]
+    splits = [examples.images(task).train for task in TASKS]
     return FunctionalError(config, joint, scale, [0, 1], splits, [{}, {}], "cpu")
 
 
@@ -79,7 +79,7 @@ def test_it_is_the_mean_over_networks_of_what_their_modules_compute(
     found = error(world, kl=1, ce=2, temperature=3)(decoded, vectors, tasks, generator(2))
     draw, expected = generator(2), []
     for task, layout in enumerate(joint.layouts):
-        split, own = fakes.images(TASKS[task]).train, tasks == task
+        split, own = examples.images(TASKS[task]).train, tasks == task
         some = split[torch.randint(len(split), (20,), generator=draw)]
         x = layout.architecture.preprocess(some.images)
         for one, other in zip(decoded[own], vectors[own], strict=True):

@@ -11,7 +11,7 @@ from flown import nets
 from flown.base.errors import FlownError
 from flown.encoders.netgraph import Block, NetGraph
 from flown.weights.layout import JointLayout, WeightLayout
-from tests.fakes import ConvNorm, layout
+from tests.examples import ConvNorm, layout
 from tests.test_symmetry import Block as Residual
 from tests.test_symmetry import mlp, roused
 
@@ -221,7 +221,7 @@ def test_subsets_and_other_sizes_are_refused() -> None:
     part = WeightLayout.of(net, "cnn-small", layout().task, subset=["9.*"])
     with pytest.raises(FlownError, match=r"'0\.weight' is not among those that vary"):
         NetGraph.of(JointLayout.of([part]))
-    wide = WeightLayout.of(ConvNorm(width=9), "tests.fakes:ConvNorm", layout().task)
+    wide = WeightLayout.of(ConvNorm(width=9), "tests.examples:ConvNorm", layout().task)
     with pytest.raises(
         FlownError, match=r"'conv1\.weight'.*\(9, 1, 3, 3\).*fit each task by itself"
     ):

@@ -18,7 +18,7 @@ from flown.encoders.relational import RelationalLayer
 from flown.nets.structure.symmetry import Group, groups
 from flown.weights.layout import JointLayout, WeightLayout
 from flown.zoo.align.align import permute
-from tests.fakes import architecture, layout
+from tests.examples import architecture, layout
 from tests.test_graph import norm_mlp, resnet
 
 TINY = GraphConfig(node=8, edge=4, depth=2, heads=2, latent_shape=(1, 2, 2))
@@ -31,7 +31,7 @@ def norms_layout() -> WeightLayout:
 
 
 def conv_norm_layout() -> WeightLayout:
-    found = architecture().model_copy(update={"net": "tests.fakes:ConvNorm"})
+    found = architecture().model_copy(update={"net": "tests.examples:ConvNorm"})
     return WeightLayout.of(found.build(), found)
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import flown
+from flown.base import trust
 from flown.base.errors import FlownError
 from flown.heads import calibrate, labelling
 from flown.heads.classifiers import apply_heads, ridge_heads
@@ -29,7 +30,7 @@ from flown.tasks import ManyClass, read_image
 from tests.test_cli import call
 
 COLOURS = {"blå hav": (30, 60, 200), "fire engine": (210, 40, 30), "草": (40, 170, 50)}
-OURS = "tests.test_labelling:colours"
+OURS = trust.allow("tests.test_labelling:colours")
 
 
 class Colours(nn.Module):

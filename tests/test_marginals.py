@@ -17,7 +17,7 @@ from flown.flow.marginals import PathName, time_of, trajectories
 from flown.generator.config import FlowConfig, FlownConfig
 from flown.generator.data import TrainingSet
 from flown.training import TrainConfig
-from tests import fakes
+from tests import examples
 
 BRIEF = TrainConfig(steps=2, batch_size=4)
 
@@ -37,13 +37,13 @@ def config(path: PathName = "spline", epochs: tuple[int, ...] = (1, 2)) -> Flown
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> flown.Zoo:
-    return fakes.make_zoo(
+    return examples.make_zoo(
         tmp_path_factory.mktemp("zoo"), ("digits", "turned"), models=4, held_out=1
     )
 
 
 def fit(zoo: flown.Zoo, how: FlownConfig, out: Path, resume: bool = False) -> flown.Flown:
-    images = {task: fakes.images(task) for task in zoo.tasks}
+    images = {task: examples.images(task) for task in zoo.tasks}
     return flown.Flown.fit(zoo, how, out=out, images=images, resume=resume)
 
 
@@ -57,7 +57,9 @@ def test_a_training_is_one_networks_checkpoints_in_order(zoo: flown.Zoo) -> None
         rows = [zoo.rows[networks.places[i]] for i in own]
         assert [row.epoch for row in rows] == [1, 2]
         assert len({(row.task, row.model) for row in rows}) == 1
-        assert torch.allclose(networks.raw(own[1:]), 1.01 * networks.raw(own[:1])), "fakes' epochs"
+        assert torch.allclose(networks.raw(own[1:]), 1.01 * networks.raw(own[:1])), (
+            "the examples' epochs"
+        )
 
 
 def test_epochs_counted_from_the_last_may_differ(zoo: flown.Zoo) -> None:

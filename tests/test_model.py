@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,12 @@ import torch
 
 import flown
 from flown.base.errors import FlownError
+from flown.experiments.unconditional import lend_encoder
 from flown.generator import files as modelfiles
 from flown.generator.config import FlownConfig
 from flown.tasks import draw_support, load
+from flown.tasks import load as load_data
+from tests import examples
 
 
 def support(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,7 +48,7 @@ def test_same_seed_same_weights(model: flown.Flown) -> None:
 def test_module_is_a_plain_network(model: flown.Flown) -> None:
     images, labels = support()
     batch = model.generate(images, labels, n=2, steps=5)
-    net, x = batch.module(1), batch.layout.architecture.preprocess(images)
+    net, x = batch.module(1), batch.preprocess(images)
     assert not net.training
     assert torch.allclose(net(x), batch.logits(x)[1], atol=1e-4)
 
@@ -89,7 +93,7 @@ def test_fit_resumes_to_the_same_model(
         resumed.state_dict().items(), whole.state_dict().values(), strict=True
     ):
         assert torch.equal(mine, theirs), name
-    with pytest.raises(FlownError, match="another config or zoo"):
+    with pytest.raises(FlownError, match="holds a run with another config;"):
         other = config.model_copy(update={"seed": 9})
         flown.Flown.fit(zoo, other, out=out, resume=True)
     with pytest.raises(FlownError, match="--overwrite"):
@@ -111,6 +115,23 @@ def test_a_run_from_before_a_key_was_there_goes_on(
         flown.Flown.fit(zoo, config, out=out, resume=True)
 
 
+def test_a_run_of_another_version_goes_on_and_one_with_other_images_does_not(
+    run: Path, zoo: flown.Zoo, config: FlownConfig, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(run, out)
+    about = json.loads((out / "run.json").read_text())
+    assert about["format"].startswith("flown-")
+    about["flown"] = "0.0.0"
+    (out / "run.json").write_text(json.dumps(about))
+    images = load_data("digits")
+    assert about["images"]["digits"]["train"] == len(images.train)
+    flown.Flown.fit(zoo, config, out=out, resume=True)
+    other = replace(images, train=replace(images.train, images=images.train.images.flip(0)))
+    with pytest.raises(FlownError, match="holds a run with another images;"):
+        flown.Flown.fit(zoo, config, out=out, resume=True, images={"digits": other})
+
+
 def test_history_tells_reconstruction_accuracy(run: Path) -> None:
     last = json.loads((run / "history.json").read_text())["encoder"][-1]
     assert {"train", "train reconstructed", "held-out", "held-out reconstructed"} <= set(last)
@@ -125,8 +146,7 @@ def test_other_sources(
     flow = {"source": source, "prior": str(tmp_path / "prior.safetensors"), "coupling": "ot"}
     values = config.model_dump(mode="json") | {"flow": flow}
     values["flow_training"]["steps"] = 5
-    (tmp_path / "run").mkdir()
-    shutil.copy(run / "encoder.checkpoint.safetensors", tmp_path / "run")
+    lend_encoder(run, tmp_path / "run")
     model = flown.Flown.fit(zoo, FlownConfig.parse(values), out=tmp_path / "run", resume=True)
     again = flown.Flown.from_pretrained(tmp_path / "run" / "model")
     assert torch.equal(
@@ -151,6 +171,16 @@ def test_bad_support_sets_are_named(model: flown.Flown) -> None:
     _refused(model, r"expected \(K, 1 or 3, H, W\)", images=images.expand(-1, 2, -1, -1))
     _refused(model, "NaN", images=images.float() / 0 * 0)
     _refused(model, "-1 is out of range", labels=labels - 1)
+    _refused(
+        model,
+        "has 1 classes, the model generates networks of 10",
+        images=images[:1],
+        labels=labels[:1],
+    )
+    _refused(model, r"expected \(K, 1 or 3, H, W\)", images=images[:, 0])
+    _refused(model, r"expected \(K, 1 or 3, H, W\)", images=images.expand(-1, 2, -1, -1))
+    _refused(model, "NaN", images=images.float() / 0 * 0)
+    _refused(model, "-1 is out of range 0..8", labels=labels - 1)
     _refused(model, "class 9 of 12 has no image", labels=torch.where(labels == 9, 11, labels))
     _refused(model, "unknown solver 'eulr'. Did you mean 'euler'", solver="eulr")
     _refused(model, r"layout 1 is out of range 0\.\.0", layout=1)
@@ -203,3 +233,16 @@ def test_models_of_another_format_are_refused_in_one_line(run: Path, tmp_path: P
     (tmp_path / "old" / "config.json").write_text(json.dumps(about | {"format": "flown-model-1"}))
     with pytest.raises(FlownError, match=r"a model of flown 0\.1.*fit it again: flown zoo convert"):
         flown.Flown.from_pretrained(tmp_path / "old")
+
+
+def test_tasks_of_different_numbers_of_classes_share_a_model(model_of_three: flown.Flown) -> None:
+    """A support set of two classes gives networks of two outputs."""
+    for task, count in examples.TASKS.items():
+        data = examples.images(task)
+        support = draw_support(data.val, count, 3, torch.Generator().manual_seed(0))
+        batch = model_of_three.generate(*support, n=2, steps=3)
+        x = batch.preprocess(data.test.images)
+        assert batch.logits(x).shape == (2, len(data.test), count)
+    few = draw_support(examples.images("digits").val, 10, 1, torch.Generator(), range(3))
+    with pytest.raises(FlownError, match="has 3 classes, the model generates networks of 2, 10"):
+        model_of_three.generate(*few, n=1)

@@ -49,16 +49,16 @@ def test_a_copy_is_at_zero_and_noise_in_proportion() -> None:
     torch.testing.assert_close(far, 2 * near)
 
 
-def test_leave_one_out_ignores_the_same_seed() -> None:
-    train, seeds = points(4), [0, 1, 2, 3]
+def test_checkpoints_of_one_network_do_not_count_as_others() -> None:
+    train, models = points(4), [0, 1, 2, 3]
     twice = torch.cat([train, train + 1e-3])
-    alone = novelty.leave_one_out(train, seeds)
+    alone = novelty.nearest_distance(train, train, novelty.same_network(models, models))
+    assert alone.min() > 1, "networks lie apart"
+    same = novelty.same_network(models, models * 2)
     torch.testing.assert_close(
-        novelty.leave_one_out(twice, seeds * 2)[:4], alone, atol=0.01, rtol=0
+        novelty.nearest_distance(train, twice, same), alone, atol=0.01, rtol=0
     )
-    assert novelty.nearest_distance(twice[:4], twice[4:]).max() < 0.01
-    with pytest.raises(FlownError, match="two seeds"):
-        novelty.leave_one_out(train, [5] * 4)
+    assert novelty.nearest_distance(train, twice[4:]).max() < 0.01
 
 
 def test_held_out_networks_are_needed() -> None:
@@ -91,7 +91,7 @@ def test_iou_of_the_flawless_and_the_disjoint() -> None:
 
 def test_excluded_pairs_do_not_count() -> None:
     wrong = masks(3)
-    others = novelty.largest_iou(wrong, wrong, novelty.same_seed([0, 1, 2], [0, 1, 2]))
+    others = novelty.largest_iou(wrong, wrong, novelty.same_network([0, 1, 2], [0, 1, 2]))
     pairs = novelty.iou(wrong, wrong).fill_diagonal_(0)
     torch.testing.assert_close(others, pairs.amax(dim=1))
 

@@ -23,7 +23,7 @@ from flown.zoo import Zoo
 from flown.zoo.inspect.activity import dead_in, dead_units
 from flown.zoo.inspect.population import Population, Spread, describe, duplicates, networks
 from flown.zoo.rows import Row, checksum, write_rows
-from tests.fakes import images, make_zoo
+from tests.examples import images, make_zoo
 from tests.test_cli import call
 from tests.test_report import Page
 
@@ -164,7 +164,7 @@ def test_a_planted_dead_unit_is_found(copy: Path, bias: float) -> None:
         [zoo.rows.index(next(r for r in zoo.rows if r.offset == row.offset))]
     ]
     val = load("digits").val.images
-    mask = dead_in(batch.module(0), batch.layout.architecture.preprocess(val))["3"]
+    mask = dead_in(batch.module(0), batch.preprocess(val))["3"]
     assert mask.tolist() == [False, False, True, False, False, False]
     assert dead_units(batch, val[:20])[1].dead == pytest.approx(100 / 6)
 
@@ -306,7 +306,7 @@ def test_what_is_unknown_is_said_to_be(
     task = describe(Zoo.open(made.path)).tasks[1]
     assert task.dead is None and task.groups[0].val is None
     given = describe(Zoo.open(made.path), images={"turned": images("turned")}).tasks[1]
-    assert given.dead is not None and "40 validation images" in given.dead_note
+    assert given.dead is not None and "100 validation images" in given.dead_note
 
 
 def test_a_zoo_of_one_network_and_split(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_an_interrupted_zoo_of_heads_goes_on(
     with pytest.raises(KeyboardInterrupt):
         train_heads(x, LABELS, CLASSES, tmp_path / "cut", config())
     monkeypatch.setattr(module, "probe", real)
-    with pytest.raises(FlownError, match="heads of another config"):
+    with pytest.raises(FlownError, match="holds a run with another heads;"):
         train_heads(x, LABELS, CLASSES, tmp_path / "cut", config(seed=3), resume=True)
     zoo = train_heads(x, LABELS, CLASSES, tmp_path / "cut", config(), resume=True)
     assert zoo.identity == whole.identity
@@ -115,9 +115,7 @@ def test_an_interrupted_zoo_of_heads_goes_on(
         == zoo.identity
     )
     for how, images in ((config(seed=3), x), (config(), x + 1)):
-        with pytest.raises(
-            FlownError, match="heads of another config, other features or an older sampler"
-        ):
+        with pytest.raises(FlownError, match=r"holds a run with another (heads|features)"):
             train_heads(images, LABELS, CLASSES, tmp_path / "cut", how, resume=True)
 
 
@@ -127,7 +125,7 @@ def test_heads_of_an_older_sampler_are_not_resumed(
     """Their tasks would be other ones than those drawn again for the class tokens."""
     train_heads(features(), LABELS, CLASSES, tmp_path / "zoo", config(tasks=3))
     monkeypatch.setattr("flown.heads.heads.SAMPLER", 99)
-    with pytest.raises(FlownError, match="an older sampler; choose another folder"):
+    with pytest.raises(FlownError, match="holds a run with another sampler; choose another --out"):
         train_heads(features(), LABELS, CLASSES, tmp_path / "zoo", config(tasks=3), resume=True)
 
 

@@ -6,7 +6,6 @@ import base64
 import io
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import cast
 
 import pytest
 from matplotlib.figure import Figure
@@ -20,7 +19,8 @@ from flown.generator.model import Flown
 from flown.measure.baselines import BASELINES
 from flown.report import plots, print_card, tables, write_report
 from flown.report.style import LOOKS, STARTS, look
-from tests.fakes import TASKS, FakeModel, images, make_zoo
+from flown.zoo import Zoo
+from tests.examples import TASKS, images
 
 DATA = {task: images(task) for task in TASKS}
 STEPS = [float(step) for step in range(100, 600, 100)]
@@ -41,17 +41,19 @@ HISTORIES = {
 
 
 @pytest.fixture(scope="module")
-def cards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Card]:
+def cards(
+    model_of_three: Flown,
+    three_tasks: Zoo,
+    model: Flown,
+    zoo: Zoo,
+) -> dict[str, Card]:
     """A whole card of three tasks, a brief one of the same, one of a lone task."""
-    folder = tmp_path_factory.mktemp("report")
-    zoo = make_zoo(folder / "zoo", models=6)
-    lone = make_zoo(folder / "lone", ("digits",), models=6)
     about = {"n": 6, "top": 2, "shots": 1, "steps": 20}
-    model = cast(Flown, FakeModel(zoo))
+    three = model_of_three, three_tasks, DATA
     return {
-        "whole": report_card(model, zoo, DATA, **about),  # type: ignore[arg-type]
-        "brief": report_card(model, zoo, DATA, full=False, **about),  # type: ignore[arg-type]
-        "lone": report_card(cast(Flown, FakeModel(lone)), lone, DATA, **about),  # type: ignore[arg-type]
+        "whole": report_card(*three, **about),  # type: ignore[arg-type]
+        "brief": report_card(*three, full=False, **about),  # type: ignore[arg-type]
+        "lone": report_card(model, zoo, DATA, **about),  # type: ignore[arg-type]
     }
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from flown import nets
 from flown.nets.batched import stacked
@@ -120,3 +123,69 @@ def test_gradients_of_images_take_the_other_path(monkeypatch: pytest.MonkeyPatch
     stacked.forward(net, some, images.requires_grad_()).sum().backward()
     assert images.grad is not None
     assert all(tensor.grad is not None for tensor in some.values())
+
+
+class _Largest(TorchDispatchMode):
+    """Notes the most numbers that any tensor made has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, list | tuple) else [made]:
+            if isinstance(tensor, Tensor) and "view" not in str(func) and "expand" not in str(func):
+                self.numbers = max(self.numbers, tensor.numel())
+        return made
+
+
+@pytest.mark.parametrize("n", [1, 7, 200])
+@pytest.mark.parametrize("net", ["cnn-medium", "resnet18"])
+def test_memory_off_the_cpu_is_bounded(net: str, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device, which keeps shapes alone and goes the way of a GPU."""
+    built = nets.build(net, 3, 10, "relu").eval().to("meta")
+    kept = {"conv1.weight"} if net == "resnet18" else {name for name, _ in built.named_parameters()}
+    tensors = {
+        name: torch.empty(n, *tensor.shape, device="meta")
+        for name, tensor in built.named_parameters()
+        if name in kept
+    }
+    rest = {k: v for k, v in built.state_dict().items() if k not in kept}
+    images = torch.empty(500, 3, 32, 32, device="meta")
+    width = stacked.widest(built, images)
+    budget = 100 * width
+    monkeypatch.setattr(stacked, "_GPU_NUMBERS", budget)
+    with torch.no_grad(), _Largest() as largest:
+        size, some = stacked.chunk(built, n, images, net == "resnet18", general=True)
+        logits = stacked.forward(built, tensors, images, rest if net == "resnet18" else None)
+    assert logits.shape == (n, 500, 10)
+    assert 50 <= size * some <= 100, "as much at once as fits"
+    most = max(
+        budget, logits.numel(), *(x.numel() for x in (images, *tensors.values(), *rest.values()))
+    )
+    assert width * 50 <= largest.numbers <= most
+
+
+def test_the_widest_layer_by_hand() -> None:
+    net = nets.build("cnn-medium", 3, 10, "relu")
+    assert stacked.widest(net, torch.empty(1, 3, 32, 32)) == 16 * 30 * 30
+    assert not net._forward_hooks and not net[0]._forward_hooks
+
+
+@pytest.mark.parametrize("n", [1, 40])
+def test_chunks_of_networks_and_images_change_nothing(
+    n: int, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = nets.build("cnn-small", 1, 10, "tanh")
+    tensors = {
+        name: torch.randn(n, *x.shape, generator=generator) for name, x in net.named_parameters()
+    }
+    images = torch.randn(11, 1, 28, 28, generator=generator)
+    with torch.no_grad():
+        whole = stacked.forward(net, tensors, images)
+        monkeypatch.setattr(stacked, "_compiled", lambda *some: None)
+        monkeypatch.setattr(stacked, "chunk", lambda *_, **__: (3, 4))
+        torch.testing.assert_close(
+            stacked.forward(net, tensors, images), whole, atol=1e-4, rtol=1e-4
+        )

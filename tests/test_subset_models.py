@@ -24,7 +24,7 @@ from flown.training import TrainConfig
 from flown.weights.batch import WeightBatch
 from flown.zoo import Zoo
 from flown.zoo.train.train import train_zoo
-from tests import fakes
+from tests import examples
 from tests.test_subsets import NORMS, TASK, TINY, Untouchable, drawn
 
 BRIEF = TrainConfig(steps=120, batch_size=8, validate_every=120)
@@ -51,7 +51,7 @@ def lone(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
         1,
         tmp_path_factory.mktemp("lone") / "zoo",
         held_out=1 / 4,
-        images=fakes.images("digits"),
+        images=examples.images("digits"),
     )
 
 
@@ -59,7 +59,7 @@ def lone(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
 def run(lone: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a model fitted with closed eyes for the test images."""
     out = tmp_path_factory.mktemp("fit") / "run"
-    flown.Flown.fit(lone, CONFIG, out=out, images={"digits": closed(fakes.images("digits"))})
+    flown.Flown.fit(lone, CONFIG, out=out, images={"digits": closed(examples.images("digits"))})
     return out
 
 
@@ -70,7 +70,7 @@ def model(run: Path) -> flown.Flown:
 
 def test_generated_networks_are_the_rest_and_the_subset(model: flown.Flown, lone: Zoo) -> None:
     """Against the network built by hand: zoo's rest, generated norms, torch's own update_bn."""
-    images = fakes.images("digits")
+    images = examples.images("digits")
     batch = model.generate(n=3, steps=10)
     with pytest.raises(FlownError, match=r"'norm3' are not known; use .calibrated"):
         batch.module(0)
@@ -78,7 +78,7 @@ def test_generated_networks_are_the_rest_and_the_subset(model: flown.Flown, lone
     seen = [TASK.preprocess(some) for some in batchnorm.draw(images.train.images, 50, 16, 3)]
     x = TASK.preprocess(images.val.images)
     for i in range(3):
-        by_hand = fakes.ConvNorm()
+        by_hand = examples.ConvNorm()
         own = {name: tensor[i] for name, tensor in batch.layout.unpack(batch.vectors).items()}
         by_hand.load_state_dict(lone.rest("digits") | own)
         update_bn(seen, by_hand)
@@ -86,7 +86,7 @@ def test_generated_networks_are_the_rest_and_the_subset(model: flown.Flown, lone
 
 
 def test_generated_networks_are_as_good_as_the_zoos(model: flown.Flown, lone: Zoo) -> None:
-    images = fakes.images("digits")
+    images = examples.images("digits")
     known = lone.batch("digits")
     batches = model.generate(n=8, steps=20), known, model.reconstruct(known)
     made, original, again = (
@@ -100,7 +100,7 @@ def test_a_kept_model_has_the_rest_once(model: flown.Flown, run: Path, tmp_path:
     modelfiles.export(run / "model", tmp_path / "half")
     small = flown.Flown.from_pretrained(tmp_path / "half")
     rest = model.generate(n=1, steps=1).rest
-    assert set(rest) == set(fakes.ConvNorm().state_dict()) - set(NORMS) - OWN
+    assert set(rest) == set(examples.ConvNorm().state_dict()) - set(NORMS) - OWN
     for name, tensor in small.generate(n=1, steps=1).rest.items():
         assert tensor.dtype == rest[name].dtype, name
         torch.testing.assert_close(tensor, rest[name], atol=1e-3, rtol=1e-3)
@@ -112,11 +112,11 @@ def test_history_has_reconstructions_of_late_checkpoints(run: Path) -> None:
 
 
 def test_card_with_controls(model: flown.Flown, lone: Zoo) -> None:
-    images = {"digits": fakes.images("digits")}
+    images = {"digits": examples.images("digits")}
     card = report_card(model, lone, images, n=3, top=1, shots=1, steps=4).tasks["digits"]
     assert set(SUBSET_BASELINES) < set(card.methods) and "random-init" not in card.methods
     assert len(card.methods["zoo"].test) == 6 and len(card.methods["zoo-held-out"].test) == 2
-    calibrated = lone.batch("digits")[:6].calibrated(images["digits"].train.images, batch_size=32)
+    calibrated = lone.batch("digits")[:6].calibrated(images["digits"].train.images)
     test = images["digits"].test
     expected = flown.evaluate(calibrated, test.images, test.labels)
     torch.testing.assert_close(card.methods["zoo"].test, expected)
@@ -125,7 +125,7 @@ def test_card_with_controls(model: flown.Flown, lone: Zoo) -> None:
 
 
 def test_other_epochs_say_what_to_do(lone: Zoo, tmp_path: Path) -> None:
-    images = {"digits": fakes.images("digits")}
+    images = {"digits": examples.images("digits")}
     with pytest.raises(FlownError, match=r"last checkpoints are held out: epochs \[\] takes all"):
         flown.Flown.fit(
             lone, CONFIG.model_copy(update={"epochs": (-1,)}), out=tmp_path / "run", images=images
@@ -137,10 +137,10 @@ def test_two_tasks_have_a_rest_each(lone: Zoo, tmp_path: Path) -> None:
         TINY.model_copy(update={"dataset": "turned"}),
         2,
         tmp_path / "turned",
-        images=fakes.images("turned"),
+        images=examples.images("turned"),
     )
     both, few = Zoo.join([lone, turned], tmp_path / "both"), {"steps": 5}
-    images = {task: closed(fakes.images(task)) for task in both.tasks}
+    images = {task: closed(examples.images(task)) for task in both.tasks}
     config = CONFIG.model_copy(
         update={
             "context": ContextConfig(draws=2, shots=2),
@@ -160,7 +160,7 @@ def test_two_tasks_have_a_rest_each(lone: Zoo, tmp_path: Path) -> None:
 def test_files_of_generated_networks_are_measured(
     model: flown.Flown, lone: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images = fakes.images("digits")
+    images = examples.images("digits")
     monkeypatch.setattr(evaluation.data, "load", lambda name: images)
     batch = model.generate(n=3, steps=4)
     ready = batch.calibrated(images.train.images)

@@ -25,12 +25,12 @@ from flown.zoo.align.align import align_zoo
 from flown.zoo.train.base import Base
 from flown.zoo.train.shard import Shard
 from flown.zoo.train.train import train_zoo
-from tests import fakes
+from tests import examples
 
 TINY = Recipe(
     name="tiny-norms",
     dataset="digits",
-    net="tests.fakes:ConvNorm",
+    net="tests.examples:ConvNorm",
     size=10,
     activation="relu",
     subset="last-2-norms",
@@ -42,7 +42,7 @@ TINY = Recipe(
     keep_steps=(4, 8, 12, 16),
 )
 CONV = Architecture(
-    net="tests.fakes:ConvNorm",
+    net="tests.examples:ConvNorm",
     channels=1,
     size=10,
     outputs=10,
@@ -73,7 +73,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
         2,
         tmp_path_factory.mktemp("subset") / "zoo",
         held_out=1 / 2,
-        images=fakes.images("digits"),
+        images=examples.images("digits"),
     )
 
 
@@ -83,7 +83,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def drawn(subset: list[str] | None, n: int = 3) -> WeightBatch:
     """n networks that differ in a subset, or in all."""
-    net = fakes.ConvNorm()
+    net = examples.ConvNorm()
     layout = WeightLayout.of(net, CONV, subset)
     vectors = layout.pack({k: v[None] for k, v in net.state_dict().items() if k in layout.names})
     noise = torch.randn(n, layout.size, generator=torch.Generator().manual_seed(1))
@@ -121,7 +121,7 @@ def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_patterns() -> None:
-    net = fakes.ConvNorm()
+    net = examples.ConvNorm()
     assert list(subsets.last_norms(net, 2)) == NORMS
     layout = WeightLayout.of(net, CONV, ["head.*", "conv1.weight"])
     assert layout.names == ("conv1.weight", "head.weight", "head.bias"), "the network's order"
@@ -135,8 +135,8 @@ def test_patterns() -> None:
 
 
 def test_the_rest_is_stored_once(tmp_path: Path) -> None:
-    wide = TINY.model_copy(update={"net": "tests.fakes:wide_conv_norm", "base_epochs": 1})
-    zoo = train_zoo(wide, 3, tmp_path / "zoo", images=fakes.images("digits"))
+    wide = TINY.model_copy(update={"net": "tests.examples:wide_conv_norm", "base_epochs": 1})
+    zoo = train_zoo(wide, 3, tmp_path / "zoo", images=examples.images("digits"))
     assert len(zoo) == 12
     batch = zoo.batch("digits")
     full = sum(t.numel() * t.element_size() for t in batch.state_dict(0).values())
@@ -145,7 +145,8 @@ def test_the_rest_is_stored_once(tmp_path: Path) -> None:
         "zoo.json",
         "index.jsonl",
         "weights-00000.safetensors",
-        "rest-digits.safetensors",
+        "rest-0.safetensors",
+        "tasks.jsonl",
     }
     batch.save(tmp_path / "batch.safetensors")
     assert (tmp_path / "batch.safetensors").stat().st_size < 1.2 * full
@@ -160,7 +161,7 @@ def test_networks_share_all_but_the_subset(made: Zoo) -> None:
 
 
 def test_rows_say_accuracies_with_calibrated_statistics(made: Zoo) -> None:
-    images = fakes.images("digits")
+    images = examples.images("digits")
     batch = made.batch("digits").calibrated(images.train.images, batch_size=16)
     measured = flown.evaluate(batch, images.val.images, images.val.labels)
     stored = torch.tensor([row.val_accuracy for row in made.rows])
@@ -168,7 +169,7 @@ def test_rows_say_accuracies_with_calibrated_statistics(made: Zoo) -> None:
 
 
 def test_no_test_image_is_touched(made: Zoo, tmp_path: Path) -> None:
-    images = fakes.images("digits")
+    images = examples.images("digits")
     noise = torch.randint(256, (9, 1, 5, 7)).to(torch.uint8)
     parts = images.name, images.classes, images.train, images.val
     garbage = ImageData(*parts, Split(noise, torch.full((9,), -1)))
@@ -180,11 +181,11 @@ def test_no_test_image_is_touched(made: Zoo, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("subset", [NORMS, ["norm3.*"], ["conv1.weight"], None])
 def test_calibrated_is_update_bn(subset: list[str] | None) -> None:
-    batch, images = drawn(subset), fakes.images("digits").train.images
+    batch, images = drawn(subset), examples.images("digits").train.images
     found = batch.calibrated(images, batches=50, batch_size=16, seed=3)
     seen = [CONV.preprocess(some) for some in batchnorm.draw(images, 50, 16, 3)]
     for i in range(len(batch)):
-        alone = fakes.ConvNorm()
+        alone = examples.ConvNorm()
         own = {k: v[i] for k, v in batch.layout.unpack(batch.vectors).items()}
         alone.load_state_dict(batch.rest | own, strict=False)
         update_bn(seen, alone)
@@ -205,8 +206,8 @@ def test_every_image_is_drawn_before_one_comes_again() -> None:
 
 
 def test_networks_without_batchnorm_stay_as_they_are() -> None:
-    batch = fakes.networks(2)
-    assert batch.calibrated(fakes.images("digits").train.images) is batch
+    batch = examples.networks(2)
+    assert batch.calibrated(examples.images("digits").train.images) is batch
 
 
 def test_what_is_missing_is_named() -> None:
@@ -243,7 +244,7 @@ def test_large_batches_come_in_chunks_of_images(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_files_round_trip(tmp_path: Path) -> None:
-    images = fakes.images("digits").train.images
+    images = examples.images("digits").train.images
     batch = drawn(NORMS, 4).calibrated(images)[[2, 0]].to("cpu")
     batch.save(tmp_path / "nets.safetensors")
     again = WeightBatch.load(tmp_path / "nets.safetensors")
@@ -254,7 +255,7 @@ def test_files_round_trip(tmp_path: Path) -> None:
 
 
 def test_generated_weights_are_evaluated(made: Zoo) -> None:
-    images, known = fakes.images("digits"), made.batch("digits")
+    images, known = examples.images("digits"), made.batch("digits")
     noise = torch.randn(3, known.layout.size, generator=torch.Generator().manual_seed(0))
     vectors = known.vectors[:3] + 0.05 * noise
     new = WeightBatch(known.layout, vectors, rest=made.rest("digits")).calibrated(
@@ -270,7 +271,7 @@ def test_generated_weights_are_evaluated(made: Zoo) -> None:
 
 
 def test_a_lone_network_is_split_by_time(tmp_path: Path) -> None:
-    zoo = train_zoo(TINY, 1, tmp_path / "zoo", held_out=1 / 4, images=fakes.images("digits"))
+    zoo = train_zoo(TINY, 1, tmp_path / "zoo", held_out=1 / 4, images=examples.images("digits"))
     assert [(row.step, row.split) for row in zoo.rows] == [
         (4, "train"),
         (8, "train"),
@@ -294,7 +295,7 @@ def test_resuming_ends_with_the_same_bits(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(part, "_checkpoint", stop)
-    options = {"held_out": 1 / 2, "images": fakes.images("digits")}
+    options = {"held_out": 1 / 2, "images": examples.images("digits")}
     with pytest.raises(KeyboardInterrupt):
         train_zoo(TINY, 2, tmp_path / "zoo", **options)  # type: ignore[arg-type]
     train_zoo(TINY, 2, tmp_path / "zoo", resume=True, **options)  # type: ignore[arg-type]
@@ -307,7 +308,7 @@ def test_join_copies_the_rest(made: Zoo, tmp_path: Path) -> None:
         TINY.model_copy(update={"dataset": "turned"}),
         2,
         tmp_path / "turned",
-        images=fakes.images("turned"),
+        images=examples.images("turned"),
     )
     both = Zoo.join([made, other], tmp_path / "both")
     for zoo, task in ((made, "digits"), (other, "turned")):
@@ -320,7 +321,7 @@ def test_join_copies_the_rest(made: Zoo, tmp_path: Path) -> None:
 
 def test_whole_networks_with_batchnorm_train(tmp_path: Path) -> None:
     whole = TINY.model_copy(update={"subset": None, "base_epochs": 0})
-    images = fakes.images("digits")
+    images = examples.images("digits")
     zoo = train_zoo(whole, 2, tmp_path / "zoo", images=images)
     batch = zoo.batch("digits").calibrated(images.train.images, batch_size=16)
     assert isinstance(batch.module(0), nn.Module) and not batch.rest

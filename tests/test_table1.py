@@ -178,7 +178,7 @@ def test_a_subset_of_one_training(tmp_path: Path) -> None:
     how = Recipe(
         name="tiny-norms",
         dataset="digits",
-        net="tests.fakes:ConvNorm",
+        net="tests.examples:ConvNorm",
         size=10,
         activation="relu",
         subset="last-2-norms",

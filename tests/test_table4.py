@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +12,15 @@ import torch
 from flown.context.tokens import ContextConfig
 from flown.encoders import VAEConfig
 from flown.experiments import table4
-from flown.experiments.transfer import from_best, from_default_init, match_classes
 from flown.experiments.unconditional import Cell
 from flown.flow import VelocityConfig
 from flown.generator.adapt import AdaptConfig
 from flown.generator.config import FlownConfig
-from flown.measure.evaluate import evaluate
 from flown.tasks import load
 from flown.training import TrainConfig
-from flown.weights.batch import WeightBatch
-from flown.zoo import Recipe, Zoo
+from flown.zoo import Recipe
 from flown.zoo.train.train import train_zoo
-from tests import fakes
+from tests import examples
 from tests.conftest import DIGITS
 
 _WORDS = ("zero", "bird", "two", "three", "car", "five", "six", "seven", "eight", "nine")
@@ -39,7 +35,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("plain", [str(i) for i in range(10)]),
         ("turned", [*"98765", *_WORDS[:5]]),
     ):
-        some = fakes.images("turned") if name == "turned" else load("digits")
+        some = examples.images("turned") if name == "turned" else load("digits")
         arrays = {
             f"{part}_{kind}": getattr(getattr(some, part), kind).numpy()
             for part in ("train", "test")
@@ -49,34 +45,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         np.savez(out / f"{name}.npz", class_names=np.array(names), **arrays)
     monkeypatch.setenv("FLOWN_DATA", str(out))
     return out
-
-
-def test_classes_are_matched_by_name() -> None:
-    images = replace(load("digits"), classes=("cat", "car", *_WORDS[2:4], "dog", *_WORDS[5:]))
-    known = ("six", "automobile", "bird", "cat", "deer", "dog", *"abcd")
-    found = match_classes(images, known)
-    assert sorted(found.classes) == sorted(images.classes)
-    for shared in ("six", "cat", "dog"):
-        assert found.classes.index(shared) == known.index(shared)
-    assert found.classes[1] == "car", "an automobile by another name"
-    own = [images.classes[int(label)] for label in images.test.labels]
-    assert [found.classes[int(label)] for label in found.test.labels] == own
-    same = match_classes(images, images.classes)
-    assert torch.equal(same.train.labels, images.train.labels)
-
-
-def test_controls_learn_and_start_where_they_say(zoo: Zoo) -> None:
-    images, batch = load("digits"), zoo.select(epochs=[-1]).batch("digits")
-    test = images.test
-    fresh = from_default_init(batch, images, 2, 200, 32)
-    assert len(fresh) == 2 and float(evaluate(fresh, test.images, test.labels).min()) > 50
-    again = from_default_init(batch, images, 2, 200, 32)
-    assert torch.equal(fresh.vectors, again.vectors)
-    val = evaluate(batch, images.val.images, images.val.labels)
-    worse = WeightBatch(batch.layout, torch.cat([batch.vectors[:1] * 0, batch.vectors]))
-    best = from_best(worse, images, 2, 1, 32)
-    moved = (best.vectors - batch.vectors[int(val.argmax())]).abs().max(dim=1).values
-    assert (moved > 0).all() and (moved < 0.01).all(), "one step of Adam away from the best"
 
 
 def test_the_ceiling_of_a_lone_training(tmp_path: Path) -> None:

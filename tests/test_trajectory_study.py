@@ -44,6 +44,9 @@ def test_every_flow_is_measured_at_every_epoch(study: tuple[Path, list[Row]]) ->
     methods = {"zoo", "zoo-held-out", "flown", *PATHS[1:]}
     assert set(found) == {(m, e, f) for m in methods for e in (1.0, 2.0) for f in (0, 1)}
     assert all(r["n"] == 3 for (m, _, _), r in found.items() if not m.startswith("zoo"))
+    assert all((r["std"] is None) == (r["n"] == 1) for r in found.values())
+    held = next(line for line in table(rows, 0)[1] if "held" in line[0])
+    assert "±" not in held[1], "one network has no deviation"
     gaps = {r["method"]: r["value"] for r in rows if r["metric"] == GAP}
     by_hand = [
         abs(found["spline", e, 0]["value"] - found["zoo", e, 0]["value"]) for e in (1.0, 2.0)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import flown
 from flown import nets
 from flown.base.errors import FlownError, TrainingError
+from flown.base.files import begin
 from flown.tasks import load
 from flown.zoo import RECIPES, Recipe, Zoo, recipe
 from flown.zoo.train.shard import Shard, initial
@@ -97,19 +98,19 @@ def test_same_seed_same_bits_and_resume(tmp_path: Path, monkeypatch: pytest.Monk
     resumed = train_zoo(QUICK, 2, tmp_path / "b", resume=True)
     assert calls == [1, 2]
     assert torch.equal(resumed.batch("digits").vectors, whole)
-    with pytest.raises(FlownError, match="another recipe"):
+    with pytest.raises(FlownError, match="another recipe, models, seed, held_out;"):
         shutil.copytree(tmp_path / "b", tmp_path / "c")
         (tmp_path / "c" / "zoo.json").unlink()
-        (tmp_path / "c" / "progress.json").write_text("{}")
+        begin(tmp_path / "c", {})
         train_zoo(QUICK, 2, tmp_path / "c", resume=True)
 
 
 def test_a_finished_zoo_goes_on_as_itself_alone(zoo: flown.Zoo) -> None:
     assert train_zoo(DIGITS, 12, zoo.path, resume=True).identity == zoo.identity
-    others = (QUICK, 12, {}), (DIGITS, 11, {}), (DIGITS, 12, {"seed": 1})
-    for how, models, more in others:
-        with pytest.raises(FlownError, match="another recipe, seed or number of models"):
-            train_zoo(how, models, zoo.path, resume=True, **more)
+    others = {"recipe": (QUICK, 12, 0), "models": (DIGITS, 11, 0), "seed": (DIGITS, 12, 1)}
+    for key, (how, models, seed) in others.items():
+        with pytest.raises(FlownError, match=f"holds a run with another {key};"):
+            train_zoo(how, models, zoo.path, resume=True, seed=seed)
 
 
 def test_a_nan_model_is_named(zoo: flown.Zoo, tmp_path: Path) -> None:
@@ -160,7 +161,8 @@ def test_join(zoo: flown.Zoo, tmp_path: Path) -> None:
 def test_recipes(name: str, scale: str) -> None:
     made = recipe(name, scale)
     made.check()
-    assert made.kept or made.keep_steps
+    kept = [*made.kept, *made.keep_steps]
+    assert kept and kept == sorted(set(kept)), "what is kept is kept once, in order"
     assert made.net in nets.NETS and made.activation in nets.ACTIVATIONS
 
 
@@ -173,3 +175,23 @@ def test_bad_input(tmp_path: Path) -> None:
         train_zoo(QUICK.model_copy(update={"dataset": "digit"}), 2, tmp_path / "z")
     with pytest.raises(FlownError, match=r"not within epochs 1..2"):
         train_zoo(QUICK.model_copy(update={"keep": (3,)}), 2, tmp_path / "y")
+
+
+def test_joining_removes_no_zoo_that_it_reads(zoo: flown.Zoo, tmp_path: Path) -> None:
+    shutil.copytree(zoo.path, tmp_path / "zoo")
+    for out in (tmp_path / "zoo", tmp_path / "zoo" / ".." / "zoo"):
+        with pytest.raises(FlownError, match="is one of the zoos to join"):
+            Zoo.join([Zoo.open(tmp_path / "zoo")], out, overwrite=True)
+    begin(tmp_path, {})
+    with pytest.raises(FlownError, match="which is read"):
+        Zoo.join([Zoo.open(tmp_path / "zoo")], tmp_path, overwrite=True)
+    assert Zoo.open(tmp_path / "zoo").verify() == []
+
+
+def test_an_unfinished_copy_is_known_as_ours(zoo: flown.Zoo, tmp_path: Path) -> None:
+    begin(tmp_path / "zoo", {"join": [str(zoo.path)]})
+    (tmp_path / "zoo" / "weights-000000.safetensors").write_bytes(b"half")
+    with pytest.raises(FlownError, match="its join was not finished: run it again with --overw"):
+        Zoo.open(tmp_path / "zoo")
+    made = Zoo.join([zoo], tmp_path / "zoo", overwrite=True)
+    assert made.verify() == [] and not (tmp_path / "zoo" / "progress.json").exists()

@@ -88,19 +88,6 @@ def read_mapping(path: Path | str) -> dict[str, Any]:
     return values
 
 
-def describes(path: Path | str, run: Mapping[str, Any], kind: type[Config]) -> bool:
-    """Whether a `run.json` is of the run whose `config` is a `kind`.
-
-    What the version that wrote it had no key for yet has its default.
-
-    Raises:
-        FlownError: as `parse`, of the config in the file.
-    """
-    found = read_mapping(path)
-    config = kind.parse(found.get("config", {}), where=str(path))
-    return {**found, "config": config.model_dump(mode="json")} == run
-
-
 def _refuse_unknown_keys(cls: type[BaseModel], values: Mapping[str, Any], where: str) -> None:
     for key, value in values.items():
         if key not in cls.model_fields:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from flown.base.errors import FlownError
+
+MANIFESTS = ("zoo.json", "config.json", "run.json", "progress.json")  # of folders of this library
 
 
 @contextlib.contextmanager
@@ -127,21 +131,88 @@ def check_finite(tensors: Mapping[str, Tensor], where: Path | str) -> None:
             raise FlownError(f"{where}: tensor '{name}' holds NaN or Inf")
 
 
-def prepare_output(path: Path | str, overwrite: bool, resume: bool = False) -> Path:
-    """Refuses an output that exists, unless it may be overwritten or resumed.
+def file_name(name: str) -> str:
+    """A name from outside (a task, a folder of images) as a part of a file's name.
 
-    With `overwrite`, only what this library recognises as its own output is removed:
-    a file, or a folder that holds one of our manifests.
+    Different names give different parts, also where a disk takes `A` for `a`: a name that is not
+    plain gets a digest. Plain are small letters, digits and `_.-`, up to 80 of them.
+    """
+    if re.fullmatch(r"[a-z0-9_][a-z0-9_.-]{0,79}", name):
+        return name
+    readable = re.sub(r"[^a-z0-9_.-]+", "-", name.lower())[:60].strip("-.")
+    return f"{readable}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"
+
+
+def prepare_file(path: Path | str, overwrite: bool, resume: bool = False) -> Path:
+    """Refuses an output file that exists, unless it may be overwritten or resumed.
+
+    Raises:
+        FlownError: it exists, or is a folder.
     """
     path = Path(path)
-    occupied = path.is_file() or (path.is_dir() and any(path.iterdir()))
-    if not occupied or resume:
-        return path
-    if not overwrite:
-        raise FlownError(f"{path}: exists already; pass --overwrite to replace it, or --resume")
     if path.is_dir():
-        ours = ("zoo.json", "run.json", "config.json", "results.json", "progress.json")
-        if not any((path / name).exists() for name in ours):
-            raise FlownError(f"{path}: a folder that flown did not write; remove it yourself")
-        shutil.rmtree(path)
+        raise FlownError(f"{path}: a folder; name a file")
+    if path.exists() and not overwrite and not resume:
+        raise FlownError(f"{path}: exists already; pass --overwrite to replace it")
     return path
+
+
+def prepare_output(
+    path: Path | str, overwrite: bool, resume: bool = False, sources: Iterable[Path | str] = ()
+) -> Path:
+    """Refuses an output folder that holds something, unless it may be overwritten or resumed.
+
+    With `overwrite` the folder is removed, but only one that carries the mark of this library: a
+    manifest of `MANIFESTS` whose `format` starts with `flown-`. Resuming needs the mark as well,
+    because a folder that is resumed is marked.
+
+    Args:
+        sources: what is read to make the output, and must not be removed with it.
+
+    Raises:
+        FlownError: the folder may not be used; the message says why.
+    """
+    path = Path(path)
+    if path.is_file():
+        raise FlownError(f"{path}: a file; name a folder")
+    _refuse_places(path)
+    if not path.is_dir() or all(_is_scratch(entry) for entry in path.iterdir()):
+        return path
+    if not resume and not overwrite:
+        raise FlownError(f"{path}: exists already; pass --overwrite to replace it, or --resume")
+    if not _is_marked(path):
+        raise FlownError(
+            f"{path}: a folder that flown did not write; choose another, or remove it yourself"
+        )
+    if resume:
+        return path
+    if path.is_symlink():
+        raise FlownError(f"{path}: a link, which is not followed to remove things; name the folder")
+    for source in sources:
+        if path.resolve() in (Path(source).resolve(), *Path(source).resolve().parents):
+            raise FlownError(f"{path}: holds {source}, which is read; choose another folder")
+    shutil.rmtree(path)
+    return path
+
+
+def _refuse_places(path: Path) -> None:
+    here = path.resolve()
+    home = Path("~").expanduser().resolve()
+    for what, place in (("the working folder", Path.cwd()), ("your home folder", home)):
+        if here == place or here in place.parents:
+            relation = "is" if here == place else "holds"
+            raise FlownError(f"{path}: {relation} {what}; name a folder for the output alone")
+
+
+def _is_scratch(path: Path) -> bool:
+    """What `replacing` leaves where a process was killed."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def _is_marked(folder: Path) -> bool:
+    for name in MANIFESTS:
+        with contextlib.suppress(OSError, ValueError):
+            content = json.loads((folder / name).read_text(encoding="utf-8"))
+            if isinstance(content, dict) and str(content.get("format")).startswith("flown-"):
+                return True
+    return False

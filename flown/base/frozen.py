@@ -12,12 +12,12 @@ from importlib import resources
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 from torch import nn
 
 from flown.base.config import Config
 from flown.base.errors import FlownError
 from flown.base.files import halved, load_into, load_tensors, save_tensors
+from flown.base.seeding import seeded
 
 M = TypeVar("M", bound=nn.Module)
 C = TypeVar("C", bound=Config)
@@ -58,7 +58,7 @@ def load_frozen(
         values = json.loads(header[key])
     except ValueError as error:
         raise FlownError(f"{path}: no {what}, '{key}' of its header is no JSON ({error})") from None
-    with torch.random.fork_rng(devices=[]):
+    with seeded(None):
         module = build(config.parse(values, f"{path}: {key}"), header)
     load_into(module, tensors, path)
     return module.eval().requires_grad_(False)

@@ -21,6 +21,7 @@ from flown.base.files import write_json
 from flown.version import __version__
 
 Row = dict[str, Any]
+FORMAT = "flown-results-1"
 
 
 def digest(config: Config) -> str:
@@ -74,7 +75,7 @@ def write_results(
     Raises:
         FlownError: the file cannot be written.
     """
-    head = {"experiment": experiment, "scale": scale, "provenance": dict(about)}
+    head = {"format": FORMAT, "experiment": experiment, "scale": scale, "provenance": dict(about)}
     write_json(path, {**head, "rows": list(rows)})
 
 

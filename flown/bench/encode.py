@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flown import encoders
 from flown.base.provenance import Row
+from flown.base.seeding import seeded
 from flown.bench.timing import medians, timed_rows
 from flown.encoders import GraphConfig, GraphEncoder
 from flown.encoders.graph import run
@@ -89,8 +90,7 @@ class Case:
             std=0.5,
         )
         layout = WeightLayout.of(architecture.build(), architecture)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with seeded(0):
             encoder = encoders.build(
                 config, JointLayout.of([layout]), layout.size + 2 * len(layout.names)
             )

@@ -70,13 +70,12 @@ class _Contest:
     def ours(self, models: int) -> Trainer:
         net = self.layout.architecture.build().eval()
         rates, decays = [self.recipe.learning_rate] * models, [0.0] * models
-        return trainer(
-            net, self.layout, self.start(models), self.x, self.y, 32, rates, decays, self.device
-        )
+        return trainer(net, self.layout, self.start(models), self.x, 32, rates, decays, self.device)
 
     def epoch(self, models: int) -> None:
         """An epoch of so many models by the zoo's trainer."""
-        self.ours(models).run(self.orders(models), 0)
+        rows = self.orders(models)
+        self.ours(models).run(rows, self.y[rows], 0)
 
     def settings(self) -> list[Setting]:
         """What the loop is tried with."""
@@ -167,7 +166,8 @@ def _accuracies(contest: _Contest, best: Setting) -> Iterator[Row]:
     """Both train the same networks; the difference of means in standard errors."""
     engine = contest.ours(MODELS)
     for epoch in range(_EPOCHS):
-        engine.run(contest.orders(MODELS, epoch), epoch * contest.steps)
+        rows = contest.orders(MODELS, epoch)
+        engine.run(rows, contest.y[rows], epoch * contest.steps)
     ends = {"flown": engine.vectors.cpu(), str(best): contest.loop(best, MODELS, _EPOCHS)}
     found = {}
     for name, vectors in ends.items():
@@ -198,7 +198,9 @@ def _growth(contest: _Contest, repeats: int) -> Iterator[Row]:
     """Seconds of twenty steps and bytes of state as the number of models grows."""
     engines = {n: contest.ours(n) for n in GROWTH}
     orders = {n: contest.orders(n)[:, : 32 * _GROWTH_STEPS] for n in GROWTH}
-    candidates = {str(n): partial(engines[n].run, orders[n], 0) for n in GROWTH}
+    candidates = {
+        str(n): partial(engines[n].run, orders[n], contest.y[orders[n]], 0) for n in GROWTH
+    }
     for n, values in zip(GROWTH, medians(candidates, repeats).values(), strict=True):
         yield _row(
             contest.recipe.net,

@@ -22,6 +22,7 @@ from flown.cli.options import (
     Overwrite,
     Resume,
     Seed,
+    Trust,
     console,
     device_of,
     wrote,
@@ -102,6 +103,7 @@ def fit(
     resume: Resume = False,
     overwrite: Overwrite = False,
     device: Device = "auto",
+    trust: Trust = None,
 ) -> None:
     """Fit weight encoder and conditional flow on a zoo."""
     from flown.generator.config import FlownConfig
@@ -115,7 +117,10 @@ def fit(
     whole = Zoo.open(zoo[0])
     if len(zoo) > 1:
         whole = Zoo.join(
-            [Zoo.open(path) for path in zoo], out.with_name(out.name + "-zoo"), overwrite
+            [Zoo.open(path) for path in zoo],
+            out.with_name(out.name + "-zoo"),
+            overwrite,
+            resume,
         )
     model = Flown.fit(
         whole, settings, out=out, resume=resume, overwrite=overwrite, device=device_of(device)
@@ -150,33 +155,37 @@ def generate(
     ] = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
+    trust: Trust = None,
 ) -> None:
     """Generate networks for a support set of labelled images."""
-    from flown import tasks as data
-    from flown.base.files import prepare_output
+    from flown.base.files import prepare_file
     from flown.generator.model import Flown
+    from flown.generator.support import sample_for
 
-    prepare_output(out, overwrite)
+    prepare_file(out, overwrite)
     generator = Flown.from_pretrained(model).to(device_of(device))
-    some, classes = data.load_support(support, shots, seed)
-    samples = generator.sample(
-        some.images,
-        some.labels,
+    samples, warning = sample_for(
+        generator,
+        support,
         n,
-        seed,
-        solver,
-        steps,
-        guidance,
-        layout,
+        shots=shots,
+        seed=seed,
+        layout=layout,
+        solver=solver,
+        steps=steps,
+        guidance=guidance,
         until=until,
-        classes=classes,
     )
-    samples.batch.provenance |= {"model": model, "support": support, "classes": list(classes)}
+    samples.batch.provenance |= {"model": model}
     samples.batch.to("cpu").save(out)
     console.print(
         f"{n} x {samples.batch.name}: {samples.seconds:.2f} s, NFE {samples.nfe}",
         highlight=False,
     )
+    if warning is not None:
+        console.print(
+            f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True
+        )
     wrote(out)
 
 
@@ -186,11 +195,18 @@ def evaluate(
     data: Annotated[str, typer.Option(help="A data set's name or a folder.")],
     zoo: Annotated[Optional[Path], typer.Option(help="For novelty.")] = None,
     top: Annotated[int, typer.Option(help="Chosen on validation.")] = 5,
+    epochs: Annotated[
+        Optional[list[int]],
+        typer.Option(
+            "--epoch", help="The zoo's epochs that the generator was fitted on; -1 is the last."
+        ),
+    ] = None,
+    trust: Trust = None,
 ) -> None:
     """Accuracy of generated networks: all of them, the chosen few, and how new they are."""
     from flown.experiments.evaluation import evaluate_file
 
-    for line in evaluate_file(file, data, zoo, top):
+    for line in evaluate_file(file, data, zoo, top, epochs or ()):
         console.print(line, highlight=False, soft_wrap=True)
 
 
@@ -200,7 +216,7 @@ def export(model: Path, out: Out, overwrite: Overwrite = False) -> None:
     from flown.base.files import prepare_output
     from flown.generator import files as modelfiles
 
-    modelfiles.export(model, prepare_output(out, overwrite))
+    modelfiles.export(model, prepare_output(out, overwrite, sources=[model]))
     wrote(out)
 
 
@@ -228,10 +244,10 @@ def bench(
     import time
 
     from flown import bench as benches
-    from flown.base.files import prepare_output
+    from flown.base.files import prepare_file
 
     if out is not None:
-        prepare_output(out, overwrite)
+        prepare_file(out, overwrite)
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         if what is Bench.zoo:

@@ -13,6 +13,7 @@ from flown.cli.options import (
     Overwrite,
     Resume,
     Seed,
+    Trust,
     console,
     device_of,
     wrote,
@@ -36,8 +37,8 @@ def adapt(
     reward: Annotated[
         Optional[str],
         typer.Option(
-            help="package.module:function of a batch of n networks, to (n,); by default minus "
-            "the cross-entropy on the data."
+            help="package.module:function of a batch of n networks, to (n,): it is imported "
+            "and run; by default minus the cross-entropy on the data."
         ),
     ] = None,
     overrides: Overrides = None,
@@ -45,9 +46,11 @@ def adapt(
     resume: Resume = False,
     overwrite: Overwrite = False,
     device: Device = "auto",
+    trust: Trust = None,
 ) -> None:
     """Train a generator on new data, through the solver or by adjoint matching."""
     from flown import tasks as images
+    from flown.base.trust import allow, load_code
     from flown.generator import adapt as library
     from flown.generator.model import Flown
 
@@ -59,7 +62,7 @@ def adapt(
         config,
         out=out,
         layout=layout,
-        reward=None if reward is None else library.load_reward(reward),
+        reward=None if reward is None else load_code(allow(reward), "reward"),
         resume=resume,
         overwrite=overwrite,
         device=device_of(device),

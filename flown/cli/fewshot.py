@@ -24,7 +24,7 @@ def fewshot(
     backbone: Annotated[
         Optional[str],
         typer.Option(
-            help="resnet12-small, context, timm/NAME, a file, package.module:function; "
+            help="resnet12-small, context, timm/NAME, a file, package.module:function (which is run); "
             "by default what the head does best with."
         ),
     ] = None,
@@ -36,12 +36,15 @@ def fewshot(
     overwrite: Overwrite = False,
 ) -> None:
     """Learn classes from a few images each and label others, with confidences and a page."""
-    from flown.base.files import prepare_output
+    from flown.base.files import prepare_file
+    from flown.base.trust import allow
     from flown.heads import labelling
     from flown.report.fewshot import write_labelled
 
+    if backbone is not None:
+        allow(backbone)
     for name in ("index.html", *labelling.OUTPUTS):
-        prepare_output(out / name, overwrite)
+        prepare_file(out / name, overwrite)
     found = labelling.label(folder, label, backbone=backbone, head=head, shots=shots, seed=seed)
     for warning in found.warnings:
         console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from flown.cli.options import Device, Out, Overwrite, Resume, Seed, console, device_of, wrote
+from flown.cli.options import Device, Out, Overwrite, Resume, Seed, Trust, console, device_of, wrote
 
 
 class Schedule(str, Enum):
@@ -41,6 +41,7 @@ def finetune(
     resume: Resume = False,
     overwrite: Overwrite = False,
     device: Device = "auto",
+    trust: Trust = None,
 ) -> None:
     """Train all networks of a file further at once; accuracies by epoch as JSON beside them."""
     from flown import tasks as images

@@ -9,6 +9,7 @@ from typing import Annotated, Optional
 import typer
 from rich.console import Console
 
+from flown.base import trust
 from flown.base.errors import FlownError
 
 console = Console()
@@ -17,7 +18,25 @@ Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
 Seed = Annotated[int, typer.Option("--seed", help="All randomness follows from it.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue what was interrupted.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")]
+
+
+def allow_all(names: list[str] | None) -> list[str] | None:
+    """Lets the names be imported; as a callback, before a command reads any file."""
+    for name in names or ():
+        trust.allow(name)
+    return names
+
+
+Trust = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--trust",
+        metavar="package.module:function",
+        callback=allow_all,
+        help="Run this code if a file names it as its network; repeat for several.",
+    ),
+]
 Overrides = Annotated[
     Optional[list[str]], typer.Option("--set", help="key.sub=value, as often as needed.")
 ]
@@ -30,14 +49,22 @@ class Scale(str, Enum):
 
 
 def device_of(name: str) -> str:
-    """Raises FlownError for a device that is unknown or not here."""
+    """The device that a name means; `auto` is the first GPU, or the CPU where there is none.
+
+    Raises FlownError for a device that is unknown or not here.
+    """
     import torch
 
-    if name not in ("auto", "cpu", "cuda"):
-        raise FlownError(f"--device {name}: choose auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise FlownError("--device cuda: torch sees no GPU here")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return "cuda" if count else "cpu"
+    kind, _, index = name.partition(":")
+    if name != "cpu" and (kind != "cuda" or (":" in name and not index.isdecimal())):
+        raise FlownError(f"--device {name}: choose auto, cpu, cuda or cuda:1 and so on")
+    if kind == "cuda" and int(index or 0) >= count:
+        here = f"{count} of them, from cuda:0" if count else "none"
+        raise FlownError(f"--device {name}: torch sees no such GPU here, it sees {here}")
+    return name
 
 
 def wrote(*paths: Path) -> None:

@@ -10,7 +10,18 @@ import typer
 from rich.table import Table
 
 from flown.base.errors import FlownError
-from flown.cli.options import Device, Out, Overwrite, Resume, Scale, Seed, console, device_of, wrote
+from flown.cli.options import (
+    Device,
+    Out,
+    Overwrite,
+    Resume,
+    Scale,
+    Seed,
+    Trust,
+    console,
+    device_of,
+    wrote,
+)
 
 app = typer.Typer(no_args_is_help=True, help="Populations of trained networks.")
 
@@ -30,7 +41,10 @@ def zoo_train(
         typer.Option(help="Train on a Ray cluster: `auto` starts one here, an address joins one."),
     ] = None,
 ) -> None:
-    """Train many networks at once by a recipe (its name, or a YAML file of its keys)."""
+    """Train many networks at once by a recipe (its name, or a YAML file of its keys).
+
+    A recipe whose `net` is package.module:function runs that code: read a recipe before you use it.
+    """
     from flown import zoo
     from flown.report.population import zoo_table
     from flown.zoo import Recipe
@@ -59,17 +73,16 @@ def zoo_inspect(
     ] = False,
     report: Annotated[Optional[Path], typer.Option(help="An HTML file to draw it into.")] = None,
     overwrite: Overwrite = False,
+    trust: Trust = None,
 ) -> None:
     """Accuracies, distances, duplicates, dead units and damage of a zoo."""
-    from flown.base.files import prepare_output
+    from flown.base.files import prepare_file
     from flown.report import population as reports
     from flown.zoo import Zoo
     from flown.zoo.inspect.population import describe
 
-    if report is not None and report.is_dir():  # never to be replaced: it may be the zoo
-        raise FlownError(f"--report {report}: a folder; name a file")
     if report is not None:
-        prepare_output(report, overwrite)
+        prepare_file(report, overwrite)
     zoo = Zoo.open(path)
     reports.print_accuracies(zoo, console)
     if verify and (damage := zoo.verify()):
@@ -99,7 +112,7 @@ class Format(str, Enum):
 def zoo_import(
     path: Path,
     out: Out,
-    net: Annotated[str, typer.Option(help="A name, or package.module:function.")],
+    net: Annotated[str, typer.Option(help="A name, or package.module:function, which is run.")],
     data: Annotated[str, typer.Option(help="What the networks were trained on.")],
     form: Annotated[Format, typer.Option("--format")] = Format.checkpoints,
     mapping: Annotated[
@@ -168,6 +181,7 @@ def zoo_align(
     seed: Seed = 0,
     overwrite: Overwrite = False,
     pairs: Annotated[int, typer.Option(help="Whose midpoints are measured.")] = 100,
+    trust: Trust = None,
 ) -> None:
     """Bring a zoo's networks into one order of units and signs; what they compute stays the same."""
     from flown.experiments.alignment import compare
@@ -197,6 +211,7 @@ def zoo_join(
         Optional[list[int]],
         typer.Option("--epoch", help="Only these epochs; -1 is each task's last."),
     ] = None,
+    trust: Trust = None,
 ) -> None:
     """Put zoos of several tasks into one folder, for one generator."""
     from flown.report.population import zoo_table

@@ -5,7 +5,6 @@ from flown.context.caml import CAML, CAMLConfig
 from flown.context.elmes import elmes
 from flown.context.episodes import FeatureSet, episode_accuracy, train_caml
 from flown.context.head import CONTEXT_DIM, ContextHead
-from flown.context.prototypes import Prototypes
 from flown.context.published import load_published
 from flown.context.support import SupportConfig, SupportEncoder
 
@@ -18,7 +17,6 @@ __all__ = [
     "CAMLConfig",
     "ContextHead",
     "FeatureSet",
-    "Prototypes",
     "SupportConfig",
     "SupportEncoder",
     "elmes",

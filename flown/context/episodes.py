@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flown.base.errors import FlownError
+from flown.base.seeding import seeded
 from flown.context.caml import CAML, CAMLConfig
 from flown.context.centroids import cosine_logits
 from flown.tasks import ClassPool, Episodes
@@ -164,8 +165,7 @@ def train_caml(
             raise FlownError(f"train_caml: expected features (N, {config.feature_dim}), got {got}")
         if min(len(known.class_split[part]) for part in ("train", "val")) < 2:
             raise FlownError("train_caml: a set needs two training and two validation classes")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         caml = CAML(config)
     ways = min(5, config.ways, *(len(known.class_split["val"]) for known in sets))
 

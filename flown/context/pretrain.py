@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from flown.base.config import Config
 from flown.base.errors import FlownError
+from flown.base.seeding import seeded
 from flown.context.backbones import Backbone, BackboneConfig, features
 from flown.context.centroids import cosine_logits
 from flown.context.episodes import EpisodeLoss
@@ -194,8 +195,7 @@ def train_backbone(
         if len(many.class_split[part]) < _WAYS:
             have = len(many.class_split[part])
             raise FlownError(f"{many.name}: {have} '{part}' classes, episodes need {_WAYS}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # parameters are initialised by torch's own rules
+    with seeded(seed):  # parameters are initialised by torch's own rules
         backbone = Backbone(config.backbone)
         first = _Classification(backbone, many, config)
     backbone.to(memory_format=torch.channels_last)

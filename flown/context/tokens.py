@@ -2,8 +2,8 @@
 
     features of a data set's images, computed once --draw k of each class--> tokens (classes, width)
 
-Memory grows with the images, not with the tasks: a task is a choice of classes and a rotation.
-Images that evaluation draws its support sets from (`held_out_images`) are in no context of training.
+Memory grows with the images, not with the tasks: a task is a choice of classes and a rotation. All are
+training images; evaluation draws its support sets from the validation part.
 """
 
 from __future__ import annotations
@@ -20,28 +20,10 @@ from torch import Tensor
 from flown.base.config import Config
 from flown.base.errors import FlownError
 from flown.context.support import SupportEncoder
-from flown.tasks import ImageData, ManyClass, Split, Task
+from flown.tasks import ClassPool, ImageData, ManyClass, Split, Task
+from flown.tasks.draw import cpu_generator
 
 Images: TypeAlias = Mapping[str, "ImageData | ManyClass"]
-_APART = 10  # every tenth training image of a class is kept from contexts
-
-
-def context_images(split: Split) -> Split:
-    """The training images that contexts are made of: all but every tenth of each class."""
-    return split[~_apart(split.labels)]
-
-
-def held_out_images(split: Split) -> Split:
-    """Every tenth training image of each class: in no context of training."""
-    return split[_apart(split.labels)]
-
-
-def _apart(labels: Tensor) -> Tensor:
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique():
-        rows = (labels == label).nonzero().flatten()
-        chosen[rows[_APART - 1 :: _APART]] = True
-    return chosen
 
 
 class ContextConfig(Config):
@@ -85,8 +67,8 @@ class Contexts:
         self.config, self.classes = config, classes
         self.encode = TOKENS[config.tokens]
         self.device = support.feature_mean.device
-        self._pools: dict[str, Split] = {}
-        self._rows: dict[str, dict[int, Tensor]] = {}
+        self._sets: dict[str, Split] = {}
+        self._pools: dict[str, ClassPool] = {}
         self._features: dict[tuple[str, int], Tensor] = {}
         for task in self.tasks:
             self._check(task)
@@ -96,44 +78,31 @@ class Contexts:
             raise FlownError(
                 f"task '{task.id}': the images of data set '{task.dataset}' are not given"
             )
-        rows = self._class_rows(task.dataset)
-        for name, member in zip(task.classes, self._members(task), strict=True):
-            count = len(rows.get(member, ()))
+        pool = self._pool(task.dataset)
+        for name, place in zip(task.classes, task.places(self.images[task.dataset]), strict=True):
+            count = len(pool.rows[place])
             if count < self.config.shots:
                 raise FlownError(
                     f"task '{task.id}': class '{name}' has {count} images for contexts, "
                     f"{self.config.shots} are needed; lower context.shots"
                 )
 
-    def _members(self, task: Task) -> tuple[int, ...]:
-        return task.members or tuple(range(len(task.classes)))
-
-    def _pool(self, dataset: str) -> Split:
-        """The images of a data set that contexts are drawn from."""
+    def _pool(self, dataset: str) -> ClassPool:
+        """The images of a data set that contexts are drawn from, by class."""
         if dataset not in self._pools:
             source = self.images[dataset]
             everything = Task(id=dataset, dataset=dataset, classes=source.classes)
-            pool = context_images(everything.images(source).train)
-            kept = [
-                (pool.labels == label).nonzero().flatten()[: self.config.per_class]
-                for label in pool.labels.unique()
-            ]
-            self._pools[dataset] = pool[torch.cat(kept)]
+            found = everything.images(source).train
+            numbers = range(len(source.classes))
+            rows = [x[: self.config.per_class] for x in ClassPool(found.labels, numbers).rows]
+            self._sets[dataset] = found[torch.cat(rows)]
+            self._pools[dataset] = ClassPool(self._sets[dataset].labels, numbers)
         return self._pools[dataset]
-
-    def _class_rows(self, dataset: str) -> dict[int, Tensor]:
-        if dataset not in self._rows:
-            labels = self._pool(dataset).labels
-            order = labels.argsort(stable=True)
-            numbers, counts = labels.unique(return_counts=True)
-            parts = order.split(counts.tolist())
-            self._rows[dataset] = dict(zip(numbers.tolist(), parts, strict=True))
-        return self._rows[dataset]
 
     def _table(self, dataset: str, rotation: int) -> Tensor:
         """Features (N, F) of a data set's images, turned."""
         if (dataset, rotation) not in self._features:
-            images = self._pool(dataset).images.rot90(rotation // 90, (2, 3))
+            images = self._sets[dataset].images.rot90(rotation // 90, (2, 3))
             found = [
                 self.support.features(part.to(self.device)).cpu() for part in images.split(2048)
             ]
@@ -142,17 +111,13 @@ class Contexts:
 
     def one(self, task: int, generator: torch.Generator) -> Tensor:
         """The tokens (C, width) of one support set of a task, by its place among `tasks`."""
-        what = self.tasks[task]
-        rows = self._class_rows(what.dataset)
-        chosen = []
-        for member in self._members(what):
-            order = torch.randperm(len(rows[member]), generator=generator)
-            chosen.append(rows[member][order[: self.config.shots]])
-        features = self._table(what.dataset, what.rotation)[torch.cat(chosen)].to(self.device)
-        count = len(chosen)
-        labels = torch.arange(count, device=self.device).repeat_interleave(self.config.shots)
-        tokens = self.encode(self.support, features, labels, count, generator)
-        return F.pad(tokens, (0, 0, 0, self.classes - count))
+        chosen = self.tasks[task]
+        places, shots = chosen.places(self.images[chosen.dataset]), self.config.shots
+        rows = self._pool(chosen.dataset).draw_places(places, shots, generator)
+        features = self._table(chosen.dataset, chosen.rotation)[rows].to(self.device)
+        labels = torch.arange(len(places), device=self.device).repeat_interleave(shots)
+        tokens = self.encode(self.support, features, labels, len(places), generator)
+        return F.pad(tokens, (0, 0, 0, self.classes - len(places)))
 
     def draw(self, tasks: Tensor, generator: torch.Generator) -> Tensor:
         """Tokens (B, C, width) for networks of tasks (B,); networks of a task share support sets.
@@ -160,8 +125,7 @@ class Contexts:
         Args:
             generator: on any device; support sets are drawn on the CPU, from a seed it gives.
         """
-        seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
-        draw = torch.Generator().manual_seed(seed)
+        draw = cpu_generator(generator)
         kinds, places = tasks.cpu().unique(return_inverse=True)
         each = max(1, self.config.draws // len(kinds))
         bank = torch.stack(

@@ -103,7 +103,7 @@ class EdgeUpdate(nn.Module):
 
     def __init__(self, node: int, edge: int) -> None:
         super().__init__()
-        self.norm, self.own = nn.LayerNorm(edge), nn.Linear(edge, 2 * edge)
+        self.norm, self.edge = nn.LayerNorm(edge), nn.Linear(edge, 2 * edge)
         self.target = nn.Linear(node, 2 * edge, bias=False)
         self.source = nn.Linear(node, 2 * edge, bias=False)
         self.out = nn.Linear(2 * edge, edge)
@@ -111,7 +111,7 @@ class EdgeUpdate(nn.Module):
 
     def forward(self, graph: NetGraph, nodes: Tensor, edges: Tensor) -> Tensor:
         targets, sources = self.target(nodes), self.source(nodes)
-        blocks = graph.by_block(self.own(self.norm(edges)))
+        blocks = graph.by_block(self.edge(self.norm(edges)))
         hidden = torch.cat(
             [
                 (part + block.target.of(targets) + block.source.of(sources)).flatten(1, 2)

@@ -24,7 +24,7 @@ def compare(
     for task in before.tasks:
         if task not in here:
             continue
-        val = data.load(task).val
+        val = data.in_order(data.load(task), before.tasks[task].classes, task).val
 
         def accuracy(
             batch: WeightBatch, images: Tensor = val.images, labels: Tensor = val.labels

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flown.base.errors import FlownError
-from flown.base.files import prepare_output, read_json, write_json
+from flown.base.run import Run
 
 
 def begin(out: Path, experiment: str, scale: str, seed: int, resume: bool, overwrite: bool) -> Path:
@@ -14,11 +13,7 @@ def begin(out: Path, experiment: str, scale: str, seed: int, resume: bool, overw
     Raises:
         FlownError: `out` exists, or holds another experiment, scale or seed.
     """
-    out = prepare_output(out, overwrite, resume)
-    file, begun = out / "progress.json", {"experiment": experiment, "scale": scale, "seed": seed}
-    if file.exists() and read_json(file) != begun:
-        raise FlownError(
-            f"{out}: holds a run of another experiment, scale or seed; choose another --out"
-        )
-    write_json(file, begun)
-    return out
+    plan = {"experiment": experiment, "scale": scale, "seed": seed}
+    run = Run(out, plan, resume=resume, overwrite=overwrite, file="progress.json")
+    run.write()
+    return run.out

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flown.base.files import prepare_output
 from flown.base.provenance import write_results
 from flown.encoders import VAEConfig
+from flown.experiments.begin import begin
 from flown.experiments.retrieval import Retrieval, RetrievalConfig, present, run
 from flown.flow import VelocityConfig
 from flown.generator.config import FlownConfig
@@ -47,7 +47,7 @@ def demo(
     out: Path, *, seed: int = 0, resume: bool = False, overwrite: bool = False, device: str = "cpu"
 ) -> Retrieval:
     """Runs the demo and writes `results.json`, `report.html` and the model under `out`."""
-    out = prepare_output(out, overwrite, resume)
+    out = begin(out, "demo", "cpu", seed, resume, overwrite)
     result = run(config(seed), out, resume=resume, device=device)
     write_results(out / "results.json", "demo", "cpu", result.about, result.card.rows())
     write_report(

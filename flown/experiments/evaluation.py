@@ -2,59 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flown import tasks as data
 from flown.base.errors import FlownError
-from flown.measure.evaluate import predictions
-from flown.measure.novelty import l2_ratio, largest_iou, mutual_iou
+from flown.measure.reference import Evaluator, Reference, deviation
 from flown.weights.batch import WeightBatch
 from flown.zoo import Zoo
 
 
 def evaluate_file(
-    file: Path | str, name: str, zoo_path: Path | None, top: int = 5
+    file: Path | str,
+    name: str,
+    zoo_path: Path | None,
+    top: int = 5,
+    epochs: Sequence[int] = (),
 ) -> Iterator[str]:
     """Lines of a report: chosen on validation images, measured on test images.
+
+    Args:
+        epochs: the zoo's checkpoints that the generator was fitted on; all where none is named.
 
     Raises:
         FlownError: broken file, other classes than the data's, a zoo of other networks.
     """
     batch = WeightBatch.load(file)
     images = data.load(name)
+    if batch.task is not None:
+        images = data.in_order(images, batch.task.classes, str(file))
     classes = batch.layout.architecture.outputs
     if classes != len(images.classes):
         raise FlownError(
             f"{file}: networks of {classes} classes, '{name}' has {len(images.classes)}"
         )
-    zoo = Zoo.open(zoo_path) if zoo_path else None
-    if not batch.buffers:
-        batch = batch.calibrated(images.train.images)
-    wrong = predictions(batch, images.test.images) != images.test.labels
-    val = (predictions(batch, images.val.images) == images.val.labels).float().mean(dim=1)
-    test = 100 * (1 - wrong.float().mean(dim=1))
-    spread = f" ± {float(test.std()):.1f}" if len(test) > 1 else ""
+    evaluator, task = Evaluator(images), ""
+    if zoo_path:
+        zoo = Zoo.open(zoo_path)
+        own = batch.task.id if batch.task else ""
+        task = next(x for x in (own, name, *zoo.tasks) if x in zoo.tasks)
+        batch.layout.check_same_weights(zoo.layout(task), str(zoo_path))
+        evaluator = Reference(images, zoo, task, epochs=epochs)
+    found = evaluator.measure(batch)
+    test, std = found.test, deviation(found.test)
+    spread = "" if std is None else f" ± {std:.1f}"
     yield f"all {len(test)}: {float(test.mean()):.1f}{spread} % of {len(images.test)} test images"
     yield (
-        f"median {float(test.median()):.1f}, min {float(test.min()):.1f}, "
+        f"median {float(test.quantile(0.5)):.1f}, min {float(test.min()):.1f}, "
         f"max {float(test.max()):.1f}"
     )
     if len(test) > top:
-        best = test[val.argsort(descending=True, stable=True)[:top]]
-        yield f"top {top} of {len(test)} by validation: {float(best.mean()):.1f} %"
-    yield f"IoU of errors among them: {mutual_iou(wrong):.2f}"
-    if zoo is None:
+        best = float(found.top(top).mean())
+        yield f"top {top} of {len(test)} by validation: {best:.1f} %"
+    yield f"IoU of errors among them: {found.diversity:.2f}"
+    if not isinstance(evaluator, Reference):
         return
-    task = batch.task.id if batch.task and batch.task.id in zoo.tasks else next(iter(zoo.tasks))
-    last = zoo.select(task=task, epochs=[-1])
-    train = last.select(split="train").batch(task)
-    held_out = last.select(split="held-out").batch(task)
-    batch.layout.check_same_weights(train.layout, str(zoo_path))
-    ratio = l2_ratio(batch.vectors, train.vectors, held_out.vectors)
-    ready = train.calibrated(images.train.images)
-    wrong_train = predictions(ready, images.test.images) != images.test.labels
-    accuracy = 100 * (1 - wrong_train.float().mean())
-    yield f"zoo '{task}', {len(train)} training networks: {float(accuracy):.1f} %"
-    yield f"L2 to the nearest of them over held-out's own: {float(ratio.mean()):.2f}"
-    yield f"largest IoU of errors with one of them: {float(largest_iou(wrong, wrong_train).mean()):.2f}"
+    known = evaluator.zoo()["zoo"].test
+    yield f"zoo '{task}', {len(known)} training networks: {float(known.mean()):.1f} %"
+    if found.ratio is None or found.iou is None:
+        yield "the zoo holds no network out: novelty has no unit"
+        return
+    yield f"L2 to the nearest of them over held-out's own: {float(found.ratio.mean()):.2f}"
+    yield f"largest IoU of errors with one of them: {float(found.iou.mean()):.2f}"

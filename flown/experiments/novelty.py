@@ -8,7 +8,6 @@ All figures are of test images; nothing is chosen among networks.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ import torch
 from flown import tasks as data
 from flown import zoo
 from flown.base.config import Config
-from flown.base.files import read_json, write_json
+from flown.base.errors import FlownError
+from flown.base.files import file_name, read_json, write_json
 from flown.base.progress import bar
 from flown.base.provenance import Row, write_results
 from flown.context.tokens import ContextConfig
@@ -27,15 +27,11 @@ from flown.experiments.clock import Clock
 from flown.flow import VelocityConfig
 from flown.generator.config import FlownConfig
 from flown.generator.model import Flown
+from flown.measure import reference
 from flown.measure.baselines import BASELINES
 from flown.measure.evaluate import predictions
-from flown.measure.novelty import (
-    aligned_distance,
-    held_out_distance,
-    largest_iou,
-    mutual_iou,
-    nearest_distance,
-)
+from flown.measure.novelty import aligned_distance
+from flown.measure.reference import Reference, deviation
 from flown.report.novelty import Measured, Points, write_novelty
 from flown.tasks import ImageData
 from flown.training import TrainConfig
@@ -140,55 +136,41 @@ def config(scale: str, seed: int = 0) -> NoveltyConfig:
     )
 
 
-class _Yardstick:
-    """A zoo's last checkpoints, and the figures of networks measured against them."""
+class _Aligned(Reference):
+    """A zoo's last checkpoints, and figures that take the order of units out as well."""
 
     def __init__(self, whole: Zoo, images: ImageData) -> None:
-        last, self.test = whole.select(epochs=[-1]), images.test
-        self.train, self.held_out = (
-            last.select(split=s).batch(next(iter(last.tasks))) for s in ("train", "held-out")
-        )
-        self.classes = predictions(self.train, self.test.images)
-        self.wrong = self.classes != self.test.labels
-        self.unit = held_out_distance(self.train.vectors, self.held_out.vectors)
+        super().__init__(images, whole, next(iter(whole.tasks)), epochs=(-1,))
+        if self.held_out is None:
+            raise FlownError(f"{whole.path}: novelty is measured in units of held-out networks")
+        self.unseen = self.held_out
         self.aligned = align(self.train)
-        self.aligned_unit = float(aligned_distance(self.held_out, self.aligned).mean())
+        self.aligned_unit = float(aligned_distance(self.unseen, self.aligned).mean())
 
-    def measure(
-        self,
-        batch: WeightBatch,
-        own: WeightBatch | None = None,
-        excluded: torch.Tensor | None = None,
-    ) -> Points:
-        """Figures of networks; `own`: those they should compute the same as, row by row."""
-        classes = predictions(batch, self.test.images)
-        wrong = classes != self.test.labels
-        distances = nearest_distance(batch.vectors, self.train.vectors, excluded) / self.unit
-        found = {
-            "accuracy": 100 * (1 - wrong.float().mean(dim=1)),
-            "l2-ratio": distances,
-            "max-iou": largest_iou(wrong, self.wrong, excluded),
-            "diversity-iou": torch.tensor([mutual_iou(wrong)]),
-        }
-        if excluded is None:
-            aligned = aligned_distance(batch, self.aligned)
-            found["l2-ratio-aligned"] = aligned / self.aligned_unit
-        if own is not None:
-            same = classes == predictions(own, self.test.images)
-            found["agreement"] = 100 * same.float().mean(dim=1)
-        return {metric: values.tolist() for metric, values in found.items()}
+    def points(self, batch: WeightBatch, original: WeightBatch | None = None) -> Points:
+        """Figures of networks; `original`: those they should compute the same as, row by row."""
+        found = _points(self.measure(batch))
+        aligned = aligned_distance(batch, self.aligned) / self.aligned_unit
+        found["l2-ratio-aligned"] = aligned.tolist()
+        if original is not None:
+            same = self._classes(batch) == self._classes(original)
+            found["agreement"] = (100 * same.float().mean(dim=1)).tolist()
+        return found
 
-    def zoo(self, n: int, seed: int) -> dict[str, Points]:
+    def _classes(self, batch: WeightBatch) -> torch.Tensor:
+        return predictions(batch, self.test.images)
+
+    def originals(self, n: int, seed: int) -> dict[str, Points]:
         """The zoo's own networks, training ones against each other, and what costs nothing."""
         generator = torch.Generator().manual_seed(seed)
-        itself = torch.eye(len(self.train), dtype=torch.bool)
-        found = {"zoo": self.measure(self.train, excluded=itself)}
-        found["zoo-held-out"] = self.measure(self.held_out)
-        others = predictions(self.held_out, self.test.images)  # what any two networks share
-        same = [100 * float((self.classes == one).float().mean()) for one in others]
+        found = {"zoo": _points(self.zoo()["zoo"])}
+        found["zoo-held-out"] = self.points(self.unseen)
+        known = self._classes(self.train)
+        others = self._classes(self.unseen)  # what any two networks share
+        same = [100 * float((known == one).float().mean()) for one in others]
         found["zoo-held-out"]["agreement"] = same
         for name in _COSTLESS:
-            found[name] = self.measure(BASELINES[name](self.train, n, generator))
+            found[name] = self.points(BASELINES[name](self.train, n, generator))
         return found
 
     def model(self, model: Flown, n: int, steps: int, seed: int) -> dict[str, Points]:
@@ -196,13 +178,21 @@ class _Yardstick:
         some, generator = self.train[:n], torch.Generator().manual_seed(seed)
         drawn = torch.randn(n, *model.space.shape, generator=generator)
         return {
-            "reconstruction-train": self.measure(model.reconstruct(some), some),
-            "reconstruction-held-out": self.measure(
-                model.reconstruct(self.held_out), self.held_out
-            ),
-            "flown": self.measure(model.generate(n=n, seed=seed, steps=steps)),
-            "latent-gaussian": self.measure(model.decode(drawn)),
+            "reconstruction-train": self.points(model.reconstruct(some), some),
+            "reconstruction-held-out": self.points(model.reconstruct(self.unseen), self.unseen),
+            "flown": self.points(model.generate(n=n, seed=seed, steps=steps)),
+            "latent-gaussian": self.points(model.decode(drawn)),
         }
+
+
+def _points(found: reference.Measured) -> Points:
+    assert found.ratio is not None and found.iou is not None and found.diversity is not None
+    return {
+        "accuracy": found.test.tolist(),
+        "l2-ratio": found.ratio.tolist(),
+        "max-iou": found.iou.tolist(),
+        "diversity-iou": [found.diversity],
+    }
 
 
 def novelty(
@@ -246,9 +236,9 @@ def run(settings: NoveltyConfig, out: Path, scale: str, device: str = "cpu") -> 
 
 def _zoos(recipe: Recipe, settings: NoveltyConfig, out: Path) -> tuple[Zoo, Zoo]:
     """A data set's zoo as trained, and aligned."""
-    path = out / "zoos" / recipe.dataset
+    path = out / "zoos" / file_name(recipe.dataset)
     trained = zoo.train_zoo(recipe, settings.models, path, seed=settings.seed, resume=True)
-    aligned = path.with_name(f"{recipe.dataset}-aligned")
+    aligned = path.with_name(f"{path.name}-aligned")
     if not (aligned / "zoo.json").exists():
         align_zoo(trained, aligned, seed=settings.seed, overwrite=True)
     return trained, Zoo.open(aligned)
@@ -260,16 +250,16 @@ def _measure(
     """A zoo's own figures and those of the variants fitted to it; what is on disk is not made again."""
     n, seed = settings.samples, settings.seed
     found: dict[str, dict[str, Points]] = {}
-    yardstick: _Yardstick | None = None
+    known: _Aligned | None = None
     variants = [v for v in settings.variants if (v.dataset, v.aligned) == (images.name, aligned)]
     for variant in (None, *variants):
         name = variant.name if variant else "zoo, aligned" if aligned else "zoo"
-        slug = re.sub(r"[^a-z0-9_]+", "-", f"{images.name}-{name}")
+        slug = f"{file_name(images.name)}-{file_name(name)}"
         path = out / "measured" / f"{slug}.json"
         if not path.exists():
-            yardstick = yardstick or _Yardstick(whole, images)
+            known = known or _Aligned(whole, images)
             if variant is None:
-                points = yardstick.zoo(n, seed)
+                points = known.originals(n, seed)
             else:
                 model = Flown.fit(
                     whole,
@@ -279,7 +269,7 @@ def _measure(
                     images={images.name: images},
                     device=device,
                 )
-                points = yardstick.model(model.to("cpu"), n, settings.steps, seed)
+                points = known.model(model.to("cpu"), n, settings.steps, seed)
             write_json(path, points)
         found[name] = read_json(path)
     return found
@@ -292,7 +282,6 @@ def _rows(measured: Measured) -> list[Row]:
             for method, points in methods.items():
                 for metric, numbers in points.items():
                     values = torch.tensor(numbers)
-                    spread = float(values.std()) if len(values) > 1 else None
                     rows.append(
                         {
                             "dataset": dataset,
@@ -300,7 +289,7 @@ def _rows(measured: Measured) -> list[Row]:
                             "method": method,
                             "metric": metric,
                             "value": float(values.mean()),
-                            "std": spread,
+                            "std": deviation(values),
                             "n": len(points["accuracy"]),
                             "selection": "all",
                             "paper": None,

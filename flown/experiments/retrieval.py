@@ -14,6 +14,7 @@ from typing import Any
 from flown import tasks as data
 from flown import zoo
 from flown.base.config import Config
+from flown.base.files import file_name
 from flown.base.provenance import Row
 from flown.experiments.clock import Clock
 from flown.generator.card import Card, report_card
@@ -52,7 +53,9 @@ def present() -> set[str]:
 def build_zoo(recipes: Sequence[Recipe], models: int, out: Path, seed: int, resume: bool) -> Zoo:
     """Trains one zoo a recipe under `out/zoos` and joins them in `out/zoo`."""
     parts = [
-        zoo.train_zoo(recipe, models, out / "zoos" / recipe.dataset, seed=seed, resume=resume)
+        zoo.train_zoo(
+            recipe, models, out / "zoos" / file_name(recipe.dataset), seed=seed, resume=resume
+        )
         for recipe in recipes
     ]
     if resume and (out / "zoo" / "zoo.json").exists():

@@ -78,7 +78,7 @@ def starts(
     wanted = model.space.joint.layouts[layout]
     task = next(name for name in zoo.tasks if zoo.layout(name) == wanted)
     train = zoo.batch(task)
-    init = zoo.about["recipes"][task]["init"]
+    init = zoo.recipe(task)["init"]
     stops = {
         epoch: generated(trajectory, supports, layout, steps, seed, epoch)
         for epoch in trajectory.epochs

@@ -230,7 +230,7 @@ def _summary(rows: list[Row]) -> str:
         for everything in (True, False):
             for method in METHODS:
                 row = found[(*place, method, "accuracy", everything)]
-                std = f" ± {row['std']:.2f}" if everything else ""
+                std = f" ± {row['std']:.2f}" if everything and row["std"] is not None else ""
                 paper = "" if row["paper"] is None else f" ({row['paper']:.2f})"
                 line.append(f"{row['value']:.2f}{std}{paper}")
         for method in METHODS[1:]:

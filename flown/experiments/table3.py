@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from flown.base.config import Config
+from flown.base.files import file_name
 from flown.base.provenance import Row, write_results
 from flown.encoders import VAEConfig
 from flown.experiments import targets
@@ -31,7 +32,8 @@ from flown.generator.config import FlownConfig
 from flown.generator.model import Flown
 from flown.measure.evaluate import evaluate
 from flown.measure.finetune import FinetuneConfig, Point, finetune
-from flown.report.finetuning import GAP, LEAD, THROUGH, write_table3
+from flown.measure.reference import deviation
+from flown.report.finetuning import AHEAD, GAP, LEAD, THROUGH, write_table3
 from flown.tasks import ImageData
 from flown.training import TrainConfig
 from flown.weights.batch import WeightBatch
@@ -245,7 +247,7 @@ class _Target:
         )
 
     def _finetune(self, batch: WeightBatch, config: FinetuneConfig, name: str) -> list[Point]:
-        file = self.out / f"{self.images.name}-{name}.safetensors"
+        file = self.out / f"{file_name(self.images.name)}-{name}.safetensors"
         done = finetune(batch, self.images, config, out=file, resume=True, device=self.device)
         return done.points
 
@@ -288,13 +290,19 @@ class _Target:
         return found
 
     def rows(self, curves: dict[str, list[Point]]) -> list[Row]:
-        """Accuracies by method and epoch, and how far ahead of the best initialisation FLoWN is."""
+        """Accuracies by method and epoch, how far the flows through the epochs are ahead of the other,
+        and how far ahead of the best initialisation that is."""
         rows = []
         for method, points in curves.items():
             for point in points:
                 if point.test is not None:
                     rows.append(self._row(method, "accuracy", point.test, point.epoch))
         means = {(row["method"], row["epoch"]): row["value"] for row in rows}
+        for method in THROUGH:
+            for point, other in zip(curves[method], curves["flown"], strict=True):
+                if point.test is not None and other.test is not None:
+                    ahead = point.test - other.test
+                    rows.append(self._row(method, AHEAD, ahead, point.epoch))
         for epoch in self.settings.epochs:
             best = max(INITS, key=lambda init: means[init, epoch])
             lead = means["flown", epoch] - means[best, epoch]
@@ -319,7 +327,7 @@ class _Target:
             "method": method,
             "metric": metric,
             "value": float(values.mean()),
-            "std": float(values.std()) if len(values) > 1 else None,
+            "std": deviation(values),
             "n": len(values),
             "epoch": epoch,
             "paper": paper,

@@ -22,11 +22,12 @@ from flown.experiments import table1
 from flown.experiments.begin import begin
 from flown.experiments.clock import Clock
 from flown.experiments.retrieval import present
-from flown.experiments.transfer import from_best, from_default_init, match_classes, measure
-from flown.experiments.unconditional import Cell, at_most
+from flown.experiments.transfer import from_best, from_default_init, match_classes
+from flown.experiments.unconditional import Cell
 from flown.generator.adapt import AdaptConfig, adapt, sample
-from flown.generator.card import Card, Measured, TaskCard
+from flown.generator.card import Card, TaskCard
 from flown.generator.model import Flown
+from flown.measure.reference import Evaluator, Measured, at_most, deviation
 from flown.report import write_report
 from flown.report.html import table_html
 from flown.tasks import ImageData
@@ -114,7 +115,7 @@ class Transfer:
                     **shared,
                     "metric": "accuracy",
                     "value": float(m.test.mean()),
-                    "std": _spread(m),
+                    "std": deviation(m.test),
                     "selection": "all",
                     "paper": figures.get(method),
                 }
@@ -331,13 +332,14 @@ def _transfer(
         return sample(model, images, 0, exchange.samples, settings.seed, "euler", settings.steps)
 
     static = drawn(model)
-    methods, seconds = {"static": measure(static, images)}, {}
+    evaluator, seconds = Evaluator(images, device=device), {}
+    methods = {"static": evaluator.measure(static)}
     clock.lap(f"{name}: measuring")
     for method, how in exchange.adaptations.items():
         adapted = adapt(model, images, how, out=out / method, layout=0, resume=True, device=device)
         clock.lap(stage := f"{name}: {method}")
         seconds[method] = clock.spent[stage]
-        methods[method] = measure(drawn(adapted), images)
+        methods[method] = evaluator.measure(drawn(adapted))
         clock.lap(f"{name}: measuring")
     training = exchange.adaptations["fine-tuned"].training
     evaluations = training.steps * exchange.adaptations["fine-tuned"].networks
@@ -351,9 +353,9 @@ def _transfer(
                 static, images, exchange.controls, evaluations, training.batch_size, settings.seed
             ),
         )
-        methods[method] = measure(batch.to(device), images)
+        methods[method] = evaluator.measure(batch)
     clock.lap(f"{name}: controls")
-    methods["zoo"] = measure(last_trained(ceiling).to(device), theirs)
+    methods["zoo"] = Evaluator(theirs, device=device).measure(last_trained(ceiling))
     return Transfer(
         generator.recipe.net,
         generator.fit.encoder.kind,
@@ -395,13 +397,8 @@ def summary(results: list[Transfer]) -> tuple[list[str], list[list[str]]]:
     return ["generator", *METHODS, "paper"], body
 
 
-def _spread(m: Measured) -> float | None:
-    """Standard deviation of test accuracies; of a lone network there is none."""
-    return float(m.test.std()) if len(m.test) > 1 else None
-
-
 def _cell(m: Measured) -> str:
-    spread = _spread(m)
+    spread = deviation(m.test)
     return f"{m.test.mean():.1f}" + ("" if spread is None else f" ± {spread:.1f}")
 
 

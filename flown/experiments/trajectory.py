@@ -27,6 +27,7 @@ from flown.flow.marginals import PathName
 from flown.generator.config import FlowConfig, FlownConfig
 from flown.generator.model import Flown
 from flown.measure.finetune import FinetuneConfig, finetune
+from flown.measure.reference import deviation
 from flown.report.trajectory import GAP, write_trajectory
 from flown.tasks import ImageData
 from flown.training import TrainConfig
@@ -206,7 +207,7 @@ def _measured(
                         "method": method,
                         "metric": "accuracy",
                         "value": float(point.test.mean()),
-                        "std": float(point.test.std(correction=0)),
+                        "std": deviation(point.test),
                         "n": len(point.test),
                         "selection": "all",
                         "epoch": point.epoch,

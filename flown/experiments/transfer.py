@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from flown.base.progress import bar
-from flown.generator.card import Measured
 from flown.measure.baselines import random_init
-from flown.measure.evaluate import evaluate, predictions
-from flown.measure.novelty import mutual_iou
+from flown.measure.evaluate import evaluate
 from flown.nets.batched import batchnorm
 from flown.tasks import ImageData, Split
+from flown.weights import construction
 from flown.weights.batch import WeightBatch
 from flown.zoo.train.trainers import trainer
 
@@ -50,14 +49,6 @@ def match_classes(images: ImageData, names: Sequence[str]) -> ImageData:
         val=matched(images.val),
         test=matched(images.test),
     )
-
-
-def measure(batch: WeightBatch, images: ImageData) -> Measured:
-    """Validation and test accuracies, and how much the networks' errors agree."""
-    ready = batch.calibrated(images.train.images)
-    wrong = predictions(ready, images.test.images).cpu() != images.test.labels
-    val = evaluate(ready, images.val.images, images.val.labels).cpu()
-    return Measured(val, 100 * (1 - wrong.float().mean(dim=1)), diversity=mutual_iou(wrong))
 
 
 def from_default_init(
@@ -96,7 +87,7 @@ def _trained(
     """`starts` trained for so many batches each; rate and stopping chosen on validation images."""
     layout, rest, n = starts.layout, starts.rest or None, len(starts)
     rates = [rate for rate in RATES for _ in range(n)]
-    net = layout.architecture.build().eval()
+    net = construction.fill(layout.architecture.build(), starts.rest).eval()
     batchnorm.by_batch(net, batchnorm.layers(net))
     x = (
         images.train.images
@@ -109,7 +100,6 @@ def _trained(
         layout,
         starts.vectors.repeat(len(RATES), 1),
         x,
-        images.train.labels,
         batch_size,
         rates,
         [0.0] * len(rates),
@@ -124,7 +114,8 @@ def _trained(
     stops = sorted({max(1, evaluations * (k + 1) // LOOKS) for k in range(LOOKS)})
     with bar(f"control on {images.name}", evaluations) as update:
         for first, last in zip([0, *stops], stops, strict=False):
-            engine.run(orders[:, first * batch_size : last * batch_size], first)
+            rows = orders[:, first * batch_size : last * batch_size]
+            engine.run(rows, images.train.labels[rows], first)
             now = WeightBatch(layout, engine.vectors, rest=rest)
             val = evaluate(
                 now.calibrated(images.train.images), images.val.images, images.val.labels

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from flown import tasks as data
 from flown import zoo
@@ -22,21 +21,14 @@ from flown.base.config import Config
 from flown.base.files import replacing
 from flown.base.progress import bar
 from flown.base.provenance import Row, digest
+from flown.base.run import Run
 from flown.experiments.clock import Clock
-from flown.generator.card import CHOICE, Card, Measured, TaskCard
+from flown.generator.card import Card, TaskCard
 from flown.generator.config import FlowConfig, FlownConfig
 from flown.generator.model import Flown
 from flown.measure.baselines import fitting
-from flown.measure.evaluate import predictions
-from flown.measure.novelty import (
-    held_out_distance,
-    largest_iou,
-    mutual_iou,
-    nearest_distance,
-    same_seed,
-)
-from flown.tasks import ImageData, Split
-from flown.weights.batch import WeightBatch
+from flown.measure.reference import Measured, Reference, deviation
+from flown.tasks import ImageData
 from flown.zoo import Recipe, Zoo
 
 _ENCODER = "encoder.checkpoint.safetensors"
@@ -120,7 +112,7 @@ class Result:
                 "accuracy",
                 float(test.mean()),
                 n,
-                std=float(test.std()),
+                std=deviation(test),
                 median=float(test.quantile(0.5)),
                 min=float(test.min()),
                 max=float(test.max()),
@@ -128,7 +120,7 @@ class Result:
             add(method, "accuracy", float(m.top(1)), 1, f"val-best-of-{n}")
             for metric, values in (("l2-ratio", m.ratio), ("max-iou", m.iou)):
                 if values is not None:
-                    add(method, metric, float(values.mean()), n, std=float(values.std()))
+                    add(method, metric, float(values.mean()), n, std=deviation(values))
             if m.diversity is not None:
                 add(method, "diversity-iou", m.diversity, n)
         for method, (seconds, nfe) in self.costs.items():
@@ -151,46 +143,22 @@ class _Originals:
     """A zoo's checkpoints and what is cheap to make of them, measured once for all encoders."""
 
     def __init__(self, cell: Cell, trained: Zoo, images: ImageData, seed: int, device: str) -> None:
-        self.images, self.device = images, device
-        self.test = at_most(images.test, cell.images)
-        self.choice = at_most(images.val, min(CHOICE, cell.images or CHOICE))
-        seen, task = trained.select(split="train"), images.name
-        held_out = trained.select(split="held-out").batch(task)
-        self.train = seen.batch(task)
-        self.unit = held_out_distance(self.train.vectors, held_out.vectors)
-        self.wrong, val = self._tested(self.train)
-        seeds = [row.seed for row in seen.rows]
-        own = self._measured(self.train, self.wrong, val, same_seed(seeds, seeds))
-        if len(set(seeds)) == 1:  # there is no other training to compare a checkpoint with
-            own.ratio = own.iou = None
-        self.methods = {"zoo": own, "zoo-held-out": self.measure(held_out)}
-        generator = torch.Generator().manual_seed(seed)
-        for name, draw in fitting(self.train).items():
-            if name != "nearest":  # the zoo's own row
-                self.methods[name] = self.measure(draw(self.train, cell.samples, generator))
-
-    def measure(self, batch: WeightBatch) -> Measured:
-        """Accuracies, novelty, diversity."""
-        return self._measured(batch, *self._tested(batch))
-
-    def _tested(self, batch: WeightBatch) -> tuple[Tensor, Tensor]:
-        """Wrong predictions (n, N) on test images, validation accuracies (n,)."""
-        ready = self.train.on(batch.vectors.to(self.device)).calibrated(self.images.train.images)
-        wrong = predictions(ready, self.test.images).cpu() != self.test.labels
-        right = predictions(ready, self.choice.images).cpu() == self.choice.labels
-        return wrong, 100 * right.float().mean(dim=1)
-
-    def _measured(
-        self, batch: WeightBatch, wrong: Tensor, val: Tensor, excluded: Tensor | None = None
-    ) -> Measured:
-        distances = nearest_distance(batch.vectors.cpu(), self.train.vectors, excluded)
-        return Measured(
-            val,
-            100 * (1 - wrong.float().mean(dim=1)),
-            distances / self.unit,
-            largest_iou(wrong, self.wrong, excluded),
-            mutual_iou(wrong),
+        self.reference = Reference(
+            images,
+            trained,
+            images.name,
+            epochs=cell.fit.epochs,
+            every=True,
+            most=cell.images,
+            device=device,
         )
+        train = self.reference.train
+        self.methods = self.reference.zoo()
+        generator = torch.Generator().manual_seed(seed)
+        for name, draw in fitting(train).items():
+            if name != "nearest":  # the zoo's own row
+                batch = draw(train, cell.samples, generator)
+                self.methods[name] = self.reference.measure(batch)
 
 
 def run(config: UnconditionalConfig, out: Path, *, device: str) -> Unconditional:
@@ -219,7 +187,7 @@ def run(config: UnconditionalConfig, out: Path, *, device: str) -> Unconditional
             originals[name] = _Originals(cell, trained, images, config.seed, device)
         results.append(_result(cell, models, originals[name], config))
         zoos[name] = trained.identity
-        used = originals[name]
+        used = originals[name].reference
         counts[name] = {"train": len(images.train), "val": len(used.choice), "test": len(used.test)}
         clock.lap(cell.name)
     about = clock.about(config, {**counts, "zoos": zoos}, device)
@@ -236,17 +204,12 @@ def run(config: UnconditionalConfig, out: Path, *, device: str) -> Unconditional
     return Unconditional(results, card, about)
 
 
-def at_most(split: Split, most: int | None) -> Split:
-    """At most so many images, drawn at random, always the same."""
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
-    return split if most is None else split[order[:most]]
-
-
 def lend_encoder(run: Path, other: Path) -> None:
     """Lets the run in folder `other`, not begun yet, go on with the encoder that `run` has trained."""
     target = other / _ENCODER
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
+        plan = {"encoder of": run.name}
+        Run(other, plan, resume=True, overwrite=False, file="progress.json").write()
         with replacing(target) as scratch:
             shutil.copy(run / _ENCODER, scratch)
 
@@ -267,14 +230,14 @@ def _result(
     cell: Cell, models: Mapping[str, Flown], originals: _Originals, config: UnconditionalConfig
 ) -> Result:
     samplers = {"flown": ("euler", config.steps), "p-diff": ("ddpm", config.ddpm_steps)}
-    rebuilt = models["flown"].reconstruct(originals.train[: cell.samples])
-    measured = {"reconstruction-train": originals.measure(rebuilt)}
+    rebuilt = models["flown"].reconstruct(originals.reference.train[: cell.samples])
+    measured = {"reconstruction-train": originals.reference.measure(rebuilt)}
     costs = {}
     with bar(f"measuring {cell.name}", len(models)) as update:
         for done, (method, model) in enumerate(models.items(), 1):
             solver, steps = samplers[method]
             samples = model.sample(n=cell.samples, seed=config.seed, solver=solver, steps=steps)
-            measured[method] = originals.measure(samples.batch)
+            measured[method] = originals.reference.measure(samples.batch)
             costs[method] = (samples.seconds, samples.nfe)
             update(done, f"{method}: {float(measured[method].test.mean()):.1f} %")
     return Result(cell, originals.methods | measured, costs)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from flown import flow
 from flown.base.errors import FlownError
+from flown.base.seeding import seeded
 from flown.flow import Path, PathSample
 from flown.training import TrainConfig, train
 from flown.zoo.networks import Networks
@@ -146,8 +147,7 @@ def fit_path(
     times = flow.knot_times(knots.shape[1])
     if name != "metric":
         return flow.Piecewise(times) if name == "piecewise" else flow.Spline(times)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         path = flow.MetricPath(times, knots.shape[2:])
     objective = _PathObjective(path.to(device), source, knots, layouts, config.batch_size, seed)
     train(objective, config, out=out, name="path", seed=seed, resume=resume, device=device)

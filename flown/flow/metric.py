@@ -24,7 +24,6 @@ from flown.flow.path import PathSample
 from flown.flow.trajectory import checked, segment
 
 Metric = Callable[[Tensor], Tensor]  # x (B, L) -> the diagonal of g there, (B, L)
-_SAME = 1e-5  # of the points' deviation: nearer points are copies of one
 _NEIGHBOURS = 256  # points of which the distance to their nearest is measured
 
 
@@ -67,15 +66,25 @@ def energy(path: PathSample, metric: Metric) -> Tensor:
 class LandMetric:
     """The LAND metric of points (N, L).
 
-    `sigma` is in units of the points' median distance to their nearest distinct neighbour.
+    `sigma` is in units of the points' median distance to the nearest other point; copies of a point,
+    which a zoo may hold, do not count.
 
     Raises:
-        FlownError: all points are the same: there is no distance to measure with.
+        FlownError: all points are equal, so they have no scale.
     """
 
     def __init__(self, points: Tensor, sigma: float = 1.0, epsilon: float = 1e-3) -> None:
         self.points, self.epsilon = points, epsilon
-        self.sigma = sigma * _spacing(points)
+        # Without matrix products, whose rounding would keep copies apart.
+        exact = "donot_use_mm_for_euclid_dist"
+        distances = torch.cdist(points[:_NEIGHBOURS], points, compute_mode=exact)
+        nearest = distances.masked_fill(distances == 0, torch.inf).amin(dim=1)
+        if not torch.isfinite(nearest).all():
+            raise FlownError(
+                f"flow.path metric: all {len(points)} latents are equal, so the metric has no scale; "
+                "fit on networks that differ, or choose flow.path spline"
+            )
+        self.sigma = sigma * float(nearest.median())
 
     def __call__(self, x: Tensor) -> Tensor:
         weights = (-torch.cdist(x, self.points).square() / (2 * self.sigma**2)).exp()  # (B, N)
@@ -83,24 +92,3 @@ class LandMetric:
         spread = weights @ self.points.square() - 2 * x * (weights @ self.points)
         spread = spread + x.square() * weights.sum(dim=1, keepdim=True)
         return 1 / (spread.clamp_min(0) + self.epsilon)
-
-
-def _spacing(points: Tensor) -> float:
-    """The median distance of points (N, L) to their nearest distinct neighbour.
-
-    Copies of a point do not count as its neighbours: a zoo may hold a network twice.
-    """
-    # Distances by a matrix product would give copies a distance above 0.
-    distances = torch.cdist(
-        points[:_NEIGHBOURS], points, compute_mode="donot_use_mm_for_euclid_dist"
-    )
-    deviation = (points - points.mean(dim=0)).square().sum(dim=1).mean().sqrt()
-    distinct = distances > _SAME * deviation
-    nearest = distances.where(distinct, torch.inf).amin(dim=1)
-    nearest = nearest[nearest.isfinite()]
-    if not len(nearest):
-        raise FlownError(
-            "flow.path metric: all networks are the same, so no distance tells where the data is; "
-            "choose flow.path piecewise"
-        )
-    return float(nearest.median())

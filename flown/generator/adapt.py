@@ -11,25 +11,26 @@ trades accuracy for time and memory: what the flow does before t' is not asked t
 from __future__ import annotations
 
 import copy
-import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flown import flow
-from flown.base.config import Config, describes
+from flown.base.config import Config
 from flown.base.errors import FlownError, unknown
-from flown.base.files import prepare_output, read_json, write_json
+from flown.base.files import read_json, write_json
+from flown.base.run import Run
 from flown.context.tokens import Contexts
 from flown.flow.adjoint import adjoint_matching_loss
 from flown.generator.model import Flown
 from flown.measure.evaluate import evaluate
 from flown.nets.batched import batchnorm, stacked
-from flown.tasks import ImageData, Task, draw_support
+from flown.tasks import ImageData, Task, draw_support, in_order
+from flown.tasks.classes import places
 from flown.training import History, TrainConfig, step_generator, train
 from flown.version import __version__
 from flown.weights.batch import WeightBatch
@@ -306,9 +307,10 @@ def adapt(
 
     Args:
         images: the new task. Its training part is learnt from, its validation part measured in the
-            history; labels are the networks' outputs, in the data's own order of classes.
-        layout: which of the model's layouts (architecture, preprocessing) is generated, by its place;
-            by default what a support set of the new images asks for.
+            history; labels are the networks' outputs, in the data's own order of classes, or in the
+            task's, where it has the same ones.
+        task: whose networks (architecture, activation, preprocessing) are generated; by default the
+            one that the new images resemble most, or a model without context's first.
         reward: what to make large instead of minus the cross-entropy: a differentiable function of
             a batch of n networks that returns (n,), as
 
@@ -326,26 +328,33 @@ def adapt(
     """
     config = config or AdaptConfig()
     config.check(device)
-    out = prepare_output(out, overwrite, resume)
     new = copy.deepcopy(model).to(device)
     if layout is None:
         layout = _layout(new, images)
     elif not 0 <= layout < len(model.space.joint.layouts):
         raise FlownError(f"layout {layout} is out of range 0..{len(model.space.joint.layouts) - 1}")
+    for task in new.tasks.values():
+        if places(images.classes, task.classes) is not None:
+            images = in_order(images, task.classes, None)
+            break
     objective = Objective(new, images, layout, config, reward)
-    run = {
+    plan = {
         "config": config.model_dump(mode="json"),
         "data": images.name,
+        "images": images.identity,
         "layout": layout,
         "model": [_fingerprint(part) for part in (model.space.encoder, model.velocity)],
         "reward": None if reward is None else getattr(reward, "__name__", type(reward).__name__),
-        "flown": __version__,
     }
-    made = out / "run.json"
-    if made.exists() and not describes(made, run, AdaptConfig):
-        raise FlownError(
-            f"{out}: holds a run of another model, data or config; choose another --out"
-        )
+    run = Run(
+        out,
+        plan,
+        resume=resume,
+        overwrite=overwrite,
+        configs={"config": AdaptConfig},
+        newer=["images"],
+    )
+    out = run.out
     if resume and (out / "model" / "config.json").exists():
         done = Flown.from_pretrained(out / "model")
         done.history = read_json(out / "history.json")
@@ -355,7 +364,7 @@ def adapt(
     )
     static = [] if training.choose else [{"step": 0.0, **objective.validate()}]
     objective.choose()
-    write_json(made, run)
+    run.write()
     history = static + train(
         objective,
         training,
@@ -368,7 +377,11 @@ def adapt(
     )
     new.eval().requires_grad_(False)
     new.history = {"adapt": history}
-    new.card = {"adapted": run | {"static": history[0]["val"], "val": _kept(history, training)}}
+    new.card = {
+        "adapted": plan
+        | {"flown": __version__}
+        | {"static": history[0]["val"], "val": _kept(history, training)}
+    }
     write_json(out / "history.json", new.history)
     new.save_pretrained(str(out / "model"))
     return new
@@ -387,22 +400,3 @@ def _fingerprint(part: nn.Module) -> int:
 def _layout(model: Flown, images: ImageData) -> int:
     """The layout that a support set of the new images asks for."""
     return model.space.place(sample(model, images, None, 1, 0, steps=1).layout)
-
-
-def load_reward(name: str) -> Reward:
-    """The function that `package.module:function` names.
-
-    Raises:
-        FlownError: it cannot be imported or called.
-    """
-    module, _, attribute = name.partition(":")
-    try:
-        found: Any = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise FlownError(
-            f"reward '{name}': cannot be imported as package.module:function ({error})"
-        ) from None
-    if not callable(found):
-        raise FlownError(f"reward '{name}': is {type(found).__name__}, expected a function")
-    checked: Reward = found
-    return checked

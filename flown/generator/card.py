@@ -1,14 +1,15 @@
 """The report card: how good, how new, and compared with what.
 
-Every figure is on test images; whatever is chosen is chosen on validation images. Methods share
-the number of networks and the selection. Support sets and BatchNorm statistics are of training
-images. Novelty is measured against every checkpoint that the model was fitted on.
+Every figure is on test images, by the rules of `flown.measure.reference`. Methods share the number
+of networks and the selection. Support sets are of validation images, which neither the zoo nor the
+model has seen: the contexts of training images trained the flow. Images of a support set are not
+among those that the top networks are chosen on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -17,44 +18,18 @@ from torch import Tensor
 from flown.base.errors import FlownError, unknown
 from flown.base.progress import bar
 from flown.base.provenance import Row, digest
-from flown.context.tokens import held_out_images
+from flown.context.tokens import Contexts
 from flown.flow.samplers import Samples
 from flown.generator.model import Flown
 from flown.measure.baselines import fitting
-from flown.measure.evaluate import predictions
-from flown.measure.novelty import (
-    held_out_distance,
-    largest_iou,
-    mutual_iou,
-    nearest_distance,
-    same_seed,
-)
-from flown.tasks import ImageData, Split, Support, draw_support
+from flown.measure.lookup import Lookup
+from flown.measure.reference import CHOICE, Measured, Reference, accuracy, deviation
+from flown.tasks import ImageData, Split, Support, draw_support, in_order
 from flown.weights.batch import WeightBatch
 from flown.zoo import Zoo
 
 SUPPORTS = 5  # support sets that share the n samples, so that none is one lucky draw
-CHOICE = 2000  # validation images, at most, that the top networks are chosen on
-_FEW, _BATCH = 10, 32  # samples whose trajectory is drawn; images a batch to calibrate BatchNorm on
-
-
-@dataclass
-class Measured:
-    """Networks of one method on one task: accuracies (n,) in percent and novelty.
-
-    `ratio` and `iou` are (n,), see `flown.measure.novelty`; None without held-out networks.
-    """
-
-    val: Tensor
-    test: Tensor
-    ratio: Tensor | None = None
-    iou: Tensor | None = None
-    diversity: float | None = None
-    epoch: float | None = None
-
-    def top(self, k: int) -> Tensor:
-        """Test accuracies of the k networks that are best on validation images."""
-        return self.test[self.val.argsort(descending=True, stable=True)[:k]]
+_FEW = 10  # samples whose trajectory is drawn
 
 
 @dataclass
@@ -129,20 +104,31 @@ def report_card(
     Args:
         images: image data by task, the same as in fitting.
         n: networks generated a task, over `SUPPORTS` support sets; `top` of them are chosen.
-        shots: images a class in a support set.
+        shots: images a class in a support set, of the validation part.
         full: False leaves out what only explains: confusion, shuffled contexts, trajectories.
 
     Raises:
-        FlownError: n or top < 1, a task without images or training networks, unknown solver.
+        FlownError: n or top < 1, a task without images or training networks, too few validation
+            images for support sets, unknown solver.
     """
     if n < 1 or top < 1:
         raise FlownError(f"report card: n and top must be at least 1, got {n} and {top}")
     for task in zoo.tasks:
         if task not in images:
             raise FlownError(f"report card: {unknown('task', task, images)}")
-    supports = {task: _supports(images[task], shots, seed) for task in zoo.tasks}
+    images = {
+        task: in_order(images[task], zoo.tasks[task].classes, "report card") for task in zoo.tasks
+    }
+    supports: dict[str, list[Support]] = {}
+    whole = {zoo.tasks[task].dataset: images[task] for task in zoo.tasks}
+    if model.config.context.mode != "none":
+        images, supports = _set_apart({t: images[t] for t in zoo.tasks}, shots, seed)
     layouts = {task: model.space.place(zoo.layout(task)) for task in zoo.tasks}
-    sampler = _Sampler(model, supports, layouts, n, seed, solver, steps)
+    lookup = None
+    if model.support is not None:
+        known = list(zoo.tasks.values())
+        lookup = Lookup(Contexts(model.support, known, whole, model.config.context, model.classes))
+    sampler = _Sampler(model, supports, layouts, n, seed, solver, steps, lookup)
     cards = {}
     with bar("report card", len(zoo.tasks)) as update:
         for index, task in enumerate(zoo.tasks):
@@ -165,10 +151,25 @@ def report_card(
     )
 
 
-def _supports(images: ImageData, shots: int, seed: int) -> list[Support]:
-    draw, classes = torch.Generator().manual_seed(seed + 10_007), len(images.classes)
-    apart = held_out_images(images.train)
-    return [draw_support(apart, classes, shots, draw) for _ in range(SUPPORTS)]
+def _set_apart(
+    images: Mapping[str, ImageData], shots: int, seed: int
+) -> tuple[dict[str, ImageData], dict[str, list[Support]]]:
+    """Support sets of validation images, and the image data without them."""
+    left, supports = {}, {}
+    for task, data in images.items():
+        draw, classes = torch.Generator().manual_seed(seed + 10_007), len(data.classes)
+        places = Split(torch.arange(len(data.val)), data.val.labels)
+        drawn = [draw_support(places, classes, shots, draw) for _ in range(SUPPORTS)]
+        supports[task] = [Support(data.val.images[rows], labels) for rows, labels in drawn]
+        unused = torch.ones(len(data.val), dtype=torch.bool)
+        unused[torch.cat([rows for rows, _ in drawn])] = False
+        if not unused.any():
+            raise FlownError(
+                f"report card: all {len(unused)} validation images of '{task}' are in support sets, "
+                f"none is left to choose networks on; ask for fewer shots than {shots}"
+            )
+        left[task] = replace(data, val=data.val[unused.nonzero().flatten()])
+    return left, supports
 
 
 def _counts(data: ImageData) -> dict[str, int]:
@@ -177,7 +178,7 @@ def _counts(data: ImageData) -> dict[str, int]:
 
 @dataclass
 class _Sampler:
-    """Draws networks from a model by the card's settings."""
+    """Draws networks from a model by the card's settings; `supports` is empty without context."""
 
     model: Flown
     supports: Mapping[str, list[Support]]
@@ -186,6 +187,7 @@ class _Sampler:
     seed: int
     solver: str
     steps: int
+    lookup: Lookup | None = None
 
     def draw(self, task: str, context: str, n: int, trajectory: bool = False) -> list[Samples]:
         """n networks for `task`, shared out over the support sets of the task `context`."""
@@ -193,11 +195,11 @@ class _Sampler:
         for i, share in enumerate(torch.arange(n).tensor_split(SUPPORTS)):
             if not len(share):
                 continue
-            some = self.supports[context][i]
+            images, labels = self.supports[context][i] if self.supports else (None, None)
             drawn.append(
                 self.model.sample(
-                    some.images,
-                    some.labels,
+                    images,
+                    labels,
                     len(share),
                     self.seed + i,
                     self.solver,
@@ -208,85 +210,19 @@ class _Sampler:
             )
         return drawn
 
-    def recognised(self, task: str) -> float | None:
-        """Percent of the support sets that ask for the layout of the task's own networks."""
-        if self.model.config.context.mode == "none":
+    def recognised(self, task: str, classes: int) -> float | None:
+        """Percent of the support sets whose class tokens are most like the task's own."""
+        if self.lookup is None:
             return None
-        asked = [
-            self.model.space.place(
-                self.model.sample(s.images, s.labels, 1, self.seed, self.solver, 1).batch.layout
-            )
-            for s in self.supports[task]
+        found = [
+            self.lookup.task(self.model.context(*support, self.seed), classes)
+            for support in self.supports[task]
         ]
-        return 100 * asked.count(self.layouts[task]) / len(asked)
+        return 100 * found.count(task) / len(found)
 
 
 def _joined(samples: list[Samples]) -> WeightBatch:
     return samples[0].batch.on(torch.cat([s.batch.vectors for s in samples]))
-
-
-def _wrong(batch: WeightBatch, data: ImageData, *splits: Split) -> list[Tensor]:
-    """Masks (n, N) of wrong predictions on each split; `data` is the networks' own."""
-    vectors, places = batch.vectors.unique(dim=0, return_inverse=True)  # equal networks run once
-    ready = batch.on(vectors).calibrated(data.train.images, batch_size=_BATCH)
-    return [predictions(ready, x.images)[places].cpu() != x.labels for x in splits]
-
-
-def _accuracy(wrong: Tensor) -> Tensor:
-    return 100 * (1 - wrong.float().mean(dim=1))
-
-
-def _part(zoo: Zoo, task: str, split: str) -> WeightBatch | None:
-    return zoo.select(split=split).batch(task) if any(r.split == split for r in zoo.rows) else None
-
-
-class _Reference:
-    """One task's zoo: what every method is measured against."""
-
-    def __init__(
-        self, zoo: Zoo, task: str, epochs: tuple[int, ...], data: ImageData, device: torch.device
-    ) -> None:
-        fitted = zoo.select(task=task, epochs=epochs or None)
-        seen = fitted.select(split="train")
-        # Of a lone network there is one last checkpoint, or it is held out: all stand for it.
-        lone = len({row.seed for row in seen.rows}) == 1
-        last = fitted if lone else zoo.select(task=task, epochs=[-1])
-        self.data, self.device = data, device
-        self.train = last.select(split="train").batch(task)
-        self.held_out = _part(last, task, "held-out")
-        self.epoch = None if lone and len(seen) > 1 else last.rows[0].epoch
-        self.vectors = seen.batch(task).vectors
-        (self.wrong,) = _wrong(self.train.on(self.vectors).to(device), data, data.test)
-        self.unit = None
-        if self.held_out is not None:
-            self.unit = held_out_distance(self.vectors, self.held_out.vectors)
-        self.same = None
-        if not lone:
-            own = [row.seed for row in last.select(split="train").rows]
-            self.same = same_seed(own, [row.seed for row in seen.rows])
-        order = torch.randperm(len(data.val), generator=torch.Generator().manual_seed(0))
-        self.choice = data.val[order[:CHOICE]]
-
-    def measure(self, batch: WeightBatch, excluded: Tensor | None = None) -> Measured:
-        """Accuracy and novelty; `excluded` (n, training) are pairs of networks of one seed."""
-        val, wrong = _wrong(batch.to(self.device), self.data, self.choice, self.data.test)
-        measured = Measured(_accuracy(val), _accuracy(wrong), diversity=mutual_iou(wrong))
-        if self.unit is not None:
-            distances = nearest_distance(batch.vectors.cpu(), self.vectors, excluded)
-            measured.ratio = distances / self.unit
-            measured.iou = largest_iou(wrong, self.wrong, excluded)
-        return measured
-
-    def zoo(self) -> dict[str, Measured]:
-        """Training networks, each against those of other seeds, and held-out ones."""
-        found = {"zoo": self.measure(self.train, self.same)}
-        if self.same is None:  # one seed: there is nothing to leave out and compare with
-            found["zoo"].ratio = found["zoo"].iou = None
-        if self.held_out is not None:
-            found["zoo-held-out"] = self.measure(self.held_out)
-        for measured in found.values():
-            measured.epoch = self.epoch
-        return found
 
 
 def _task_card(
@@ -295,16 +231,18 @@ def _task_card(
     model, n = sampler.model, sampler.n
     samples = sampler.draw(task, task, n, trajectory=full)
     generated = _joined(samples)
-    reference = _Reference(zoo, task, model.config.epochs, images[task], generated.vectors.device)
+    reference = Reference(
+        images[task], zoo, task, epochs=model.config.epochs, device=generated.vectors.device
+    )
     train, held_out = reference.train, reference.held_out
     batches = {"flown": generated} | _compared(sampler, zoo, task, train, held_out)
     methods = reference.zoo() | {name: reference.measure(x) for name, x in batches.items()}
-    card = TaskCard(task, methods, sampler.recognised(task))
+    card = TaskCard(task, methods, sampler.recognised(task, len(images[task].classes)))
     card.seconds = sum(s.seconds for s in samples)
     card.nfe = max(s.nfe for s in samples)
     if full:
-        _explain(card, sampler, images, generated)
-        _follow(card, model, sampler.layouts[task], samples[0], images[task])
+        _explain(card, sampler, reference, images, generated)
+        _follow(card, model, sampler.layouts[task], samples[0], reference)
         encoded = {"zoo": train, "held-out": held_out}
         card.latents = {k: model.encode(x).flatten(1).cpu() for k, x in encoded.items() if x}
         card.latents["samples"] = torch.cat([s.latents for s in samples]).flatten(1).cpu()
@@ -320,13 +258,17 @@ def _compared(
     if held_out is not None:
         batches["reconstruction-held-out"] = sampler.model.reconstruct(held_out)
     generator = torch.Generator().manual_seed(sampler.seed)
-    init = zoo.about.get("recipes", {}).get(task, {}).get("init", "default")
+    init = zoo.recipe(task).get("init", "default")
     found = fitting(train, init)
     return batches | {name: draw(train, sampler.n, generator) for name, draw in found.items()}
 
 
 def _explain(
-    card: TaskCard, sampler: _Sampler, images: Mapping[str, ImageData], generated: WeightBatch
+    card: TaskCard,
+    sampler: _Sampler,
+    reference: Reference,
+    images: Mapping[str, ImageData],
+    generated: WeightBatch,
 ) -> None:
     """Does the context decide? Confusion of tasks, and networks from others' support sets."""
     classes = len(images[card.task].classes)
@@ -334,24 +276,27 @@ def _explain(
     comparable = [t for t in others if len(images[t].classes) == classes]
     card.on_others = dict.fromkeys(others)
     card.on_others[card.task] = card.methods["flown"].test
-    own = images[card.task]
-    found = _wrong(generated, own, *(images[other].test for other in comparable))
-    card.on_others |= dict(zip(comparable, map(_accuracy, found), strict=True))
+    found = reference.wrong(generated, *(images[other].test for other in comparable))
+    card.on_others |= dict(zip(comparable, map(accuracy, found), strict=True))
     if comparable:
         share = -(-sampler.n // len(comparable))
         drawn = [_joined(sampler.draw(card.task, other, share)) for other in comparable]
-        card.shuffled = torch.cat([_accuracy(_wrong(x, own, own.test)[0]) for x in drawn])
+        wrong = [reference.wrong(batch, reference.test)[0] for batch in drawn]
+        card.shuffled = accuracy(torch.cat(wrong))
 
 
-def _follow(card: TaskCard, model: Flown, layout: int, samples: Samples, data: ImageData) -> None:
+def _follow(
+    card: TaskCard, model: Flown, layout: int, samples: Samples, reference: Reference
+) -> None:
     """Accuracy of the networks decoded at eleven times on the way from source to weights."""
     if samples.path is None or samples.times is None:
         return
     path = samples.path[:, :_FEW]
     places = sorted({round(i * (len(path) - 1) / 10) for i in range(11)})
     card.times = samples.times.cpu()[places]
-    (wrong,) = _wrong(model.decode(path[places].flatten(0, 1), layout), data, data.test)
-    card.along = _accuracy(wrong).view(len(places), -1)
+    decoded = model.decode(path[places].flatten(0, 1), layout)
+    (wrong,) = reference.wrong(decoded, reference.test)
+    card.along = accuracy(wrong).view(len(places), -1)
     card.path = path.flatten(2).cpu()
 
 
@@ -375,7 +320,7 @@ def _row(
         "method": method,
         "metric": metric,
         "value": float(values.mean()),
-        "std": float(values.std()) if len(values) > 1 else None,
+        "std": deviation(values),
         "n": len(values),
         "selection": selection,
         "epoch": epoch,

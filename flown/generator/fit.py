@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from flown import encoders, flow
 from flown.base.errors import FlownError, unknown
+from flown.base.seeding import seeded
 from flown.context import ContextHead
 from flown.context.head import CONTEXT_DIM
 from flown.context.tokens import Contexts, Images, token_width
@@ -58,8 +59,7 @@ def fit_encoder(
         raise FlownError("functional: mse, kl, ce, spread are all 0; there is nothing to train for")
     if config.functional.ce and config.context.permute:
         raise FlownError("functional.ce: labels do not change places; leave out context.permute")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)  # parameters are initialised by torch's own rules
+    with seeded(config.seed):  # parameters are initialised by torch's own rules
         encoder = encoders.build(config.encoder, networks.joint, networks.scale.size)
     encoder.to(device)
     if isinstance(encoder, encoders.Identity):
@@ -209,8 +209,7 @@ def fit_flow(
             device=device,
         )
     width = None if contexts is None else token_width(contexts.support, config.context.tokens)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed + 1)
+    with seeded(config.seed + 1):
         parts = flow_parts(
             config, latents.shape[-3:], len(networks.joint.layouts), networks.classes, width
         )

@@ -21,9 +21,10 @@ from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
 from flown import encoders, flow, tasks
-from flown.base.config import describes
 from flown.base.errors import FlownError
-from flown.base.files import prepare_output, read_json, write_json
+from flown.base.files import read_json, write_json
+from flown.base.run import Run, digest
+from flown.base.seeding import seeded
 from flown.context import SupportEncoder
 from flown.context.tokens import TOKENS, Contexts, Images, token_width
 from flown.flow.marginals import time_of
@@ -106,21 +107,30 @@ class Flown(nn.Module, ModelHubMixin):
             TrainingError: a loss became NaN.
         """
         config = config or FlownConfig()
-        out = prepare_output(out, overwrite, resume)
-        run = {"config": config.model_dump(mode="json"), "zoo": zoo.identity, "flown": __version__}
-        made = out / "run.json"
-        if made.exists() and not describes(made, run, FlownConfig):
-            raise FlownError(f"{out}: holds a run with another config or zoo; choose another --out")
+        prior = load_prior(config)
+        names = sorted({task.dataset for task in zoo.tasks.values()})
+        images = images or {name: tasks.load_any(name) for name in names}
+        run = Run(
+            out,
+            {
+                "config": config.model_dump(mode="json"),
+                "zoo": zoo.identity,
+                "images": {name: images[name].identity for name in names if name in images},
+                "prior": digest(*prior.values()) if prior else None,
+            },
+            resume=resume,
+            overwrite=overwrite,
+            configs={"config": FlownConfig},
+            newer=("images", "prior"),
+            sources=[zoo.path],
+        )
+        out = run.out
         if resume and (out / "model" / "config.json").exists():
             model = cls.from_pretrained(str(out / "model"))
             model.history = read_json(out / "history.json")
             return model.to(device)
-        images = images or {
-            name: tasks.load_any(name) for name in {task.dataset for task in zoo.tasks.values()}
-        }
         networks = TrainingSet.of(zoo, config.epochs)
-        prior = load_prior(config)
-        write_json(made, run)
+        run.write()
         encoder, encoder_history = fit_encoder(networks, config, images, out, resume, device)
         support = contexts = None
         if config.context.mode != "none":
@@ -238,7 +248,7 @@ class Flown(nn.Module, ModelHubMixin):
         seconds = time.perf_counter() - start
         outputs = batch.layout.architecture.outputs
         names = tuple(classes) if classes is not None else tuple(map(str, range(outputs)))
-        batch.task = Task(id="support", dataset="support", classes=names, split="test")
+        batch.task = Task(id="support set", dataset="support set", classes=names, split="test")
         batch.provenance |= {
             "generator": f"flown {__version__}",
             "seed": seed,
@@ -330,7 +340,8 @@ class Flown(nn.Module, ModelHubMixin):
         layouts = [WeightLayout.parse(v, f"{path}/config.json") for v in values["layouts"]]
         support = None
         if config.context.mode != "none":
-            support = SupportEncoder.from_values(values["support"])
+            with seeded(config.seed):
+                support = SupportEncoder.from_values(values["support"])
         frozen = files.rests(tensors["encoder"], len(layouts))
         prior = files.floats("prior", tensors["flow"])
         model = cls.untrained(config, layouts, known, support, frozen, prior)
@@ -353,8 +364,7 @@ class Flown(nn.Module, ModelHubMixin):
         """A model of random parameters, to be filled; `support` belongs to models with context."""
         joint = JointLayout.of(layouts)
         width = None if support is None else token_width(support, config.context.tokens)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+        with seeded(config.seed):
             scale = NetworkScale(joint)
             encoder = encoders.build(config.encoder, joint, scale.size)
             space = LatentSpace(joint, scale, encoder, frozen)

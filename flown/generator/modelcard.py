@@ -34,7 +34,7 @@ import flown
 model = flown.Flown.from_pretrained("PATH OR HUB ID")
 batch = model.generate(images, labels, n=50)   # uint8 (K, c, H, W) and (K,) -> 50 networks
 net = batch.module(0)                          # torch.nn.Module
-logits = net(batch.layout.architecture.preprocess(new_images))
+logits = net(batch.preprocess(new_images))
 ```
 """
 

@@ -9,9 +9,7 @@ keyed by a fingerprint of the backbone (weights and structure) and one of the im
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from torch import Tensor, nn
 from flown.base.errors import FlownError, unknown
 from flown.base.files import load_tensors, save_tensors
 from flown.base.frozen import load_frozen, load_shipped, save_frozen
+from flown.base.trust import is_code, load_code
 from flown.context.backbones import Backbone, BackboneConfig, features
 from flown.tasks import cache_folder
 from flown.zoo.rows import checksum
@@ -115,11 +114,11 @@ def load_backbone(name: str | Path) -> nn.Module:
 
     Args:
         name: a shipped one of `SHIPPED`, a file that `Standardised.save` wrote, `timm/NAME`, or
-            `package.module:function`: a function without arguments that returns a module from uint8
-            images (N, c, H, W) to features (N, F).
+            `package.module:function`: whatever can be imported and called, without arguments, for
+            a module from uint8 images (N, c, H, W) to features (N, F); allow it by `flown.trust`.
 
     Raises:
-        FlownError: no such backbone, or the function returns something else.
+        FlownError: no such backbone, code that is not allowed, or what the function returns is no module.
     """
     text = str(name)
     if text in SHIPPED:
@@ -128,16 +127,11 @@ def load_backbone(name: str | Path) -> nn.Module:
         return _Timm(text.removeprefix("timm/"))
     if text.endswith(".safetensors"):
         return Standardised.load(text)
-    module, colon, attribute = text.partition(":")
-    if not colon:
+    if not is_code(text):
         raise unknown(
             "backbone", text, (*SHIPPED, "timm/NAME", "FILE.safetensors", "module:function")
         )
-    try:
-        make: Callable[[], nn.Module] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise FlownError(f"backbone '{text}': cannot be imported ({error})") from None
-    made = make()
+    made = load_code(text, "backbone")()
     if not isinstance(made, nn.Module):
         raise FlownError(f"backbone '{text}': returned {type(made).__name__}, expected nn.Module")
     return made.eval().requires_grad_(False)

@@ -59,6 +59,10 @@ class ClassTokens:
     def __getitem__(self, rows: slice | Tensor) -> ClassTokens:
         return ClassTokens(self.tokens[rows], self.centre[rows], self.radius[rows])
 
+    def to(self, device: torch.device | str) -> ClassTokens:
+        """The same on a device."""
+        return ClassTokens(self.tokens.to(device), self.centre.to(device), self.radius.to(device))
+
     @classmethod
     def join(cls, parts: Sequence[ClassTokens]) -> ClassTokens:
         """The tasks of all parts."""

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from flown.base.config import Config
 from flown.base.errors import FlownError
-from flown.base.files import prepare_output, read_json, save_tensors, write_json
+from flown.base.files import save_tensors
 from flown.base.progress import bar
+from flown.base.run import Run
 from flown.heads.classifiers import apply_heads
 from flown.heads.frames import ClassTokens, class_tokens
 from flown.heads.probe import ProbeConfig, probe
@@ -123,27 +124,26 @@ def train_heads(
     config = config or HeadsConfig()
     if config.tasks < 1:
         raise FlownError(f"heads: tasks must be 1 or more, got {config.tasks}")
-    out = prepare_output(out, overwrite, resume)
     begun = {
         "heads": config.model_dump(mode="json"),
         "features": checksum(features.flatten()),
         "classes": classes.tolist(),
         "sampler": SAMPLER,
     }
-    progress, done = out / "progress.json", None
-    held: object = begun
+    run = Run(
+        out,
+        begun,
+        resume=resume,
+        overwrite=overwrite,
+        configs={"heads": HeadsConfig},
+        file="progress.json",
+    )
+    out = run.out
     if resume and (out / "zoo.json").exists():
         done = Zoo.open(out)
-        held = done.about.get("recipes", {}).get(name)
-    elif progress.exists():
-        held = read_json(progress)
-    if held != begun:
-        raise FlownError(
-            f"{out}: holds heads of another config, other features or an older sampler; choose another folder"
-        )
-    if done is not None:
+        run.check(done.about.get("recipes", {}).get(name, {}), out / "zoo.json")
         return done
-    write_json(progress, begun)
+    run.write()
     pool = ClassPool(labels, classes)
     layout = heads_layout(features.shape[1], config.ways)
     count = shards(config)
@@ -161,7 +161,7 @@ def train_heads(
     found = [task for table in tables for task in TaskTable.read(table).values()]
     about = {"recipes": {name: begun}, "seed": config.seed, "flown": __version__}
     zoo = Zoo.write(out, [layout], found, rows, about)
-    for scratch in (progress, *parts, *tables):
+    for scratch in (run.file, *parts, *tables):
         scratch.unlink()
     return zoo
 

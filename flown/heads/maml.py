@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from flown.base.config import Config
 from flown.base.errors import FlownError
+from flown.base.seeding import seeded
 from flown.context import FeatureSet
 from flown.context.episodes import EpisodeLoss
 from flown.heads.classifiers import accuracy
@@ -114,8 +115,7 @@ def train_maml(
         raise FlownError("train_maml: no set of features given")
     for known in sets:
         check_disjoint(known.class_split)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = MAML(config)
     held_out = [
         known.pool("val")

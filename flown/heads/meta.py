@@ -28,6 +28,7 @@ from flown import encoders, flow
 from flown.base.config import Config
 from flown.base.errors import FlownError
 from flown.base.frozen import load_frozen, load_shipped, save_frozen
+from flown.base.seeding import seeded
 from flown.encoders import EncoderConfig, LinearConfig, VAEConfig
 from flown.flow import VelocityConfig, samplers
 from flown.flow.diffusion import diffusion_loss
@@ -157,6 +158,10 @@ class HeadFlow(nn.Module):
 
         return load_frozen(path, "heads", "generator of heads", HeadFlowConfig, build)
 
+    @property
+    def device(self) -> torch.device:
+        return self.standardizer.mean.device
+
     def encode(self, rows: Tensor) -> Tensor:
         """Rows (B, F + 1) to latents (B, 4, 8, 8)."""
         return self.encoder.encode(self.standardizer(rows))
@@ -167,7 +172,8 @@ class HeadFlow(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, heads: Tensor, tasks: ClassTokens) -> Tensor:
-        """decode(encode(w)) of the tasks' heads (T, W F + W)."""
+        """decode(encode(w)) of the tasks' heads (T, W F + W), on the model's device."""
+        tasks, heads = tasks.to(self.device), heads.to(self.device)
         rows = tasks.framed(split_heads(heads, tasks.tokens.shape[1]))
         found = [self.decode(self.encode(part)) for part in rows.flatten(0, 1).split(_ROWS)]
         return join_rows(tasks.unframed(torch.cat(found).view_as(rows)))
@@ -206,7 +212,7 @@ class HeadFlow(nn.Module):
         steps: int = 20,
         noise: Tensor | None = None,
     ) -> Tensor:
-        """Heads (T, n, W F + W) for tasks with these class tokens.
+        """Heads (T, n, W F + W) for tasks with these class tokens, on the model's device.
 
         Args:
             solver: `euler` and others for a flow, `ddim` or `ddpm` for a diffusion.
@@ -215,6 +221,7 @@ class HeadFlow(nn.Module):
         Raises:
             FlownError: n < 1, features of another size, a solver unknown or not of this model.
         """
+        tasks = tasks.to(self.device)
         tokens = tasks.tokens
         if n < 1 or tokens.ndim != 3 or tokens.shape[2] != self.context.norm.normalized_shape[0]:
             size, got = self.features, tokens.shape[2] // 2
@@ -248,6 +255,7 @@ class HeadFlow(nn.Module):
 
         Classes in another order have the same rows in that order.
         """
+        tasks = tasks.to(self.device)
         count, ways = tasks.tokens.shape[:2]
         generator = torch.Generator(tasks.tokens.device).manual_seed(seed)
         noise = torch.randn(
@@ -278,7 +286,9 @@ class _RowsObjective(nn.Module):
         self.encoder, self.rows, self.batch = model.encoder, rows, batch
 
     def forward(self, generator: torch.Generator) -> Tensor:
-        rows = self.rows[torch.randint(len(self.rows), (self.batch,), generator=generator)]
+        device = self.rows.device
+        chosen = torch.randint(len(self.rows), (self.batch,), generator=generator, device=device)
+        rows = self.rows[chosen]
         mask = torch.ones_like(rows, dtype=torch.bool)
         decoded, penalty = self.encoder.training_pass(rows, mask, generator)
         return (decoded - rows).square().mean() + penalty
@@ -295,7 +305,8 @@ class _FlowObjective(nn.Module):
     def forward(self, generator: torch.Generator) -> Tensor:
         (model,) = self.model
         count = max(1, model.config.flow_training.batch_size // self.tokens.shape[1])
-        chosen = torch.randint(len(self.tokens), (count,), generator=generator)
+        device = self.tokens.device
+        chosen = torch.randint(len(self.tokens), (count,), generator=generator, device=device)
         tokens, x1 = self.tokens[chosen], self.latents[chosen].flatten(0, 1)
         contexts = self.context(tokens).flatten(0, 1)
         if model.config.process != "flow":
@@ -304,7 +315,9 @@ class _FlowObjective(nn.Module):
         return flow.flow_matching_loss(self.velocity, x0, x1, contexts, generator=generator)
 
 
-def _fit_encoder(model: HeadFlow, standard: Tensor, out: Path, resume: bool) -> None:
+def _fit_encoder(
+    model: HeadFlow, standard: Tensor, out: Path, resume: bool, device: torch.device | str
+) -> None:
     """Trains the encoder on standardised rows (B, F + 1); a linear one has a closed form."""
     config = model.config
     if isinstance(model.encoder, encoders.Linear):
@@ -312,7 +325,13 @@ def _fit_encoder(model: HeadFlow, standard: Tensor, out: Path, resume: bool) -> 
         return
     objective = _RowsObjective(model, standard, config.encoder_training.batch_size)
     model.history["encoder"] = train(
-        objective, config.encoder_training, out=out, name="encoder", seed=config.seed, resume=resume
+        objective,
+        config.encoder_training,
+        out=out,
+        name="encoder",
+        seed=config.seed,
+        resume=resume,
+        device=device,
     )
     model.encoder.fit_scale(standard[:8192])
 
@@ -325,6 +344,7 @@ def fit_heads(
     out: Path | str,
     resume: bool = False,
     like: HeadFlow | None = None,
+    device: torch.device | str = "cpu",
 ) -> HeadFlow:
     """Trains a generator on probed heads (T, W F + W) and their tasks' class tokens.
 
@@ -340,16 +360,18 @@ def fit_heads(
     features = tasks.centre.shape[1]
     if tuple(heads.shape) != (want := (len(tokens), ways * features + ways)):
         raise FlownError(f"heads: expected {want} for these tasks, got {tuple(heads.shape)}")
-    rows = tasks.framed(split_heads(heads, ways))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)  # parameters are initialised by torch's own rules
+    tasks = tasks.to(device)
+    tokens = tasks.tokens
+    rows = tasks.framed(split_heads(heads.to(device), ways))
+    with seeded(config.seed):  # parameters are initialised by torch's own rules
         model = HeadFlow(config, features, tokens.shape[2])
     flat = rows.flatten(0, 1)
     shared: dict[str, Any] = {} if like is None else like.state_dict()
     if like is None:
-        model.standardizer.fit(flat)
+        model.standardizer.fit(flat.cpu())
+        model.to(device)
         standard = model.standardizer(flat)
-        _fit_encoder(model, standard, Path(out), resume)
+        _fit_encoder(model, standard, Path(out), resume, device)
         means = tokens[..., :features]
         distance = (means - means.mean(dim=1, keepdim=True)).norm(dim=2).mean()
         model.stretch.copy_(rows[..., :-1].norm(dim=2).mean() / distance)
@@ -359,7 +381,7 @@ def fit_heads(
             for k, v in shared.items()
             if k.startswith(("encoder.", "standardizer.", "stretch"))
         }
-        model.load_state_dict(reused, strict=False)
+        model.to(device).load_state_dict(reused, strict=False)
     model.encoder.requires_grad_(False)
     with torch.no_grad():
         latents = torch.cat([model.encode(part) for part in flat.split(_ROWS)])
@@ -371,5 +393,6 @@ def fit_heads(
         name="flow",
         seed=config.seed + 1,
         resume=resume,
+        device=device,
     )
     return model.eval().requires_grad_(False)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from flown.base.errors import FlownError
+from flown.base.seeding import seeded
 from flown.weights.batch import WeightBatch
 from flown.weights.layout import WeightLayout
 from flown.zoo.train.shard import initial
@@ -45,7 +46,7 @@ def random_init(
 
 
 def nearest(train: WeightBatch, n: int, generator: torch.Generator) -> WeightBatch:
-    """Lookup: training networks of the task that the support set is recognised as."""
+    """Lookup: training networks of the task that the support set is of."""
     return train.on(train.vectors[_rows(train, n, generator)])
 
 
@@ -92,8 +93,7 @@ def subset_default(train: WeightBatch, n: int, generator: torch.Generator) -> We
 
 
 def _fresh(layout: WeightLayout, seed: int) -> dict[str, Tensor]:
-    with torch.random.fork_rng(devices=[]):  # networks initialise themselves from the global one
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):  # networks initialise themselves from the global one
         return {name: p.detach() for name, p in layout.architecture.build().named_parameters()}
 
 
@@ -127,7 +127,7 @@ def fitting(train: WeightBatch, init: str = "default") -> dict[str, Baseline]:
 
     `init` is the recipe's; where it is not PyTorch's, `recipe-init` starts from it.
     """
-    if train.rest:
+    if any(name not in train.layout.names for name, _ in train.network.named_parameters()):
         return {k: v for k, v in BASELINES.items() if k != "random-init"} | SUBSET_BASELINES
     if init != "default":
         return BASELINES | {"recipe-init": partial(random_init, init=init)}

@@ -7,11 +7,14 @@ Images are preprocessed as the networks' own task says, and in chunks: memory do
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from flown.base.errors import FlownError
 from flown.base.files import check_finite
+from flown.tasks import labels_in
 from flown.weights.batch import WeightBatch
 
 _IMAGES = 1000  # images preprocessed at a time
@@ -42,27 +45,34 @@ def predictions(batch: WeightBatch, images: Tensor) -> Tensor:
     return classes
 
 
-def evaluate(batch: WeightBatch, images: Tensor, labels: Tensor) -> Tensor:
+def evaluate(
+    batch: WeightBatch, images: Tensor, labels: Tensor, classes: Sequence[str] | None = None
+) -> Tensor:
     """Accuracy in percent of every network, (n,).
 
     Args:
         images: uint8 (N, c, H, W).
         labels: integers (N,) in 0..C-1, C the networks' classes.
+        classes: what the labels are called, as `ImageData.classes`; they are then compared by name
+            with the networks', and may stand in another order.
 
     Raises:
-        FlownError: no image, another number of labels, a label out of range, or as `predictions`.
+        FlownError: other classes than the networks', no image, another number of labels, a label out of
+            range, or as `predictions`.
     """
     if labels.ndim != 1 or not len(images) or len(images) != len(labels):
         got = f"{len(images)} images and labels of shape {tuple(labels.shape)}"
         raise FlownError(f"evaluate: expected N > 0 images and N labels, got {got}")
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise FlownError(f"evaluate: expected integer labels, got {labels.dtype}")
-    classes = batch.layout.architecture.outputs
-    wrong = labels[(labels < 0) | (labels >= classes)]
+    outputs = batch.layout.architecture.outputs
+    wrong = labels[(labels < 0) | (labels >= outputs)]
     if len(wrong):
         raise FlownError(
-            f"evaluate: label {int(wrong[0])} is out of range 0..{classes - 1}, the classes of "
+            f"evaluate: label {int(wrong[0])} is out of range 0..{outputs - 1}, the classes of "
             f"{batch.name}"
         )
+    if classes is not None and batch.task is not None:
+        labels = labels_in(labels, classes, batch.task.classes, f"evaluate: {batch.name}")
     hits = predictions(batch, images) == labels.to(batch.vectors.device)
     return 100 * hits.float().mean(dim=1)

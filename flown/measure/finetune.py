@@ -23,13 +23,13 @@ from torch import Tensor
 
 from flown.base.config import Config
 from flown.base.errors import FlownError, TrainingError
-from flown.base.files import load_tensors, prepare_output, read_json, save_tensors, write_json
+from flown.base.files import load_tensors, prepare_file, read_json, save_tensors, write_json
 from flown.base.progress import bar
 from flown.measure.evaluate import evaluate
 from flown.nets.batched import batchnorm
-from flown.tasks import ImageData
-from flown.tasks.task import Task
+from flown.tasks import ImageData, Task, in_order
 from flown.version import __version__
+from flown.weights import construction
 from flown.weights.batch import WeightBatch
 from flown.zoo.rows import checksum
 from flown.zoo.train.trainers import trainer
@@ -129,7 +129,8 @@ def finetune(
 
     Images are preprocessed as the networks' task says, whatever their size and colours. BatchNorm's
     statistics are estimated anew on the training images. Of a subset, the rest stays frozen. The
-    result's task has the data's name and classes.
+    result's task has the data's name and classes; classes that the networks have as well stay in
+    their order.
 
     Args:
         out: where to write networks and curves (see above); nothing is written without it.
@@ -143,6 +144,8 @@ def finetune(
     config = config or FinetuneConfig()
     config.check()
     _check(batch, images)
+    if batch.task is not None:
+        images = in_order(images, batch.task.classes, None)
     files = None
     if out is not None:
         files = _Files(Path(out), _plan(batch, images, config), resume, overwrite)
@@ -204,7 +207,7 @@ class _Run:
             )
         self.batch = batch.to(device).calibrated(self.train.images, batch_size=config.batch_size)
         layout, rest = self.batch.layout, self.batch.rest
-        net = layout.architecture.build()
+        net = construction.fill(layout.architecture.build(), rest)
         frozen = any(name not in layout.names for name, _ in net.named_parameters())
         own = [x for x in batchnorm.layers(net) if f"{x}.running_mean" not in rest]
         x = self.train.images if frozen else layout.architecture.preprocess(self.train.images)
@@ -214,7 +217,6 @@ class _Run:
             layout,
             self.batch.vectors,
             x,
-            self.train.labels,
             config.batch_size,
             rates,
             decays,
@@ -229,9 +231,8 @@ class _Run:
         loss = None
         if epoch:
             first = (epoch - 1) * self.steps
-            losses = self.engine.run(
-                self._orders(epoch), first, self.scale[first : first + self.steps]
-            )
+            rows, scale = self._orders(epoch), self.scale[first : first + self.steps]
+            losses = self.engine.run(rows, self.train.labels[rows], first, scale)
             sound = torch.isfinite(losses) & torch.isfinite(self.engine.vectors.cpu()).all(dim=1)
             if not sound.all():
                 raise TrainingError(
@@ -292,7 +293,7 @@ class _Files:
         self.out, self.plan = out, plan
         self.curves, self.progress = curves_file(out), out.with_suffix(".progress.safetensors")
         for path in (out, self.curves, self.progress):
-            prepare_output(path, overwrite, resume)
+            prepare_file(path, overwrite, resume)
         if not resume:  # `out` stays until its successor is whole: it may be what is trained
             self.curves.unlink(missing_ok=True)
             self.progress.unlink(missing_ok=True)

@@ -59,24 +59,13 @@ def aligned_distance(batch: WeightBatch, training: Aligned) -> Tensor:
     return torch.stack(distances).float()
 
 
-def same_seed(seeds: Sequence[int], others: Sequence[int]) -> Tensor:
-    """Pairs (n, m) of checkpoints that come from one training run."""
-    return torch.tensor(seeds)[:, None] == torch.tensor(others)[None]
+def same_network(models: Sequence[int], others: Sequence[int]) -> Tensor:
+    """Pairs (n, m) of checkpoints of one task that come from one training, by `Row.model`.
 
-
-def leave_one_out(training: Tensor, seeds: Sequence[int]) -> Tensor:
-    """Each training network's distance to the nearest of another seed, (m,).
-
-    Args:
-        training: (m, D).
-        seeds: of each of the m; checkpoints of one seed are near-duplicates and measure nothing.
-
-    Raises:
-        FlownError: all checkpoints are of one seed.
+    Such checkpoints are near-duplicates: to compare them says nothing. Seeds would not do, the
+    networks of a grid may share one.
     """
-    if len(set(seeds)) < 2:
-        raise FlownError("leave_one_out: needs training networks of two seeds at least")
-    return nearest_distance(training, training, same_seed(seeds, seeds))
+    return torch.tensor(models)[:, None] == torch.tensor(others)[None]
 
 
 def held_out_distance(training: Tensor, held_out: Tensor) -> float:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from flown.base.errors import FlownError, unknown
+from flown.base.trust import is_code, load_code
 from flown.nets.cnn import ACTIVATIONS, cnn_medium, cnn_small
 from flown.nets.large import convnext_tiny, resnet18, vit_base
 from flown.nets.linear import NormalisedHead, linear_head
 from flown.nets.resnet import resnet20
 
-__all__ = ["ACTIVATIONS", "INPUT_SIZES", "NETS", "build", "build_for", "input_size"]
+__all__ = [
+    "ACTIVATIONS",
+    "DEFAULT_INITIALISED",
+    "INPUT_SIZES",
+    "NETS",
+    "build",
+    "input_size",
+]
 
 NETS: dict[str, Callable[..., nn.Module]] = {
     "cnn-small": cnn_small,
@@ -36,6 +45,10 @@ INPUT_SIZES = {
     "linear-head": 1,
     "normalised-head": 1,
 }
+# Networks whose constructors leave all layers at PyTorch's default initialisation.
+DEFAULT_INITIALISED = frozenset(
+    {"cnn-small", "cnn-medium", "resnet20", "linear-head", "normalised-head"}
+)
 
 
 def build(
@@ -44,16 +57,17 @@ def build(
     """A freshly made network with its own default initialisation.
 
     `name` is one of `NETS`, or `package.module:function`: anything that can be imported and
-    called. It gets those of `channels`, `classes`, `activation` and `size` (the side of its images,
-    by default the usual one) that it takes by name.
+    called, once the user allowed it (`flown.trust`). It gets those of `channels`, `classes`,
+    `activation` and `size` (the side of its images, by default the usual one) that it takes by name.
 
     Raises:
-        FlownError: unknown name or activation, fewer than two classes, no channel, or a function
-            that cannot be imported or does not return a network.
+        FlownError: unknown name or activation, fewer than two classes, no channel, a function that
+            is not allowed, cannot be imported or does not return a network, or a parameter that a
+            vector of float32 numbers cannot hold.
     """
     if channels < 1 or classes < 2:
         raise FlownError(f"{name}: needs a channel and two classes, got {channels} and {classes}")
-    make = _imported(name) if ":" in name else NETS.get(name)
+    make = load_code(name, "network") if is_code(name) else NETS.get(name)
     if make is None:
         raise unknown("network", name, NETS)
     given = {
@@ -69,7 +83,24 @@ def build(
         raise FlownError(f"network '{name}': {error}") from None
     if not isinstance(net, nn.Module):
         raise FlownError(f"network '{name}': returned {type(net).__name__}, expected nn.Module")
+    _check_parameters(name, net)
     return net
+
+
+def _check_parameters(name: str, net: nn.Module) -> None:
+    lazy = [key for key, x in [*net.named_parameters(), *net.named_buffers()] if is_lazy(x)]
+    if lazy:
+        raise FlownError(
+            f"network '{name}': '{lazy[0]}' of a lazy layer has no shape yet; give the layer its "
+            "number of inputs (nn.Linear for nn.LazyLinear)"
+        )
+    for key, parameter in net.named_parameters():
+        if parameter.dtype != torch.float32:
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise FlownError(
+                f"network '{name}': parameter '{key}' holds {kind}, expected float32; keep what is "
+                "not to be generated in a buffer, and complex numbers as two real ones"
+            )
 
 
 def input_size(name: str) -> int:
@@ -81,12 +112,3 @@ def input_size(name: str) -> int:
     if name not in INPUT_SIZES:
         raise FlownError(f"{name}: the side of its input is not known; give the recipe a `size`")
     return INPUT_SIZES[name]
-
-
-def _imported(name: str) -> Callable[..., nn.Module]:
-    module, _, attribute = name.partition(":")
-    try:
-        make: Callable[..., nn.Module] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise FlownError(f"network '{name}': cannot be imported ({error})") from None
-    return make

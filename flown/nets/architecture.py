@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from flown.base.config import Config
 from flown.base.errors import FlownError
+from flown.base.seeding import seeded
 
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -59,11 +60,12 @@ class Architecture(Config):
         return ((x - self.mean) / self.std).expand(-1, self.channels, -1, -1)
 
     def build(self) -> nn.Module:
-        """A freshly initialised network.
+        """A network, initialised from torch's global generator, which stays where it is.
 
         Raises:
             FlownError: as `flown.nets.build`.
         """
         from flown.nets import build
 
-        return build(self.net, self.channels, self.outputs, self.activation, self.size)
+        with seeded(None):
+            return build(self.net, self.channels, self.outputs, self.activation, self.size)

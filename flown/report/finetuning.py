@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Curves = Mapping[str, Mapping[str, list[Point]]]  # data set -> method -> points
 LEAD = "lead-over-best-init"  # points of accuracy, generated networks over the best initialisation
+AHEAD = "ahead-of-flown"  # points of accuracy, the same support sets' networks compared in pairs
 GAP = "gap-to-zoo"  # generated networks minus the zoo's checkpoints
 THROUGH = ("flown-trajectory", "flown-trajectory-stopped")  # at its last epoch, at one chosen
 _TICKS = (0, 1, 2, 5, 10, 25, 50, 100)
@@ -112,27 +113,25 @@ def bars(rows: list[Row]) -> Table:
 
 
 def through(rows: list[Row]) -> Table:
-    """How far the flow through several epochs is ahead of the one to the last, ± the standard error."""
-    found = {(r["dataset"], r["method"], r["epoch"]): r for r in rows if r["metric"] == "accuracy"}
-    epochs = sorted({epoch for _, method, epoch in found if method == THROUGH[0]})
+    """How far the flow through several epochs is ahead of the one to the last, ± the standard error.
+
+    Both methods' i-th networks come from one support set and see the same images in the same order,
+    so the error is that of the mean of their differences.
+    """
+    found = {(r["dataset"], r["method"], r["epoch"]): r for r in rows if r["metric"] == AHEAD}
+    epochs = sorted({epoch for *_, epoch in found})
     body = []
     for name in dict.fromkeys(r["dataset"] for r in rows):
         for method in THROUGH:
-            pairs = [(found[name, method, e], found[name, "flown", e]) for e in epochs]
-            body.append(
-                [
-                    name,
-                    look(method).label,
-                    f"{pairs[0][0]['until']:g}",
-                    *(_ahead(own, other) for own, other in pairs),
-                ]
-            )
+            leads = [found[name, method, epoch] for epoch in epochs]
+            stop = f"{leads[0]['until']:g}"
+            body.append([name, look(method).label, stop, *map(_ahead, leads)])
     return ["data", "networks", "stop", *(f"epoch {epoch}" for epoch in epochs)], body
 
 
-def _ahead(own: Row, other: Row) -> str:
-    error = sum((row["std"] or 0.0) ** 2 / row["n"] for row in (own, other)) ** 0.5
-    return f"{own['value'] - other['value']:+.1f} ± {error:.1f}"
+def _ahead(row: Row) -> str:
+    error = "" if row["std"] is None else f" ± {row['std'] / row['n'] ** 0.5:.1f}"
+    return f"{row['value']:+.1f}{error}"
 
 
 def print_table3(rows: list[Row], console: Console) -> None:
@@ -193,8 +192,8 @@ _LEAD = (
 _THROUGH = (
     "How many points of test accuracy networks from a flow through several epochs of the zoo's "
     "trainings are ahead of those from the flow to the last epochs alone, by epochs of fine-tuning, "
-    "± the standard error; negative epochs are counted from the last. The stop is chosen, for each data "
-    "set, on validation images."
+    "± the standard error of the differences in pairs; negative epochs are counted from the last. The "
+    "stop is chosen, for each data set, on validation images."
 )
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from flown.generator.card import Card, Measured
+from flown.generator.card import Card
+from flown.measure.reference import Measured
 from flown.report.plots import ordered
 from flown.report.style import look
 

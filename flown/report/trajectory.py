@@ -50,7 +50,8 @@ def table(rows: Sequence[Row], further: int) -> Table:
         line = [_look(method).label]
         for epoch in epochs:
             row = found[method, epoch]
-            line.append(f"{row['value']:.1f} ± {row['std']:.1f}")
+            spread = "" if row["std"] is None else f" ± {row['std']:.1f}"  # one network has none
+            line.append(f"{row['value']:.1f}{spread}")
         if not further:
             line.append(f"{gaps[method]:.1f}" if method in gaps else NONE)
         body.append(line)
@@ -70,7 +71,7 @@ def curves(rows: Sequence[Row]) -> Figure:
             axis.errorbar(
                 [r["until"] for r in own],
                 [r["value"] for r in own],
-                [r["std"] for r in own],
+                [r["std"] or 0.0 for r in own],
                 color=style.colour,
                 marker=style.mark,
                 ms=4,

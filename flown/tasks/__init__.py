@@ -1,5 +1,6 @@
 """Images as tensors: by name or from a folder, in three parts; support sets and episodes."""
 
+from flown.tasks.classes import in_order, labels_in
 from flown.tasks.draw import ClassPool, Episodes, check_disjoint
 from flown.tasks.folder import (
     Pictures,
@@ -18,7 +19,7 @@ from flown.tasks.support import (
     draw_support,
     load_support,
 )
-from flown.tasks.task import Task, TaskTable
+from flown.tasks.task import Task, TaskDraw, TaskTable
 
 __all__ = [
     "ClassPool",
@@ -30,6 +31,7 @@ __all__ = [
     "Split",
     "Support",
     "Task",
+    "TaskDraw",
     "TaskTable",
     "available",
     "cache_folder",
@@ -37,6 +39,8 @@ __all__ = [
     "check_support",
     "draw_support",
     "image_files",
+    "in_order",
+    "labels_in",
     "load",
     "load_any",
     "load_folder",

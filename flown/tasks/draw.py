@@ -141,7 +141,14 @@ class ClassPool:
                 f"a support set needs an image of some class: shots={shots}, {len(self)} classes"
             )
         self._require(shots)
-        return self._images(range(len(self)), shots, generator).flatten()
+        return self.draw_places(range(len(self)), shots, generator)
+
+    def draw_places(self, places: Sequence[int], shots: int, generator: torch.Generator) -> Tensor:
+        """As `draw_support`, of the classes at `places` among the pool's, in that order.
+
+        They must have enough images.
+        """
+        return self._images(places, shots, generator).flatten()
 
     def _images(self, places: Sequence[int], each: int, generator: torch.Generator) -> Tensor:
         """Rows (W, each) of random images of the classes at `places`, none of them twice."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flown.base.errors import FlownError
+from flown.base.run import digest
 
 Pixels: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -42,6 +43,18 @@ class ImageData:
     val: Split
     test: Split
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What says whether two runs saw the same images: counts, and a digest of them all.
+
+        The test part, which no training may look at, is left out.
+        """
+        parts = {"train": self.train, "val": self.val}
+        return {
+            **{name: len(part) for name, part in parts.items()},
+            "digest": digest(*(x for part in parts.values() for x in (part.images, part.labels))),
+        }
+
 
 @dataclass(frozen=True)
 class ManyClass:
@@ -52,6 +65,11 @@ class ManyClass:
     images: Tensor  # uint8 (N, c, H, W)
     labels: Tensor  # int64 (N,)
     class_split: dict[str, Tensor]  # "train" | "val" | "test" -> class numbers
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Counts and a fingerprint, by which a run knows its data again."""
+        return {"images": len(self.images), "digest": digest(self.images, self.labels)}
 
 
 def three_way(

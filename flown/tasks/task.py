@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Literal, Optional
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from flown.base.config import Config
 from flown.base.errors import FlownError, unknown
 from flown.base.files import write_text
+from flown.tasks.classes import only_counts
 from flown.tasks.splits import ImageData, ManyClass, Split
 
 Rotation = Literal[0, 90, 180, 270]
@@ -54,6 +55,28 @@ class Task(Config):
         """The task that a data set is by itself."""
         return cls(id=images.name, dataset=images.name, classes=images.classes)
 
+    def places(self, source: ImageData | ManyClass) -> tuple[int, ...]:
+        """Where the task's classes stand among a data set's: by their names, where these say anything.
+
+        Raises:
+            FlownError: a class that is not there.
+        """
+        members = self.members or tuple(range(len(self.classes)))
+        if bad := [m for m in members if m >= len(source.classes)]:
+            raise FlownError(
+                f"task '{self.id}': member {bad[0]} is out of range 0..{len(source.classes) - 1}, "
+                f"the classes of '{source.name}'"
+            )
+        found = tuple(source.classes[m] for m in members)
+        if found == self.classes or only_counts(self.classes) or only_counts(source.classes):
+            return members
+        if missing := [name for name in self.classes if name not in source.classes]:
+            raise FlownError(
+                f"task '{self.id}': '{source.name}' has no class '{missing[0]}'; give the images that "
+                "the task is of"
+            )
+        return tuple(source.classes.index(name) for name in self.classes)
+
     def images(self, source: ImageData | ManyClass) -> ImageData:
         """The task's own images, labelled by its own numbers.
 
@@ -63,12 +86,7 @@ class Task(Config):
         Raises:
             FlownError: a member is no class of `source`, or a class has no image in some part.
         """
-        members = self.members or tuple(range(len(source.classes)))
-        if bad := [m for m in members if m >= len(source.classes)]:
-            raise FlownError(
-                f"task '{self.id}': member {bad[0]} is out of range 0..{len(source.classes) - 1}, "
-                f"the classes of '{source.name}'"
-            )
+        members = self.places(source)
         if isinstance(source, ManyClass):
             train, val, test = self._by_image(Split(source.images, source.labels), members)
         else:
@@ -98,6 +116,45 @@ class Task(Config):
         val = torch.cat([r[a:b] for r, (a, b) in zip(rows, ends, strict=True)])
         test = torch.cat([r[b:] for r, (_, b) in zip(rows, ends, strict=True)])
         return whole[train], whole[val], whole[test]
+
+
+class TaskDraw(Config):
+    """Random tasks over the classes of a many-class set.
+
+    `ways` classes each, all images turned by one of `rotations`; `part` is the set's own part of
+    classes, so that tasks over other parts share none with these. A share `held_out` of the tasks is
+    of split `val`.
+    """
+
+    ways: int = Field(default=10, ge=2)
+    rotations: tuple[Rotation, ...] = (0, 90, 180, 270)
+    part: Literal["train", "val", "test"] = "train"
+    held_out: float = Field(default=0.1, ge=0, lt=1)
+
+    def task(self, source: ManyClass, number: int, seed: int = 0) -> Task:
+        """The task of that number; the same for the same seed, whatever others are drawn.
+
+        Raises:
+            FlownError: fewer classes than `ways`.
+        """
+        classes = source.class_split[self.part]
+        if self.ways > len(classes):
+            raise FlownError(
+                f"{source.name}: {self.ways} ways asked for, its part '{self.part}' has "
+                f"{len(classes)} classes"
+            )
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+        members = classes[torch.randperm(len(classes), generator=generator)[: self.ways]].tolist()
+        turn = int(torch.randint(len(self.rotations), (1,), generator=generator))
+        late = float(torch.rand(1, generator=generator)) < self.held_out
+        return Task(
+            id=f"{source.name}-{number:06d}",
+            dataset=source.name,
+            classes=tuple(source.classes[member] for member in members),
+            members=tuple(members),
+            rotation=self.rotations[turn],
+            split="val" if late else "train",
+        )
 
 
 class TaskTable(Mapping[str, Task]):

@@ -21,6 +21,7 @@ from flown.base.errors import FlownError
 from flown.base.files import check_finite, load_tensors, save_tensors
 from flown.nets.batched import batchnorm, stacked
 from flown.tasks.task import Task
+from flown.weights import construction
 from flown.weights.layout import WeightLayout
 
 FORMAT = "flown-weights-2"
@@ -32,7 +33,7 @@ class WeightBatch:
     Args:
         vectors: (n, D).
         rest: what the layout leaves out and all networks share, by state_dict name, `(*shape)`:
-            frozen parameters and buffers.
+            frozen parameters, and buffers that a fresh network does not have.
         buffers: BatchNorm statistics of each network's own, `(n, *shape)`; see `calibrated`.
         task: what the networks are for, where they are for one thing and it is known.
     """
@@ -96,6 +97,12 @@ class WeightBatch:
         """Buffers that the architecture alone decides; raises where anything else is unknown."""
         self._check_parameters()
         known = {*self.rest, *self.buffers}
+        for name in sorted(construction.drawn(self.layout.architecture) - known):
+            raise FlownError(
+                f"{self.name}: its constructor draws buffer "
+                f"'{name}' at random, and these networks' is not known; pass it: "
+                "WeightBatch(..., rest={name: buffer})"
+            )
         for name in batchnorm.layers(self.network):
             if f"{name}.running_mean" not in known:
                 raise FlownError(
@@ -103,8 +110,12 @@ class WeightBatch:
                     ".calibrated(training images)"
                 )
         kept = self.network.state_dict()
-        buffers = self.network.named_buffers()
+        buffers = self.network.named_buffers(remove_duplicate=False)
         return {k: v for k, v in buffers if k in kept and k not in known}
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """The networks' input (N, channels, size, size) from uint8 images (N, c, H, W)."""
+        return self.layout.architecture.preprocess(images)
 
     def on(self, vectors: Tensor) -> WeightBatch:
         """Other networks (m, D) of the same layout on the same frozen rest."""
@@ -124,17 +135,20 @@ class WeightBatch:
         """The i-th network's state dict; a copy.
 
         Raises:
-            FlownError: the frozen rest or BatchNorm statistics are missing.
+            FlownError: the frozen rest, BatchNorm statistics or a buffer that the constructor draws
+                at random are missing.
         """
         own = self.layout.unpack(self.vectors[i][None])
         tensors = self._constants | self.rest | {name: tensor[0] for name, tensor in own.items()}
         tensors |= {name: tensor[i] for name, tensor in self.buffers.items()}
+        for name, first in construction.second_names(self.network).items():
+            tensors[name] = tensors[first]  # of one weight under two names
         return {name: tensor.clone() for name, tensor in tensors.items()}
 
     def module(self, i: int) -> nn.Module:
         """The i-th network as an `nn.Module` in eval mode.
 
-        Its input are images as `layout.architecture.preprocess` makes them.
+        Its input are images as `preprocess` makes them.
 
         Raises:
             FlownError: as `state_dict`.

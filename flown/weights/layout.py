@@ -13,10 +13,13 @@ import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
+from flown.base import trust
 from flown.base.config import Config
 from flown.base.errors import FlownError
 from flown.nets.architecture import Architecture
@@ -28,6 +31,17 @@ class WeightLayout(Config):
     architecture: Architecture
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], where: str = "config") -> Self:
+        """The layout in a file.
+
+        Raises:
+            FlownError: as any record, or its network is code that the user did not allow.
+        """
+        layout = super().parse(values, where)
+        trust.check(layout.net, where)
+        return layout
 
     @classmethod
     def of(
@@ -89,7 +103,11 @@ class WeightLayout(Config):
             FlownError: as `check`.
         """
         self.check(tensors)
-        return torch.cat([tensors[name].flatten(1) for name in self.names], dim=1)
+        parts = [
+            tensors[name].reshape(len(tensors[name]), numel)
+            for name, numel in zip(self.names, self.numels, strict=True)
+        ]
+        return torch.cat(parts, dim=1)
 
     def unpack(self, vectors: Tensor) -> dict[str, Tensor]:
         """Vectors (n, D) to stacked state dicts, name -> (n, *shape): views, no copies."""
@@ -99,7 +117,10 @@ class WeightLayout(Config):
             )
         parts = vectors.split(self.numels, dim=1)
         named = zip(self.names, self.shapes, parts, strict=True)
-        return {name: part.unflatten(1, shape) for name, shape, part in named}
+        return {
+            name: part.unflatten(1, shape) if shape else part.squeeze(1)
+            for name, shape, part in named
+        }
 
     def check_same_weights(self, other: WeightLayout, where: str) -> None:
         """Raises FlownError when `other` has another network, tensor or shape."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from flown.base.errors import FlownError
@@ -21,14 +20,15 @@ class Mapped:
             layout.check(tensors)
         except FlownError as error:
             raise FlownError(f"{path}: {error}") from None
-        self.path = path
-        self.tensors = [tensors[name] for name in layout.names]
-        self.rows = len(self.tensors[0])
-        if any(len(tensor) != self.rows for tensor in self.tensors):
+        self.path, self.layout, self.tensors = path, layout, tensors
+        self.rows = len(tensors[layout.names[0]])
+        if any(len(tensor) != self.rows for tensor in tensors.values()):
             raise FlownError(f"{path}: its tensors have different numbers of rows")
 
     def read(self, offsets: Tensor) -> Tensor:
         """Weight vectors (n, D) in float32 of the rows at `offsets` (n,)."""
         if int(offsets.max()) >= self.rows or int(offsets.min()) < 0:
             raise FlownError(f"{self.path}: has {self.rows} rows, the index asks for more")
-        return torch.cat([t[offsets].flatten(1).float() for t in self.tensors], dim=1)
+        return self.layout.pack(
+            {name: tensor[offsets].float() for name, tensor in self.tensors.items()}
+        )

@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 
 from flown.base.errors import FlownError, unknown
-from flown.base.files import load_tensors, prepare_output, read_json, save_tensors, write_json
+from flown.base.files import load_tensors, read_json, save_tensors, write_json
 from flown.base.progress import bar
+from flown.base.run import Run
 from flown.tasks.task import Task, TaskTable
 from flown.weights.batch import WeightBatch
 from flown.weights.layout import JointLayout, WeightLayout
@@ -113,19 +114,46 @@ class Zoo:
         return cls.open(path)
 
     @classmethod
-    def join(cls, zoos: Sequence[Zoo], out: Path | str, overwrite: bool = False) -> Zoo:
+    def join(
+        cls,
+        zoos: Sequence[Zoo],
+        out: Path | str,
+        overwrite: bool = False,
+        resume: bool = False,
+    ) -> Zoo:
         """Copies several zoos of different tasks, or what was selected of them, into one folder.
 
+        With `resume`, a folder that holds these zoos already is taken as it is, and one that was not
+        finished is written anew.
+
         Raises:
-            FlownError: two share a task, or their networks cannot share a vector space.
+            FlownError: two share a task, their networks cannot share a vector space, or with `resume`
+                the folder holds other zoos.
         """
         JointLayout.of([layout for zoo in zoos for layout in zoo.layouts])
         try:
             tasks = TaskTable(task for zoo in zoos for task in zoo.tasks.values())
         except FlownError as error:
             raise FlownError(f"zoos to join: {error}") from None
-        out = prepare_output(out, overwrite)
         layouts: list[WeightLayout] = []
+        parts = {"joined": [zoo.identity for zoo in zoos]}
+        for source in (zoo.path for zoo in zoos):
+            if source.resolve() == Path(out).resolve():
+                raise FlownError(f"{out}: is one of the zoos to join; choose another folder")
+        run = Run(
+            out,
+            parts,
+            resume=resume,
+            overwrite=overwrite,
+            file="progress.json",
+            sources=[zoo.path for zoo in zoos],
+        )
+        out = run.out
+        if resume and (out / "zoo.json").exists():
+            made = cls.open(out)
+            run.check({"joined": made.about.get("joined")}, out / "zoo.json")
+            return made
+        run.write()
         rows: list[Row] = []
         for zoo in zoos:
             for index, layout in enumerate(zoo.layouts):
@@ -143,7 +171,9 @@ class Zoo:
                         for offset, i in enumerate(chosen)
                     ]
         recipes = {k: v for zoo in zoos for k, v in zoo.about.get("recipes", {}).items()}
-        return cls.write(out, layouts, tasks.values(), rows, {"recipes": recipes})
+        made = cls.write(out, layouts, tasks.values(), rows, {"recipes": recipes, **parts})
+        run.file.unlink()
+        return made
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -186,6 +216,11 @@ class Zoo:
         if len(found) != 1:
             raise FlownError(f"{self.path}: networks of task '{task}' are of {len(found)} layouts")
         return found.pop()
+
+    def recipe(self, task: str) -> dict[str, Any]:
+        """How a task's networks were trained, as plain values; nothing where it is not known."""
+        found: dict[str, Any] = self.about.get("recipes", {}).get(self.tasks[task].dataset, {})
+        return found
 
     def select(
         self, task: str | None = None, split: str | None = None, epochs: Sequence[int] | None = None
@@ -356,6 +391,8 @@ def _begun(path: Path) -> str:
     """What to do about a folder that is not a zoo yet."""
     if not (path / "progress.json").exists():
         return ""
-    if "import" in read_json(path / "progress.json"):
-        return " (its import was not finished: run it again with --overwrite)"
+    about = read_json(path / "progress.json")
+    for kind in ("import", "joined", "alignment"):
+        if kind in about:
+            return f" (its {kind} was not finished: run it again with --overwrite)"
     return " (its training was not finished: add --resume)"

@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from flown.base.errors import FlownError
 from flown.nets.batched import stacked
 
-_KEPT = "running_mean", "running_var", "num_batches_tracked"  # by a layer
+KEPT = "running_mean", "running_var", "num_batches_tracked"  # by a layer
 
 
 def layers(net: nn.Module) -> dict[str, _BatchNorm]:
@@ -71,7 +71,7 @@ def influenced(net: nn.Module, tensors: Collection[str], images: Tensor) -> set[
 
     def note(name: str, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         if inputs[0].requires_grad:
-            found.update(f"{name}.{kept}" for kept in _KEPT)
+            found.update(f"{name}.{kept}" for kept in KEPT)
 
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(name in tensors)
@@ -112,13 +112,13 @@ def statistics(
         return dict(found)
 
     size = stacked.GROUP * (4 if rest else 1)
-    every = torch.vmap(one, in_dims=(0, None), randomness="different", chunk_size=size)
+    every = partial(stacked.each, seen, one, dict(tensors), size=size)
     means: dict[str, Tensor] = {}
     own: set[str] = set()
     for count, x in enumerate(batches, 1):
         if count == 1:
             own = influenced(net, tensors, x[:2])
-        for name, value in every(dict(tensors), x).items():
+        for name, value in every(x).items():
             means[name] = means[name].lerp(value, 1 / count) if name in means else value
     n, device = len(next(iter(tensors.values()))), next(iter(tensors.values())).device
     for name in names:

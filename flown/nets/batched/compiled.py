@@ -79,8 +79,8 @@ def gradients(
 def train_epoch(
     program: Program,
     images: Floats,
+    rows: Integers,
     labels: Integers,
-    order: Integers,
     batch: int,
     vector: Floats,
     moments: Floats,
@@ -91,7 +91,7 @@ def train_epoch(
     """Trains one network by Adam on images in order, in place; an incomplete last batch is left out.
 
     Args:
-        images: (N, c, H, W), contiguous; labels: (N,); order: (K,), places in them.
+        images: (N, c, H, W), contiguous; rows: (K,), places in them; labels: (K,), theirs.
         vector: (D,), the weights. moments: (2, D), Adam's.
         step: how many steps have been made before. rates: (K // batch,), each step's own.
         decay: added to the gradient, weight times decay (Adam's, not AdamW's).
@@ -106,8 +106,8 @@ def train_epoch(
         program.tiles,
         program.choices,
         images.reshape(len(images), -1),
+        rows,
         labels,
-        order,
         batch,
         vector,
         moments,
@@ -297,8 +297,8 @@ def _train_epoch(  # type: ignore[no-untyped-def]
     tiles,
     choices,
     images,
-    labels,
     order,
+    labels,
     batch,
     vector,
     moments,
@@ -319,7 +319,7 @@ def _train_epoch(  # type: ignore[no-untyped-def]
         _gather(images, rows, acts)
         _load(layers, vector, loaded)
         _forward(layers, offsets, loaded, acts, which, batch)
-        total += _cross_entropy(logits, labels[rows], grad)
+        total += _cross_entropy(logits, labels[k * batch : (k + 1) * batch], grad)
         _backward(layers, offsets, loaded, found, acts, which, batch)
         _adam(layers, found, vector, moments, step + k + 1, rates[k], decay)
     return total

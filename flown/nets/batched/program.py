@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
+from flown.nets import plain
 from flown.nets.batched import kernels
 from flown.nets.batched.kernels import TILE
 
@@ -64,27 +66,37 @@ class Program:
     @classmethod
     def of(cls, net: nn.Module, shape: tuple[int, int, int]) -> Program | None:
         """The program of a plain sequence of layers for images (c, H, W); None for other networks."""
-        if not isinstance(net, nn.Sequential) or not all(map(_is_known, net)):
+        layers = plain.layers(net)
+        if layers is None or not all(_is_known(layer) for _, layer in layers):
             return None
         builder = _Builder(shape)
-        fits = all(builder.add(layer) for layer in net)
-        return builder.program() if fits and builder.rows else None
+        fits = all(builder.add(layer) for _, layer in layers)
+        if not fits or not builder.rows:
+            return None
+        program = builder.program()
+        return program if plain.agrees(net, shape, "compiled", program._logits) else None
+
+    def _logits(self, tensors: dict[str, Tensor], images: Tensor) -> Tensor:
+        """Logits (n, B, C) of networks by their tensors (n, *shape), in the program's order."""
+        from flown.nets.batched import compiled
+
+        vectors = torch.cat([tensor.flatten(1) for tensor in tensors.values()], dim=1)
+        return torch.from_numpy(compiled.logits(self, images.numpy(), vectors.numpy(), 1))
 
 
 def _is_known(layer: nn.Module) -> bool:
+    """Whether a layer of a plain network has the settings that loops are compiled for."""
     if isinstance(layer, nn.Conv2d):
         plain = layer.stride == (1, 1) and layer.dilation == (1, 1) and layer.groups == 1
         return plain and layer.padding in ((0, 0), "valid")
     if isinstance(layer, nn.MaxPool2d):
         sizes = layer.kernel_size, layer.stride, layer.padding, layer.dilation
         return sizes in ((2, 2, 0, 1), ((2, 2), (2, 2), (0, 0), (1, 1))) and not layer.ceil_mode
-    if isinstance(layer, nn.Flatten):
-        return layer.start_dim == 1 and layer.end_dim == -1
     if isinstance(layer, nn.GELU):
         return layer.approximate == "none"
     if isinstance(layer, nn.LeakyReLU):
         return layer.negative_slope == 0.01
-    return isinstance(layer, (nn.Linear, nn.Tanh, nn.ReLU, nn.SiLU))
+    return True
 
 
 class _Builder:

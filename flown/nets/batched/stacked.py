@@ -2,30 +2,38 @@
 
 Convolutions of n networks are one grouped convolution over n * channels in channels-last memory:
 on CPUs this is where the time goes, and small groups of networks stay in cache. Anything that is
-not a plain sequence of known layers goes through `torch.vmap`, correct and slower; with a subset of
-tensors, what comes before the first of them is computed once for all networks. On shared images plain
-networks run as compiled loops (`compiled`), with gradients of first order for their weights.
+not a plain sequence of known layers goes through `torch.vmap`, correct and slower, or network by
+network where `vmap` cannot run it. With a subset of tensors, what comes before the first of them is
+computed once for all networks. On shared images plain networks run as compiled loops
+(`compiled`), with gradients of first order for their weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from flown.nets import plain
+
 if TYPE_CHECKING:
     from flown.nets.batched.program import Program
 
 # Networks per grouped convolution: 8 to 16 is the flat optimum on CPUs, 64 leaves the cache.
 GROUP = 16
-# Through `vmap` without gradients, as many images at once as copies for all networks would fill so
-# many numbers with, and no more than so many; a GPU bears several times that.
-_NUMBERS, _IMAGES, _GPU = 1 << 24, 64, 8
-_ELEMENTWISE = (nn.Tanh, nn.GELU, nn.ReLU, nn.LeakyReLU, nn.SiLU)
+# Networks that `vmap` cannot run, such as those that look at values.
+_LOOPED: WeakSet[nn.Module] = WeakSet()
+# Numbers that the output of a layer may have, over networks and images, without gradients: 1 GB on a
+# GPU. On a CPU only what goes through `vmap` is limited, by its images' copies for all networks.
+_NUMBERS, _GPU_NUMBERS = 1 << 24, 1 << 28
+_IMAGES = 64  # at a time: at most through `vmap` on a CPU, where memory allows at least on a GPU
 
 
 def forward(
@@ -47,18 +55,71 @@ def forward(
     """
     n = len(next(iter(tensors.values())))
     own, cpu = images.ndim == 5, images.device.type == "cpu"
-    plain = not rest and _is_plain(net)
-    if plain and cpu and not own and n and not (torch.is_grad_enabled() and images.requires_grad):
+    layers = None if rest else plain.layers(net)
+    if layers and cpu and not own and n and not (torch.is_grad_enabled() and images.requires_grad):
         found = _compiled(net, tensors, images)
         if found is not None:
             return found
-    size = (4 * GROUP if rest else GROUP) if cpu else n
+    if layers and not plain.agrees(net, images.shape[-3:], "stacked", partial(_forward, layers)):
+        layers = None
+    size, most = chunk(net, n, images, bool(rest), general=not layers)
     parts = []
     for start in range(0, n, size):
-        some = {name: tensor[start : start + size] for name, tensor in tensors.items()}
-        seen = images[start : start + size] if own else images
-        parts.append(_forward(net, some, seen) if plain else _vmapped(net, some, seen, rest or {}))
+        chosen = {name: tensor[start : start + size] for name, tensor in tensors.items()}
+        seen = [images[start : start + size]] if own else images.split(most)
+        logits = [
+            _forward(layers, chosen, x) if layers else _general(net, chosen, x, rest or {})
+            for x in seen
+        ]
+        parts.append(logits[0] if len(logits) == 1 else torch.cat(logits, dim=1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def chunk(net: nn.Module, n: int, images: Tensor, rest: bool, *, general: bool) -> tuple[int, int]:
+    """How many of n networks, and of the images shown to all, go through at once.
+
+    On a CPU groups of networks stay in cache. On a GPU no layer's output has more numbers than
+    `_GPU_NUMBERS`, unless one image of one network already has. With gradients all activations are
+    kept whatever is chunked, layers in training mode may mix the images of a batch, and images of
+    each network's own are few: then images stay together, and on a GPU networks do.
+
+    Args:
+        images: (B, c, H, W), or (n, B, c, H, W).
+        rest: whether networks share tensors, so that layers before the first that differs run once.
+        general: whether networks go through `vmap`, whose copies of images are what costs on a CPU.
+    """
+    cpu = images.device.type == "cpu"
+    networks = (4 * GROUP if rest else GROUP) if cpu else max(1, n)
+    whole = torch.is_grad_enabled() or any(module.training for module in net.modules())
+    if images.ndim == 5:
+        return networks, max(1, images.shape[1])
+    count = max(1, len(images))
+    if whole or (cpu and not general):
+        return networks, count
+    if cpu:
+        fit = _NUMBERS // max(1, min(n, networks) * images[:1].numel())
+        return networks, max(1, min(fit, _IMAGES))
+    fit = max(1, _GPU_NUMBERS // widest(net, images))
+    some = min(count, fit, max(_IMAGES, fit // networks))
+    return min(networks, fit // some), some
+
+
+def widest(net: nn.Module, images: Tensor) -> int:
+    """Numbers of the largest output of a layer, or of the input, for one image (1, c, H, W)."""
+    meta = {name: torch.empty_like(x, device="meta") for name, x in net.state_dict().items()}
+    found = [images[:1].numel()]
+
+    def note(layer: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            found.append(output.numel())
+
+    hooks = [module.register_forward_hook(note) for module in net.modules()]
+    try:
+        torch.func.functional_call(net, meta, (torch.empty_like(images[:1], device="meta"),))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return max(found)
 
 
 def _compiled(net: nn.Module, tensors: Mapping[str, Tensor], images: Tensor) -> Tensor | None:
@@ -102,12 +163,14 @@ class _CompiledLogits(torch.autograd.Function):
         return torch.from_numpy(found), None, None
 
 
-def _forward(net: nn.Module, tensors: Mapping[str, Tensor], images: Tensor) -> Tensor:
+def _forward(
+    layers: Sequence[tuple[str, nn.Module]], tensors: Mapping[str, Tensor], images: Tensor
+) -> Tensor:
     n = len(next(iter(tensors.values())))
     shared = images.ndim == 4
     x = images if shared else images.transpose(0, 1).flatten(1, 2)  # (B, n*c, H, W)
     x = x.contiguous(memory_format=torch.channels_last)
-    for name, layer in net.named_children():
+    for name, layer in layers:
         if isinstance(layer, nn.Conv2d):
             weight = tensors[f"{name}.weight"].flatten(0, 1)  # (n*out, in, k, k)
             bias = tensors[f"{name}.bias"].flatten() if layer.bias is not None else None
@@ -115,8 +178,6 @@ def _forward(net: nn.Module, tensors: Mapping[str, Tensor], images: Tensor) -> T
             x = F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, groups)
             shared = False
         elif isinstance(layer, nn.Linear):
-            if x.ndim == 4 or shared:
-                raise TypeError("a linear layer before any convolution needs nn.Flatten first")
             weight = tensors[f"{name}.weight"].transpose(1, 2)  # (n, in, out)
             x = torch.bmm(x, weight)
             if layer.bias is not None:
@@ -131,30 +192,61 @@ def _forward(net: nn.Module, tensors: Mapping[str, Tensor], images: Tensor) -> T
     return x
 
 
-def _is_plain(net: nn.Module) -> bool:
-    if not isinstance(net, nn.Sequential):
-        return False
-    layers = list(net)
-    known = (nn.Conv2d, nn.Linear, nn.MaxPool2d, nn.Flatten, *_ELEMENTWISE)
-    plain = all(isinstance(layer, known) for layer in layers)
-    convs = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
-    # The first layer with weights must meet images, a linear one only flattened images.
-    return plain and all(c.groups == 1 and c.padding_mode == "zeros" for c in convs)
+def each(
+    net: nn.Module,
+    one: Callable[[dict[str, Tensor], Tensor], Any],
+    tensors: dict[str, Tensor],
+    images: Tensor,
+    size: int | None = None,
+) -> Any:
+    """A function of one network's tensors and images, for n networks at once.
+
+    Args:
+        net: the network that `one` runs.
+        one: returns a tensor or tensors by name.
+        tensors: each (n, *shape).
+        images: (B, c, H, W) for all, or (n, B, c, H, W).
+        size: networks at a time, all by default.
+    """
+    own = images.ndim == 5
+    if net not in _LOOPED:
+        every = torch.vmap(
+            one, in_dims=(0, 0 if own else None), randomness="different", chunk_size=size
+        )
+        try:
+            with warnings.catch_warnings():  # it advises on speed
+                warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+                return every(tensors, images)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            found = _looped(one, tensors, images, own)
+            _LOOPED.add(net)  # nothing but `vmap` was at fault
+            return found
+    return _looped(one, tensors, images, own)
 
 
-def _vmapped(
+def _looped(
+    one: Callable[[dict[str, Tensor], Tensor], Any],
+    tensors: dict[str, Tensor],
+    images: Tensor,
+    own: bool,
+) -> Any:
+    n = len(next(iter(tensors.values())))
+    found = [
+        one({name: tensor[i] for name, tensor in tensors.items()}, images[i] if own else images)
+        for i in range(n)
+    ]
+    if isinstance(found[0], Tensor):
+        return torch.stack(found)
+    return {name: torch.stack([f[name] for f in found]) for name in found[0]}
+
+
+def _general(
     net: nn.Module, tensors: Mapping[str, Tensor], images: Tensor, rest: Mapping[str, Tensor]
 ) -> Tensor:
-    def one(some: dict[str, Tensor], x: Tensor) -> Tensor:
-        logits: Tensor = torch.func.functional_call(net, {**rest, **some}, (x,))
-        return logits
+    def one(some: dict[str, Tensor], x: Tensor) -> Any:
+        return torch.func.functional_call(net, {**rest, **some}, (x,))
 
-    own = images.ndim == 5
-    every = torch.vmap(one, in_dims=(0, 0 if own else None), randomness="different")
-    # Layers in training mode may mix the images of a batch: it stays whole.
-    if own or torch.is_grad_enabled() or any(module.training for module in net.modules()):
-        return every(dict(tensors), images)
-    n, more = len(next(iter(tensors.values()))), 1 if images.device.type == "cpu" else _GPU
-    fit = more * _NUMBERS // max(1, n * images[:1].numel())
-    chunks = images.split(max(1, min(fit, more * _IMAGES)))
-    return torch.cat([every(dict(tensors), chunk) for chunk in chunks], dim=1)
+    logits: Tensor = each(net, one, dict(tensors), images)
+    return logits

@@ -23,8 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules import batchnorm, conv, dropout, instancenorm, pooling
+from torch.nn.utils import parametrize
 
 from flown.base.errors import FlownError
+from flown.nets.plain import is_altered
 
 _ODD = (
     nn.Identity,
@@ -115,8 +117,15 @@ def trace(net: nn.Module, example: Tensor) -> tuple[fx.GraphModule, dict[fx.Node
     """A network's graph in eval mode, and the shape of every tensor in it.
 
     Raises:
-        FlownError: the network cannot be traced, or not run on `example`.
+        FlownError: the network cannot be traced, or not run on `example`, or a hook decides what
+            it computes: a trace does not see hooks.
     """
+    for name, module in net.named_modules():
+        if is_altered(module) or parametrize.is_parametrized(module):
+            raise FlownError(
+                f"{type(net).__name__}: module '{name}' ({type(module).__name__}) has hooks or a "
+                "parametrisation, whose effect on units is not known"
+            )
     # Nothing is computed on meta tensors, and a copy keeps the caller's training mode as it is.
     bare = copy.deepcopy(net).eval().to("meta")
     try:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from flown.base.errors import FlownError
-from flown.base.files import prepare_output, save_tensors
+from flown.base.files import save_tensors
+from flown.base.run import Run
+from flown.weights import construction
 from flown.weights.batch import WeightBatch
 from flown.zoo.align.matching import Aligned, align, permute
 from flown.zoo.rows import Row, checksum
@@ -75,13 +77,27 @@ def align_zoo(
     """
     if Path(out).resolve() == zoo.path.resolve():
         raise FlownError(f"{out}: is the zoo to be aligned; choose another folder")
-    out = prepare_output(out, overwrite)
+    run = Run(
+        out,
+        {"alignment": zoo.identity},
+        resume=False,
+        overwrite=overwrite,
+        file="progress.json",
+        sources=[zoo.path],
+    )
+    out = run.out
+    run.write()
     rows: list[Row] = []
     about: dict[str, int] = {}
     for number, task in enumerate(zoo.tasks):
         some = [zoo.rows[place] for place in zoo.places[task]]
         batch = zoo.batch(task)
         layout = batch.layout
+        if shared := construction.constants(batch.network).keys() & batch.rest.keys():
+            raise FlownError(
+                f"{zoo.path}: networks for task '{task}' share buffer '{min(shared)}', which a "
+                "permutation of one network might have to change"
+            )
         aligned, owner = _align_rows(batch, some, rounds, seed, str(zoo.path))
         orders = [p[owner] for p in aligned.permutations]
         flips = [s[owner] for s in aligned.signs]
@@ -101,7 +117,9 @@ def align_zoo(
         ]
     alignment = {"source": zoo.identity, "seed": seed, "rounds": about}
     kept = {key: value for key, value in zoo.about.items() if key not in ("format", "layouts")}
-    return Zoo.write(out, zoo.layouts, zoo.tasks.values(), rows, {**kept, "alignment": alignment})
+    made = Zoo.write(out, zoo.layouts, zoo.tasks.values(), rows, {**kept, "alignment": alignment})
+    run.file.unlink()
+    return made
 
 
 def _align_rows(

@@ -307,5 +307,7 @@ def _agreement(
     target: Mapping[str, Tensor], tensors: Mapping[str, Tensor], names: Sequence[str]
 ) -> Tensor:
     """<w_ref, w> over some tensors, (n,)."""
-    parts = [tensors[name].flatten(1) @ target[name].flatten() for name in names]
+    parts = [
+        tensors[name].reshape(len(tensors[name]), -1) @ target[name].flatten() for name in names
+    ]
     return torch.stack(parts).sum(dim=0)

@@ -2,7 +2,7 @@
 
 Checkpoints are read one at a time, in an order that depends on their names only, and written shard
 by shard. One that cannot be used is skipped and named with the reason; what was done to the rest
-(names mapped, buffers dropped, numbers converted) is in the new zoo's `import.json`.
+(names mapped, buffers dropped or kept, numbers converted) is in the new zoo's `import.json`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from flown.base.config import read_mapping
 from flown.base.errors import FlownError, unknown
 from flown.base.files import prepare_output, save_tensors, write_json
 from flown.base.progress import bar
+from flown.base.run import FORMAT
 from flown.nets.architecture import Architecture
 from flown.tasks.task import Task
 from flown.version import __version__
@@ -29,7 +30,7 @@ from flown.zoo.imports import modelzoos, statefiles
 from flown.zoo.imports.modelzoos import Found, Skipped
 from flown.zoo.imports.statefiles import Fitted, Naming
 from flown.zoo.rows import Row, checksum
-from flown.zoo.store import Zoo
+from flown.zoo.store import Zoo, rest_file
 from flown.zoo.train.shard import splits
 
 __all__ = ["Skipped", "from_checkpoints", "from_modelzoos"]
@@ -53,7 +54,8 @@ def from_checkpoints(
 
     Files are `.pt`, `.pth`, `.bin` and `.safetensors`, sharded with an index as Hugging Face does
     it or whole; `state_dict`, `model_state_dict` or `model` inside are unwrapped, DataParallel's and
-    torch.compile's prefixes stripped. Accuracies are unknown.
+    torch.compile's prefixes stripped. Accuracies are unknown. Buffers that are not BatchNorm's
+    statistics are kept once for all networks.
 
     A file is one model, at epoch 0, unless its name has a number after `epoch`, `checkpoint`,
     `ckpt`, `step` or `iter` (`epoch_12`, `ckpt-12`, `checkpoint_000012`): files of one folder whose
@@ -72,7 +74,8 @@ def from_checkpoints(
 
     Raises:
         FlownError: no folder, no checkpoint in it, not one that can be used (the first reasons are
-            named), an unknown network or tensor in `mapping`, or `out` exists or overlaps `path`.
+            named), an unknown network or tensor in `mapping`, networks whose buffers differ, or
+            `out` exists or overlaps `path`.
     """
     mapping = read_mapping(mapping) if isinstance(mapping, Path | str) else dict(mapping or {})
     naming = Naming.of(architecture, mapping=mapping)
@@ -205,6 +208,8 @@ class _Import:
         self.seen: dict[bytes, str] = {}
         self.renamed: dict[str, str] = {}
         self.buffers: Counter[str] = Counter()
+        self.constants: dict[str, Tensor] | None = None  # the first file's, and which file it was
+        self.first = ""
         self.counts: Counter[str] = Counter()
 
     def run(
@@ -218,12 +223,17 @@ class _Import:
         if here in (there, *there.parents) or there in here.parents:
             raise FlownError(f"{out}: overlaps {self.path}; choose another folder")
         out = prepare_output(out, overwrite)
-        write_json(out / "progress.json", {"import": str(self.path)})  # a zoo that is begun
+        write_json(
+            out / "progress.json", {"format": FORMAT, "import": str(self.path)}
+        )  # a zoo that is begun
         writer = _Writer(out, self.naming.layout)
-        self._read(found, writer)
+        try:
+            self._read(found, writer)
+        except _DifferentBuffersError as error:
+            writer.withdraw()
+            raise FlownError(f"{self.path}: {error}") from None
         if not writer.rows:
-            (out / "progress.json").unlink()
-            out.rmdir()
+            writer.withdraw()
             first = "; ".join(f"{name}: {reason}" for name, reason in self.skipped[:3])
             more = f" (and {len(self.skipped) - 3} more)" if len(self.skipped) > 3 else ""
             raise FlownError(f"{self.path}: nothing in it can be imported. {first}{more}")
@@ -231,6 +241,8 @@ class _Import:
         models = writer.rows[-1].model + 1
         split = splits(models, seed, held_out)
         rows = [row._replace(split=split[row.model]) for row in writer.rows]
+        if self.constants:
+            save_tensors(rest_file(out, 0), self.constants)
         write_json(out / "import.json", self._report(rows))
         about = {
             "import": {"format": self.kind, "source": str(self.path)},
@@ -249,6 +261,8 @@ class _Import:
                 try:
                     fitted = self.naming.fit(statefiles.open_state(one.path))
                     self._account(one, fitted)
+                except _DifferentBuffersError:
+                    raise
                 except FlownError as error:
                     reason = str(error).removeprefix(f"{one.path}: ")
                     self.skipped.append(Skipped(one.name, reason))
@@ -270,6 +284,7 @@ class _Import:
                 update(done, f"{len(self.skipped)} skipped" if self.skipped else "")
 
     def _account(self, one: Found, fitted: Fitted) -> None:
+        self._compare(one, fitted.constants)
         if self.distinct:
             digest = hashlib.sha256(fitted.vector.numpy().data).digest()
             if (twin := self.seen.setdefault(digest, one.name)) != one.name:
@@ -279,6 +294,22 @@ class _Import:
         self.counts.update({f"converted from {kind}": 1 for kind in fitted.dtypes})
         self.counts["named by the order of shapes"] += fitted.by_order
         self.counts["with test_acc only, not taken"] += one.test_only
+
+    def _compare(self, one: Found, constants: dict[str, Tensor]) -> None:
+        """All networks must have the same buffers: a generated one could have no others."""
+        if self.constants is None:
+            self.constants, self.first = constants, one.name
+        fresh = self.naming.constants
+        for name in sorted({*constants, *self.constants}):
+            ours, theirs = (kept.get(name, fresh[name]) for kept in (self.constants, constants))
+            if not torch.equal(ours, theirs):
+                null = f" (if it has no effect, map it: `{name}: null`)"
+                raise _DifferentBuffersError(
+                    f"buffer '{name}' differs between {self.first} and {one.name}, and is neither a "
+                    "weight nor BatchNorm's statistic: a zoo keeps such a buffer once for all its "
+                    "networks; import networks that share it, or make it a parameter"
+                    f"{'' if name in self.naming.drawn else null}"
+                )
 
     def _report(self, rows: Sequence[Row]) -> dict[str, Any]:
         layout, mapping = self.naming.layout, self.naming.mapping
@@ -299,11 +330,16 @@ class _Import:
                 **{kind: count for kind, count in sorted(self.counts.items()) if count},
             },
             "dropped_buffers": dict(sorted(self.buffers.items())),
+            "kept_buffers": sorted(self.constants or {}),
             "mapping": dict(mapping),
             "renamed": self.renamed,
             "notes": list(self.notes),
             "skipped": [one._asdict() for one in self.skipped],
         }
+
+
+class _DifferentBuffersError(FlownError):
+    """Two networks of one import have different buffers."""
 
 
 class _Writer:
@@ -328,6 +364,12 @@ class _Writer:
         self.vectors.append(vector)
         if len(self.vectors) == self.most:
             self.flush()
+
+    def withdraw(self) -> None:
+        """Removes what was written of an import that comes to nothing."""
+        for path in [self.out / "progress.json", *self.out.glob("weights-*.safetensors")]:
+            path.unlink()
+        self.out.rmdir()
 
     def flush(self) -> None:
         if self.vectors:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from flown.base.errors import FlownError
 from flown.base.files import load_tensors, read_json
 from flown.nets.architecture import Architecture
+from flown.weights import construction
 from flown.weights.layout import WeightLayout
 
 SUFFIXES = (".bin", ".pt", ".pth", ".safetensors")
@@ -149,7 +150,8 @@ class Fitted(NamedTuple):
     vector: Tensor  # (D,) in float32
     renamed: dict[str, str]  # theirs: ours, where they differ
     by_order: bool  # names said nothing; the order of shapes did
-    buffers: tuple[str, ...]  # dropped: the network has them, a layout has not
+    buffers: tuple[str, ...]  # dropped: BatchNorm's statistics, and what a fresh network has
+    constants: dict[str, Tensor]  # other buffers, by the network's names
     dtypes: tuple[str, ...]  # other than float32
 
 
@@ -164,6 +166,9 @@ class Naming:
 
     layout: WeightLayout
     buffers: frozenset[str]
+    constants: Mapping[str, Tensor]  # buffers other than BatchNorm's, of a fresh network
+    drawn: frozenset[str]  # those of them that differ each time a network is built
+    second_names: Mapping[str, str]  # of tied weights, to the layout's
     mapping: Mapping[str, str | None] = field(default_factory=dict)
     prefixes: tuple[str, ...] = PREFIXES
     by_order: bool = False
@@ -179,17 +184,27 @@ class Naming:
         layout = WeightLayout.of(module, architecture)
         if not layout.size:
             raise FlownError(f"network '{architecture.net}': has no parameters")
-        return cls(layout, frozenset(name for name, _ in module.named_buffers()), **options)
+        return cls(
+            layout,
+            frozenset(name for name, _ in module.named_buffers(remove_duplicate=False)),
+            construction.constants(module),
+            construction.drawn(architecture),
+            construction.second_names(module),
+            **options,
+        )
 
     def fit(self, entries: Mapping[str, Any]) -> Fitted:
         """A state dict's weights as a vector (D,).
 
         Raises:
             FlownError: a tensor is missing, unexpected, given twice, of another shape, not of
-                floating-point numbers, or holds NaN or Inf.
+                floating-point numbers, or holds NaN or Inf; names of one tied weight hold two
+                tensors; a buffer is missing that the constructor draws at random.
         """
         theirs = self._names(entries)
         buffers = tuple(name for name in theirs if self._is_buffer(name))
+        constants = self._constants({name: entries[theirs[name]] for name in buffers})
+        theirs = self._tied(theirs, entries)
         theirs = {name: old for name, old in theirs.items() if name not in buffers}
         for old in theirs.values():
             _check_plain(old, entries[old])
@@ -210,7 +225,8 @@ class Naming:
             vector=self.layout.pack({name: tensor[None] for name, tensor in tensors.items()})[0],
             renamed={old: name for name, old in theirs.items() if old != name},
             by_order=ordered,
-            buffers=buffers,
+            buffers=tuple(name for name in buffers if name not in constants),
+            constants=constants,
             dtypes=tuple(sorted(types - {"float32"})),
         )
 
@@ -224,6 +240,43 @@ class Naming:
             if new in found:
                 raise FlownError(f"tensors {found[new]!r} and {old!r} both become '{new}'")
             found[new] = old
+        return found
+
+    def _constants(self, found: Mapping[str, Any]) -> dict[str, Tensor]:
+        """A file's buffers that a fresh network does not have."""
+        kept: dict[str, Tensor] = {}
+        for name, fresh in self.constants.items():
+            if name not in found:
+                if name in self.drawn:
+                    raise FlownError(
+                        f"buffer '{name}' is missing, and the network's constructor draws another "
+                        "each time"
+                    )
+                continue
+            held = found[name]
+            if not isinstance(held, Tensor) or held.shape != fresh.shape:
+                got = tuple(held.shape) if isinstance(held, Tensor) else type(held).__name__
+                raise FlownError(f"buffer '{name}' is {got}, expected {tuple(fresh.shape)}")
+            held = held.detach().to(fresh)
+            if held.is_floating_point() and held.isnan().any():
+                raise FlownError(f"buffer '{name}' holds NaN")
+            if name in self.drawn or not torch.equal(held, fresh):
+                kept[name] = held
+        return kept
+
+    def _tied(self, theirs: dict[str, str], entries: Mapping[str, Any]) -> dict[str, str]:
+        """One name for each tied weight, whether the file has one of them or all."""
+        found = dict(theirs)
+        for second, first in self.second_names.items():
+            if second not in found:
+                continue
+            old = found.pop(second)
+            other = entries[found.setdefault(first, old)]
+            if other is not entries[old] and not _equal(other, entries[old]):
+                raise FlownError(
+                    f"tensors '{first}' and '{second}' are one tied weight in the network, and differ "
+                    "in the file"
+                )
         return found
 
     def _stripped(self, names: Sequence[str]) -> Sequence[str]:
@@ -256,6 +309,11 @@ class Naming:
             head = got[1:] == shape[1:] and shape[0] == classes
             hint = f": a network of {got[0]} classes, the task has {classes}" if head else ""
             raise FlownError(f"tensor {theirs[name]!r} is {got}, expected {shape}{hint}")
+
+
+def _equal(one: Any, other: Any) -> bool:
+    both = isinstance(one, Tensor) and isinstance(other, Tensor)
+    return both and one.shape == other.shape and torch.equal(one, other)
 
 
 def _check_plain(name: str, entry: Any) -> None:

@@ -52,7 +52,7 @@ def dead_units(batch: WeightBatch, images: Tensor) -> tuple[Layer, ...]:
     Raises:
         FlownError: images of another shape, or a network that cannot be built.
     """
-    x = batch.layout.architecture.preprocess(images.to(batch.vectors.device))
+    x = batch.preprocess(images.to(batch.vectors.device))
     masks: dict[str, list[Tensor]] = {}
     for i in range(len(batch)):
         for name, mask in dead_in(batch.module(i), x).items():

@@ -9,7 +9,6 @@ No augmentation, no schedule: Adam (PyTorch's defaults, the recipe's rate and we
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +18,9 @@ from torch import Tensor, nn
 
 from flown.base.errors import TrainingError
 from flown.base.files import load_tensors, save_tensors
-from flown.tasks import ImageData
+from flown.base.seeding import seeded
+from flown.tasks import ImageData, ManyClass
+from flown.weights import construction
 from flown.weights.layout import WeightLayout
 from flown.zoo.store import rest_file
 from flown.zoo.train.recipes import Recipe
@@ -34,12 +35,13 @@ class Base:
         self,
         recipe: Recipe,
         layout: WeightLayout,
-        images: ImageData,
+        images: ImageData | ManyClass,
         out: Path,
         seed: int,
         device: str = "cpu",
     ) -> None:
         self.recipe, self.layout, self.out, self.device = recipe, layout, out, device
+        assert isinstance(images, ImageData)  # `Recipe.check` refuses a subset of random tasks'
         self.train = images.train[: recipe.max_train_images]
         self.seed, self.note = seed, ""
 
@@ -52,17 +54,16 @@ class Base:
         if start_file(self.out).exists():
             yield self.recipe.base_epochs
             return
-        with _seeded(self.seed):
-            net = self.layout.architecture.build().to(self.device).train()
+        net = construction.build_seeded(self.layout, self.seed).to(self.device).train()
         adam = torch.optim.Adam(
             net.parameters(), self.recipe.learning_rate, weight_decay=self.recipe.weight_decay
         )
         for epoch in range(self._restore(net, adam) + 1, self.recipe.base_epochs + 1):
-            with _seeded(self.seed + epoch):  # of dropout
+            with seeded(self.seed + epoch, self.device):  # of dropout
                 self._epoch(net, adam, epoch)
             self._checkpoint(net, adam, epoch)
             yield epoch
-        tensors = net.state_dict()
+        tensors = _state(net)
         rest = {name: value for name, value in tensors.items() if name not in self.layout.names}
         save_tensors(rest_file(self.out, 0), rest)
         save_tensors(start_file(self.out), {name: tensors[name] for name in self.layout.names})
@@ -93,7 +94,7 @@ class Base:
         return self.out / "progress-base.safetensors"
 
     def _checkpoint(self, net: nn.Module, adam: torch.optim.Adam, epoch: int) -> None:
-        state = {f"net.{name}": value for name, value in net.state_dict().items()}
+        state = {f"net.{name}": value for name, value in _state(net).items()}
         for name, parameter in net.named_parameters():
             state |= {f"{key}.{name}": value for key, value in adam.state[parameter].items()}
         save_tensors(self._progress, state, {"epoch": str(epoch)})
@@ -102,7 +103,8 @@ class Base:
         if not self._progress.exists():
             return 0
         state, about = load_tensors(self._progress)
-        net.load_state_dict({name: state[f"net.{name}"] for name in net.state_dict()})
+        known = {name: state[f"net.{name}"] for name in _state(net)}
+        net.load_state_dict(known, strict=False)  # second names of tied weights are not stored
         for name, parameter in net.named_parameters():
             kept = {key: state[f"{key}.{name}"] for key in _ADAM if f"{key}.{name}" in state}
             adam.state[parameter] = {
@@ -122,9 +124,7 @@ def load_base(layout: WeightLayout, out: Path) -> tuple[Tensor, dict[str, Tensor
     return layout.pack({name: tensor[None] for name, tensor in start.items()}), rest
 
 
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Networks initialise themselves from the global generator: seeded here, restored after."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
+def _state(net: nn.Module) -> dict[str, Tensor]:
+    """A state dict in which a tied weight has one name, the layout's."""
+    second = construction.second_names(net)
+    return {name: value for name, value in net.state_dict().items() if name not in second}

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
+from flown.base import trust
 from flown.base.errors import FlownError, TrainingError
 from flown.base.files import write_bytes
-from flown.tasks import ImageData
+from flown.tasks import ImageData, ManyClass
 from flown.weights.layout import WeightLayout
 from flown.zoo.train.shard import Plan, Shard, index_file
 
@@ -30,7 +31,7 @@ _AHEAD = 2  # shards in flight a processor: enough to keep all busy, few enough 
 def train_shards(
     plan: Plan,
     layout: WeightLayout,
-    images: ImageData,
+    images: ImageData | ManyClass,
     out: Path,
     address: str,
     device: str,
@@ -82,6 +83,7 @@ def _task(
 ) -> tuple[dict[str, bytes], str]:
     """Trains one shard; its files by name, the index last."""
     plan, layout, images, given = shared
+    trust.allow(plan.recipe.net)  # as in the process that sent the plan
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from flown.base.config import Config
 from flown.base.errors import FlownError, unknown
+from flown.tasks import TaskDraw
 
 Scale = Literal["smoke", "cpu", "paper"]
 SCALES: tuple[Scale, ...] = ("smoke", "cpu", "paper")
@@ -25,7 +26,8 @@ class Recipe(Config):
 
     `net` is a name, or `package.module:function` for a network of your own, made for images of side
     `size`. `init`: `uniform` draws weights from U(0, 1) as Model Zoos' MNIST family does,
-    `kaiming-uniform` is He et al.'s, both with biases 0.01; `default` is PyTorch's. `keep` lists the
+    `kaiming-uniform` is He et al.'s, both with biases 0.01; `default` leaves the values
+    that the network's constructor gives (PyTorch's, for this library's networks). `keep` lists the
     epochs whose checkpoints are stored, `keep_steps` optimiser steps. `grey` turns colour images to
     luminance. `shared_order` shows all networks the images in the same order.
 
@@ -37,6 +39,9 @@ class Recipe(Config):
     network, from its own default initialisation, is then trained whole for `base_epochs`, with Adam
     and the recipe's rate, weight decay and batch size; all networks go on from it, training only the
     subset, the rest frozen in eval mode, and the zoo holds the rest once.
+
+    `tasks` draws a random task over the classes of `dataset`, a set of many classes, for every
+    `per_task` networks; the zoo is then split by task.
     """
 
     name: str
@@ -62,6 +67,8 @@ class Recipe(Config):
     seeds: Literal["random", "fixed"] = "random"
     subset: Union[str, tuple[str, ...], None] = None
     base_epochs: int = 0
+    tasks: Optional[TaskDraw] = None
+    per_task: int = Field(default=1, ge=1)
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -117,6 +124,10 @@ class Recipe(Config):
         if self.subset is not None and (self.init != "default" or "init" in self.grid):
             raise FlownError(
                 f"{self.name}: networks of a subset start from their base; drop `init`"
+            )
+        if self.tasks is not None and self.subset is not None:
+            raise FlownError(
+                f"{self.name}: networks of random tasks have no common base; drop `subset`"
             )
         for model in range(len(self.cells)):
             self.variant(model)

@@ -15,18 +15,22 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from flown import nets
 from flown.base.errors import TrainingError
 from flown.base.files import load_tensors, save_tensors
-from flown.nets.batched import batchnorm
-from flown.tasks import ImageData
+from flown.nets.batched import batchnorm, stacked
+from flown.tasks import ImageData, ManyClass, TaskTable
+from flown.weights import construction
 from flown.weights.batch import WeightBatch
 from flown.weights.layout import WeightLayout
 from flown.zoo.rows import Row, checksum, write_rows
 from flown.zoo.train.base import load_base
+from flown.zoo.train.lessons import lessons
 from flown.zoo.train.recipes import Recipe
 from flown.zoo.train.trainers import Trainer, prepared, trainer
 
 SIZE = 16  # networks a shard: what an interruption may cost an epoch of
+MANY = 512  # of random tasks, whose epochs are short
 _MEASURE = 2000  # training images on which the training accuracy is measured
 _NAMES = "kept", "train", "val"  # of what is kept of a step, in files and in this order
 Kept: TypeAlias = dict[int, tuple[Tensor, ...]]  # step -> vectors (n, D), accuracies (n,) and (n,)
@@ -44,7 +48,8 @@ class Plan:
     @property
     def shards(self) -> list[list[int]]:
         """The models of each shard."""
-        return [part.tolist() for part in torch.arange(self.models).split(SIZE)]
+        size = SIZE if self.recipe.tasks is None else MANY
+        return [part.tolist() for part in torch.arange(self.models).split(size)]
 
     @property
     def base_seed(self) -> int:
@@ -65,10 +70,23 @@ class Plan:
 
 
 def initial(layout: WeightLayout, init: str, seed: int) -> dict[str, Tensor]:
-    """One network's fresh parameters by a recipe's rule, from its seed."""
+    """One network's fresh parameters by a recipe's rule, from its seed.
+
+    `default` is what the network's own constructor gives; a number of shape () always is.
+    """
+    ruled = init != "default" or layout.net in nets.DEFAULT_INITIALISED
+    made: dict[str, Tensor] = {}
+    if not ruled or () in layout.shapes:
+        net = construction.build_seeded(layout, seed)
+        made = {name: parameter.detach() for name, parameter in net.named_parameters()}
+    if not ruled:
+        return {name: made[name] for name in layout.names}
     generator = torch.Generator().manual_seed(seed)
     tensors, fan_in, shift = {}, 1, ""
     for name, shape in zip(layout.names, layout.shapes, strict=True):
+        if not shape:
+            tensors[name] = made[name]
+            continue
         value = torch.empty(shape)
         if len(shape) > 1:
             fan_in = value[0].numel()
@@ -77,7 +95,9 @@ def initial(layout: WeightLayout, init: str, seed: int) -> dict[str, Tensor]:
             continue
         if name == shift:
             value.zero_()
-        elif init == "default":  # PyTorch's: kaiming_uniform with a = sqrt(5), biases alike
+        elif (
+            init == "default"
+        ):  # as PyTorch's layers: kaiming_uniform with a = sqrt(5), biases alike
             value.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
         elif len(shape) == 1:
             value.fill_(0.01)
@@ -96,29 +116,30 @@ class Shard:
         self,
         plan: Plan,
         layout: WeightLayout,
-        images: ImageData,
+        images: ImageData | ManyClass,
         out: Path,
         index: int,
         device: str = "cpu",
     ) -> None:
         self.plan, self.recipe, self.layout, self.out = plan, plan.recipe, layout, out
         self.members, self.device = plan.shards[index], device
-        self.note, self.images = "", images
+        self.note, self.lessons = "", lessons(self.recipe, images, plan.seed)
         self.weights, self.index = weights_file(out, index), index_file(out, index)
         self.progress = out / f"progress-{index:05d}.safetensors"
         self.seeds = [plan.model_seed(model) for model in self.members]
-        limit = self.recipe.max_train_images
-        self.train = images.train.images[:limit], images.train.labels[:limit]
-        self.steps = len(self.train[0]) // self.recipe.batch_size  # an epoch
+        self.steps = self.lessons.count // self.recipe.batch_size  # an epoch
         self.start: Tensor | None = None
         self.rest: dict[str, Tensor] | None = None
+        self.shared = construction.drawn_once(layout, plan.base_seed)  # buffers of whole networks
         if self.recipe.subset is not None:
             self.start, self.rest = load_base(layout, out)
         self.net = self._trained()
 
     def _trained(self) -> nn.Module:
         """The network in training mode; of a frozen rest no layer is in it."""
-        net = self.layout.architecture.build().train(self.rest is None)
+        net = construction.fill(self.layout.architecture.build(), self.shared).train(
+            self.rest is None
+        )
         norms = batchnorm.layers(net)
         own = [x for x in norms if {f"{x}.weight", f"{x}.bias"} & set(self.layout.names)]
         return batchnorm.by_batch(net, own if self.rest is not None else norms)
@@ -132,35 +153,32 @@ class Shard:
         if self.done:
             yield self.recipe.epochs
             return
-        (x, y), val = self.train, (self.images.val.images, self.images.val.labels)
         if self.rest is None:  # networks with a frozen rest are large, and so are their inputs
-            x, val = self._prepared(x), (self._prepared(val[0]), val[1])
+            self.lessons.prepare(self.layout.architecture)
         variants = [self.recipe.variant(model) for model in self.members]
         engine = trainer(
             self.net,
             self.layout,
             self._starts(variants),
-            x,
-            y,
+            self.lessons.train,
             self.recipe.batch_size,
             [v.learning_rate for v in variants],
             [v.weight_decay for v in variants],
             self.device,
             self.rest,
         )
-        parts = (x[:_MEASURE], y[:_MEASURE]), val
         kept: Kept = {}
         for epoch in range(self._restore(engine, kept) + 1, self._last + 1):
             for step in self._epoch(engine, epoch):
                 kept[step] = (engine.vectors.cpu().clone(),)
                 if self.rest is None:
-                    kept[step] += self._accuracies(engine.vectors, parts)
+                    kept[step] += self._accuracies(engine.vectors)
                     self.note = f"validation accuracy {float(kept[step][2].mean()):.1f} %"
             self._checkpoint(engine, epoch, kept)
             yield epoch
         if self.rest is not None:  # at once: what is frozen then runs once for all checkpoints
             vectors = torch.cat([entry[0] for entry in kept.values()])
-            found = self._accuracies(vectors.to(self.device), parts)
+            found = self._accuracies(vectors.to(self.device))
             split = zip(*(accuracy.split(len(self.members)) for accuracy in found), strict=True)
             kept = {step: (kept[step][0], *some) for step, some in zip(kept, split, strict=True)}
         self._finish(kept)
@@ -171,9 +189,6 @@ class Shard:
     def _last(self) -> int:
         """The epoch after which nothing is kept."""
         return -(-self.recipe.kept_steps(self.steps)[-1] // self.steps)
-
-    def _prepared(self, images: Tensor) -> Tensor:
-        return self.layout.architecture.preprocess(images).contiguous()
 
     def _starts(self, variants: Sequence[Recipe]) -> Tensor:
         """Where the networks begin, (n, D)."""
@@ -187,7 +202,7 @@ class Shard:
 
     def _epoch(self, engine: Trainer, epoch: int) -> Iterator[int]:
         """Trains an epoch, stopping at each step whose weights are to be kept."""
-        n, first, size = len(self.train[0]), (epoch - 1) * self.steps, self.recipe.batch_size
+        n, first, size = self.lessons.count, (epoch - 1) * self.steps, self.recipe.batch_size
         seeds = [self.plan.seed] * len(self.seeds) if self.recipe.shared_order else self.seeds
         orders = torch.stack(
             [
@@ -195,11 +210,15 @@ class Shard:
                 for seed in seeds
             ]
         )
+        known = [self.lessons.lesson(model, "train") for model in self.members]
+        pairs = list(zip(known, orders, strict=True))
+        rows = torch.stack([lesson.rows[order] for lesson, order in pairs])
+        labels = torch.stack([lesson.labels[order] for lesson, order in pairs])
         stops = [s for s in self.recipe.kept_steps(self.steps) if first < s <= first + self.steps]
         done = first
         for stop in sorted({*stops, first + self.steps}):
-            part = orders[:, (done - first) * size : (stop - first) * size]
-            losses = engine.run(part, done)
+            part = slice((done - first) * size, (stop - first) * size)
+            losses = engine.run(rows[:, part], labels[:, part], done)
             sound = torch.isfinite(losses) & torch.isfinite(engine.vectors.cpu()).all(dim=1)
             if not sound.all():
                 seed = self.seeds[int((~sound).nonzero()[0])]
@@ -212,20 +231,35 @@ class Shard:
                 yield stop
 
     @torch.no_grad()
-    def _accuracies(
-        self, vectors: Tensor, parts: Sequence[tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, ...]:
-        """Accuracies (n,) on each part, BatchNorm calibrated on batches like those of training."""
-        bare = WeightBatch(self.layout, vectors, rest=self.rest)
-        batch = bare.calibrated(self.train[0], batch_size=self.recipe.batch_size)
+    def _accuracies(self, vectors: Tensor) -> tuple[Tensor, ...]:
+        """Training and validation accuracies (n,), BatchNorm calibrated on batches like training's."""
+        batch = WeightBatch(self.layout, vectors, rest=self.rest or self.shared)
+        if self.lessons.seen is None:
+            return tuple(self._own_accuracies(batch, part) for part in ("train", "val"))
+        batch = batch.calibrated(self.lessons.seen, batch_size=self.recipe.batch_size)
         found = []
-        for x, y in parts:
+        for name, pool in (("train", self.lessons.train[:_MEASURE]), ("val", self.lessons.val)):
+            labels = self.lessons.lesson(0, name).labels[: len(pool)].to(self.device)
             hits = [
-                (batch.logits(self._seen(some)).argmax(-1) == labels).sum(dim=1)
-                for some, labels in zip(x.split(250), y.to(self.device).split(250), strict=True)
+                (batch.logits(self._seen(images)).argmax(-1) == wanted).sum(dim=1)
+                for images, wanted in zip(pool.split(250), labels.split(250), strict=True)
             ]
-            found.append(100 * torch.stack(hits).sum(dim=0).cpu() / len(y))
+            found.append(100 * torch.stack(hits).sum(dim=0).cpu() / len(labels))
         return tuple(found)
+
+    def _own_accuracies(self, batch: WeightBatch, part: str) -> Tensor:
+        """Accuracies (n,) of networks each on images of its own task."""
+        pool, found = getattr(self.lessons, part), []
+        for start in range(0, len(batch), SIZE):
+            chosen = slice(start, start + SIZE)
+            members = self.members[chosen]
+            known = [self.lessons.lesson(model, part) for model in members]
+            images = self._seen(pool[torch.stack([lesson.rows for lesson in known])])
+            labels = torch.stack([lesson.labels for lesson in known]).to(self.device)
+            tensors = self.layout.unpack(batch.vectors[chosen])
+            logits = stacked.forward(batch.network, tensors, images)
+            found.append(100 * (logits.argmax(-1) == labels).float().mean(dim=1).cpu())
+        return torch.cat(found)
 
     def _seen(self, images: Tensor) -> Tensor:
         return prepared(self.layout.architecture, images.to(self.device))
@@ -254,7 +288,7 @@ class Shard:
         save_tensors(self.weights, self.layout.unpack(torch.cat([e[0] for e in kept.values()])))
         rows = [
             Row(
-                task=self.recipe.dataset,
+                task=self.lessons.task(model).id,
                 model=model,
                 seed=self.seeds[i],
                 epoch=_epoch(step, self.steps),
@@ -295,12 +329,17 @@ def splits(models: int, seed: int, held_out: float) -> Sequence[str]:
     return ["held-out" if model in chosen else "train" for model in range(models)]
 
 
-def split_rows(plan: Plan, rows: Sequence[Row]) -> list[Row]:
-    """The rows of a zoo with their split: by model, or by time where there is but one.
+def split_rows(plan: Plan, rows: Sequence[Row], tasks: TaskTable) -> list[Row]:
+    """The rows of a zoo with their split: by random task, by model, or by time where there is but one.
 
     Of a lone network the last checkpoints are held out. Neighbours in time are near-duplicates: a
     draw would put one on either side.
     """
+    if plan.recipe.tasks is not None:
+        return [
+            row._replace(split="train" if tasks[row.task].split == "train" else "held-out")
+            for row in rows
+        ]
     if plan.models > 1:
         split = splits(plan.models, plan.seed, plan.held_out)
         return [row._replace(split=split[row.model]) for row in rows]

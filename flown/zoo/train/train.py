@@ -6,18 +6,24 @@ from pathlib import Path
 
 from flown import nets
 from flown import tasks as data
+from flown.base import trust
+from flown.base.config import read_mapping
 from flown.base.errors import FlownError
-from flown.base.files import prepare_output, read_json, write_json
+from flown.base.files import save_tensors
 from flown.base.progress import bar
+from flown.base.run import Run
 from flown.nets import subsets
 from flown.nets.architecture import Architecture
-from flown.tasks.task import Task
+from flown.nets.batched import batchnorm
+from flown.tasks import TaskTable
 from flown.version import __version__
+from flown.weights import construction
 from flown.weights.layout import WeightLayout
 from flown.zoo.rows import read_rows
-from flown.zoo.store import Zoo
+from flown.zoo.store import Zoo, rest_file
 from flown.zoo.train.base import Base, start_file
 from flown.zoo.train.cluster import train_shards
+from flown.zoo.train.lessons import lessons
 from flown.zoo.train.recipes import Recipe
 from flown.zoo.train.recipes import recipe as recipe_by_name
 from flown.zoo.train.shard import Plan, Shard, split_rows
@@ -34,13 +40,14 @@ def train_zoo(
     resume: bool = False,
     overwrite: bool = False,
     device: str = "cpu",
-    images: data.ImageData | None = None,
+    images: data.ImageData | data.ManyClass | None = None,
     ray: str | None = None,
 ) -> Zoo:
     """Trains `models` networks by a recipe and writes the zoo.
 
     Args:
-        recipe: a recipe or its name; `scale` is for names.
+        recipe: a recipe or its name; `scale` is for names. A network that it names as
+            `package.module:function` is imported and called.
         held_out: the share of networks (by seed) kept from everything that learns from the zoo.
         images: the data, where `recipe.dataset` is not a name that `flown.tasks` knows.
         resume: continue a training that was interrupted; it ends with the same weights.
@@ -52,6 +59,7 @@ def train_zoo(
         TrainingError: a network diverged (named by its seed).
     """
     recipe = recipe_by_name(recipe, scale) if isinstance(recipe, str) else recipe
+    trust.allow(recipe.net)
     lone = len({*recipe.keep, *recipe.keep_steps}) > 1
     if models < (1 if lone else 2):
         raise FlownError(
@@ -59,14 +67,28 @@ def train_zoo(
             "one will do where several checkpoints are kept"
         )
     plan = Plan(recipe, models, seed, held_out)
-    out = prepare_output(out, overwrite, resume)
-    if (out / "progress.json").exists() and read_json(out / "progress.json") != plan.json():
-        raise FlownError(f"{out}: holds a zoo begun with another recipe, seed or number of models")
+    run = Run(
+        out,
+        plan.json(),
+        resume=resume,
+        overwrite=overwrite,
+        configs={"recipe": Recipe},
+        file="progress.json",
+    )
+    out = run.out
     if resume and (out / "zoo.json").exists():
-        return _finished(out, plan)
-    images = images or data.load(recipe.dataset)
+        return _finished(run, recipe)
+    if images is None:
+        many = recipe.tasks is not None
+        images = data.load_many(recipe.dataset) if many else data.load(recipe.dataset)
+    if run.file.exists() and isinstance(images, data.ImageData):
+        held = read_mapping(run.file).get("classes", images.classes)
+        images = data.in_order(images, held, str(out))
     layout = layout_for(recipe, images)
-    write_json(out / "progress.json", plan.json())
+    run.plan["classes"] = None if recipe.tasks else list(images.classes)
+    run.write()
+    if recipe.subset is None and (shared := construction.drawn_once(layout, plan.base_seed)):
+        save_tensors(rest_file(out, 0), shared)
     if recipe.subset is not None:
         base = Base(recipe, layout, images, out, plan.base_seed, device)
         with bar(f"base of {recipe.name}", recipe.base_epochs) as update:
@@ -84,50 +106,59 @@ def train_zoo(
     return finish(plan, layout, images, out)
 
 
-def _finished(out: Path, plan: Plan) -> Zoo:
-    """The zoo that is there, if it is the plan's."""
-    zoo = Zoo.open(out)
-    wanted = {plan.recipe.dataset: plan.json()["recipe"]}, plan.seed, plan.models
-    if wanted != (
-        zoo.about.get("recipes"),
-        zoo.about.get("seed"),
-        len({x.model for x in zoo.rows}),
-    ):
-        raise FlownError(f"{out}: holds a zoo of another recipe, seed or number of models")
+def _finished(run: Run, recipe: Recipe) -> Zoo:
+    """The zoo that is there, if it is the run's."""
+    zoo = Zoo.open(run.out)
+    found = {
+        "recipe": zoo.about.get("recipes", {}).get(recipe.dataset),
+        "seed": zoo.about.get("seed"),
+        "models": len({row.model for row in zoo.rows}),
+    }
+    run.check({**run.plan, **found}, run.out / "zoo.json")
     return zoo
 
 
-def finish(plan: Plan, layout: WeightLayout, images: data.ImageData, out: Path) -> Zoo:
+def finish(
+    plan: Plan, layout: WeightLayout, images: data.ImageData | data.ManyClass, out: Path
+) -> Zoo:
     """Joins the shards' indices to the zoo's and clears what was only for resuming."""
     parts = sorted(out.glob("index-*.jsonl"))
-    rows = split_rows(plan, [row for part in parts for row in read_rows(part)])
+    known = lessons(plan.recipe, images, plan.seed)
+    tasks = TaskTable({t.id: t for t in map(known.task, range(plan.models))}.values())
+    rows = split_rows(plan, [row for part in parts for row in read_rows(part)], tasks)
     about = {
         "recipes": {plan.recipe.dataset: plan.json()["recipe"]},
         "seed": plan.seed,
         "flown": __version__,
     }
-    name = plan.recipe.dataset
-    task = Task(id=name, dataset=name, classes=images.classes)
-    zoo = Zoo.write(out, [layout], [task], rows, about)
+    zoo = Zoo.write(out, [layout], tasks.values(), rows, about)
     begun = out.glob("progress-*.safetensors")  # of shards that a cluster then trained
     for scratch in [out / "progress.json", start_file(out), *begun, *parts]:
         scratch.unlink(missing_ok=True)
     return zoo
 
 
-def layout_for(recipe: Recipe, images: data.ImageData) -> WeightLayout:
+def layout_for(recipe: Recipe, images: data.ImageData | data.ManyClass) -> WeightLayout:
     """The layout of the networks that a recipe trains."""
     recipe.check()
-    channels = 1 if recipe.grey else images.train.images.shape[1]
+    known = lessons(recipe, images, seed=0)
+    channels = 1 if recipe.grey else known.channels
     architecture = Architecture(
         net=recipe.net,
         channels=channels,
         size=recipe.size or nets.input_size(recipe.net),
-        outputs=len(images.classes),
+        outputs=known.classes,
         activation=recipe.activation,
         mean=recipe.mean,
         std=recipe.std,
     )
     net = architecture.build()
+    if not any(True for _ in net.parameters()):
+        raise FlownError(f"network '{recipe.net}': has no parameters")
+    if recipe.tasks is not None and batchnorm.layers(net):
+        raise FlownError(
+            f"{recipe.name}: '{recipe.net}' has BatchNorm, whose statistics networks of random tasks "
+            "do not share; choose a network without"
+        )
     chosen = None if recipe.subset is None else subsets.patterns(net, recipe.subset)
     return WeightLayout.of(net, architecture, chosen)

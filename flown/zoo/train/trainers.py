@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from flown.nets.architecture import Architecture
 from flown.nets.batched import stacked
+from flown.weights import construction
 from flown.weights.layout import WeightLayout
 
 if TYPE_CHECKING:
@@ -29,11 +30,13 @@ class Trainer(Protocol):
     vectors: Tensor  # (n, D)
     moments: Tensor  # (n, 2, D), Adam's
 
-    def run(self, orders: Tensor, step: int, scale: Tensor | None = None) -> Tensor:
-        """Trains on images in the given orders (n, K), each network in its own.
+    def run(self, rows: Tensor, labels: Tensor, step: int, scale: Tensor | None = None) -> Tensor:
+        """Trains on the images `rows` (n, K) of the pool, in that order, under `labels` (n, K).
 
-        `step` is the number of steps made before; an incomplete last batch is left out. `scale`:
-        what each of these steps multiplies the learning rates by, float64 (K // batch,).
+        Each network has its own. `step` is the number of steps made before; an incomplete last batch
+        is left out. `scale`: what each of these steps multiplies the learning rates by, float64
+        (K // batch,).
+
         Returns the sums of the losses (n,): NaN or Inf where a network diverged.
         """
 
@@ -43,7 +46,6 @@ def trainer(
     layout: WeightLayout,
     vectors: Tensor,
     x: Tensor,
-    y: Tensor,
     batch: int,
     rates: Sequence[float],
     decays: Sequence[float],
@@ -55,15 +57,20 @@ def trainer(
     Args:
         net: the architecture. vectors: (n, D), where training begins.
         x: images (N, c, H, W), preprocessed; with `rest` also uint8, preprocessed batch by batch.
-        y: labels (N,).
         rates, decays: learning rate and weight decay of each network.
         rest: frozen tensors by name, where the layout is of a subset.
+
+    Raises:
+        FlownError: a forward pass in the mode that `net` is in changes a buffer.
     """
     if device == "cpu" and rest is None:
-        found = Threads.of(net, vectors, x, y, batch, rates, decays)
+        found = Threads.of(net, vectors, x, batch, rates, decays)
         if found is not None:
             return found
-    return Stacked(net, layout, vectors, x, y, batch, rates, decays, device, rest)
+    made = Stacked(net, layout, vectors, x, batch, rates, decays, device, rest)
+    seen = prepared(layout.architecture, made.x[:2])
+    construction.check_buffers_stay(made.net, layout.net, seen, made.rest)
+    return made
 
 
 def prepared(architecture: Architecture, images: Tensor) -> Tensor:
@@ -82,13 +89,12 @@ class Threads:
         program: Program,
         vectors: Tensor,
         x: Tensor,
-        y: Tensor,
         batch: int,
         rates: Sequence[float],
         decays: Sequence[float],
     ) -> None:
         self.program, self.batch, self.rates, self.decays = program, batch, rates, decays
-        self.x, self.y = x.contiguous().numpy(), y.contiguous().numpy()
+        self.x = x.contiguous().numpy()
         self.vectors = vectors.clone()
         self.moments = vectors.new_zeros(len(vectors), 2, vectors.shape[1])
 
@@ -98,7 +104,6 @@ class Threads:
         net: nn.Module,
         vectors: Tensor,
         x: Tensor,
-        y: Tensor,
         batch: int,
         rates: Sequence[float],
         decays: Sequence[float],
@@ -107,20 +112,20 @@ class Threads:
         from flown.nets.batched.program import Program  # numba takes a second to import
 
         program = Program.of(net, (x.shape[1], x.shape[2], x.shape[3]))
-        return None if program is None else cls(program, vectors, x, y, batch, rates, decays)
+        return None if program is None else cls(program, vectors, x, batch, rates, decays)
 
-    def run(self, orders: Tensor, step: int, scale: Tensor | None = None) -> Tensor:
+    def run(self, rows: Tensor, labels: Tensor, step: int, scale: Tensor | None = None) -> Tensor:
         from flown.nets.batched.compiled import train_epoch
 
         if scale is None:
-            scale = torch.ones(orders.shape[1] // self.batch, dtype=torch.float64)
+            scale = torch.ones(rows.shape[1] // self.batch, dtype=torch.float64)
 
         def one(i: int) -> float:
             return train_epoch(
                 self.program,
                 self.x,
-                self.y,
-                orders[i].numpy(),
+                rows[i].numpy(),
+                labels[i].numpy(),
                 self.batch,
                 self.vectors[i].numpy(),
                 self.moments[i].numpy(),
@@ -142,7 +147,6 @@ class Stacked:
         layout: WeightLayout,
         vectors: Tensor,
         x: Tensor,
-        y: Tensor,
         batch: int,
         rates: Sequence[float],
         decays: Sequence[float],
@@ -151,24 +155,23 @@ class Stacked:
     ) -> None:
         self.net, self.layout, self.batch = net.to(device), layout, batch
         self.rest = {name: tensor.to(device) for name, tensor in (rest or {}).items()}
-        self.x, self.y = x.contiguous().to(device), y.to(device)
+        self.x = x.contiguous().to(device)
         self.vectors = vectors.to(device, copy=True)
         self.moments = self.vectors.new_zeros(len(vectors), 2, vectors.shape[1])
         self.rates = torch.tensor(rates, device=device)[:, None]
         self.decays = torch.tensor(decays, device=device)[:, None]
 
-    def run(self, orders: Tensor, step: int, scale: Tensor | None = None) -> Tensor:
+    def run(self, rows: Tensor, labels: Tensor, step: int, scale: Tensor | None = None) -> Tensor:
         total = torch.zeros(len(self.vectors), device=self.vectors.device)
-        orders = orders.to(self.vectors.device)
-        for k in range(orders.shape[1] // self.batch):
-            rows = orders[:, k * self.batch : (k + 1) * self.batch]
+        rows, labels = rows.to(self.vectors.device), labels.to(self.vectors.device)
+        for k in range(rows.shape[1] // self.batch):
+            part = slice(k * self.batch, (k + 1) * self.batch)
             rates = self.rates if scale is None else self.rates * float(scale[k])
-            total += self._step(rows, step + k + 1, rates)
+            total += self._step(rows[:, part], labels[:, part], step + k + 1, rates)
         return total.cpu()
 
-    def _step(self, rows: Tensor, step: int, rates: Tensor) -> Tensor:
+    def _step(self, rows: Tensor, labels: Tensor, step: int, rates: Tensor) -> Tensor:
         leaf = self.vectors.detach().requires_grad_()
-        labels = self.y[rows]  # (n, B)
         # One order for all, and what is frozen runs once for all.
         once = bool(self.rest) and bool((rows == rows[0]).all())
         images = prepared(self.layout.architecture, self.x[rows[0] if once else rows])

@@ -25,7 +25,7 @@ TASKS = {"digits": 10, "turned": 10, "parity": 2}
 
 @cache
 def images(task: str) -> ImageData:
-    """Digits as they are, turned by 90 degrees, or even against odd; 60 test images."""
+    """Digits as they are, turned by 90 degrees, or even against odd; 100 validation, 60 test images."""
     source = load_digits()
     pixels = torch.tensor(source.images * 15).to(torch.uint8)[:, None]
     labels = torch.tensor(source.target, dtype=torch.int64)
@@ -33,7 +33,7 @@ def images(task: str) -> ImageData:
         pixels = pixels.rot90(1, (2, 3))
     if task == "parity":
         labels = labels % 2
-    parts = [Split(pixels[a:b], labels[a:b]) for a, b in ((0, 150), (150, 190), (190, 250))]
+    parts = [Split(pixels[a:b], labels[a:b]) for a, b in ((0, 150), (250, 350), (190, 250))]
     return ImageData(task, tuple(map(str, range(TASKS[task]))), *parts)
 
 

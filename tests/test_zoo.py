@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import flown
 from flown import nets
 from flown.base.errors import FlownError, TrainingError
-from flown.base.files import begin
+from flown.base.files import write_json
 from flown.tasks import load
 from flown.zoo import RECIPES, Recipe, Zoo, recipe
 from flown.zoo.train.shard import Shard, initial
@@ -25,6 +25,11 @@ from tests.conftest import DIGITS
 QUICK = Recipe(
     name="quick", dataset="digits", learning_rate=1e-3, batch_size=64, epochs=2, keep=(1, 2)
 )
+
+
+def mark(folder: Path, **about: object) -> None:
+    """Marks a folder as an output that was begun."""
+    write_json(folder / "progress.json", {"format": "flown-run-1", **about})
 
 
 def test_files_are_readable_without_the_library(zoo: flown.Zoo) -> None:
@@ -101,7 +106,7 @@ def test_same_seed_same_bits_and_resume(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(FlownError, match="another recipe, models, seed, held_out;"):
         shutil.copytree(tmp_path / "b", tmp_path / "c")
         (tmp_path / "c" / "zoo.json").unlink()
-        begin(tmp_path / "c", {})
+        mark(tmp_path / "c")
         train_zoo(QUICK, 2, tmp_path / "c", resume=True)
 
 
@@ -182,14 +187,14 @@ def test_joining_removes_no_zoo_that_it_reads(zoo: flown.Zoo, tmp_path: Path) ->
     for out in (tmp_path / "zoo", tmp_path / "zoo" / ".." / "zoo"):
         with pytest.raises(FlownError, match="is one of the zoos to join"):
             Zoo.join([Zoo.open(tmp_path / "zoo")], out, overwrite=True)
-    begin(tmp_path, {})
+    mark(tmp_path)
     with pytest.raises(FlownError, match="which is read"):
         Zoo.join([Zoo.open(tmp_path / "zoo")], tmp_path, overwrite=True)
     assert Zoo.open(tmp_path / "zoo").verify() == []
 
 
 def test_an_unfinished_copy_is_known_as_ours(zoo: flown.Zoo, tmp_path: Path) -> None:
-    begin(tmp_path / "zoo", {"join": [str(zoo.path)]})
+    mark(tmp_path / "zoo", joined=[zoo.identity])
     (tmp_path / "zoo" / "weights-000000.safetensors").write_bytes(b"half")
     with pytest.raises(FlownError, match="its join was not finished: run it again with --overw"):
         Zoo.open(tmp_path / "zoo")

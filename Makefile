@@ -20,7 +20,7 @@ $(VENV)/.ready: pyproject.toml
 	@echo "setting up $(VENV) (torch is large: a few minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --upgrade pip
-	@$(BIN)/python -m pip install --quiet --editable '.[demo,diffusion,graph,dev]'
+	@$(BIN)/python -m pip install --quiet --editable '.[demo,diffusion,dev]'
 	@$(BIN)/python -m pip install --quiet --no-deps torchcfm
 	@touch $@
 

@@ -32,7 +32,11 @@ def _no_outside_data(
     monkeypatch.setenv("FLOWN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-for name in ("tests.fakes:ConvNorm", "tests.fakes:wide_conv_norm", "tests.test_graph:norm_mlp"):
+for name in (
+    "tests.examples:ConvNorm",
+    "tests.examples:wide_conv_norm",
+    "tests.test_graph:norm_mlp",
+):
     flown.trust(name)
 DIGITS = Recipe(
     name="tiny", dataset="digits", learning_rate=5e-3, batch_size=32, epochs=10, keep=(8, 10)

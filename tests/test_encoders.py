@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from flown import encoders
 from flown.base.errors import FlownError
@@ -17,27 +20,65 @@ SIZE = NetworkScale(JOINT).size
 
 
 @pytest.fixture(params=list(encoders.ENCODERS))
-def encoder(request: pytest.FixtureRequest) -> torch.nn.Module:
-    config = encoders.from_values({"kind": request.param})
-    return encoders.build(config, JOINT, SIZE)
+def encoder(request: pytest.FixtureRequest) -> encoders.Encoder:
+    torch.manual_seed(0)
+    return encoders.build(encoders.from_values({"kind": request.param}), JOINT, SIZE)
 
 
-def test_contract(encoder: torch.nn.Module, generator: torch.Generator) -> None:
-    vectors = torch.randn(6, SIZE)
+def test_contract(encoder: encoders.Encoder, generator: torch.Generator) -> None:
+    vectors = torch.randn(6, SIZE, generator=generator)
+    encoder.fit_scale(vectors)
+    encoder.eval()
     latents = encoder.encode(vectors)
     assert latents.shape == (6, *encoder.latent_shape)
     assert encoder.decode(latents).shape == vectors.shape
     assert torch.equal(encoder.encode(vectors), latents), "encoding draws nothing"
-    again = encoders.build(encoder.config, JOINT, SIZE)
-    again.load_state_dict(encoder.state_dict())
-    assert torch.equal(again.encode(vectors), latents)
-    encoder.settle(vectors)
+    assert torch.equal(encoder.decode(latents), encoder.decode(latents)), "decoding draws nothing"
+    encoder.train()
+    mask = torch.ones_like(vectors, dtype=torch.bool)
+    decoded, penalty = encoder.training_pass(vectors, mask, generator)
+    assert decoded.shape == vectors.shape and penalty.ndim == 0
     if list(encoder.parameters()):
-        mask = torch.ones_like(vectors, dtype=torch.bool)
-        decoded, penalty = encoder.training_pass(vectors, mask, generator)
         ((decoded - vectors).square().mean() + penalty).backward()
-        for name, parameter in encoder.named_parameters():
-            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    for name, parameter in encoder.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+def test_saved_and_loaded_it_is_the_same(
+    encoder: encoders.Encoder, generator: torch.Generator, tmp_path: Path
+) -> None:
+    vectors = torch.randn(6, SIZE, generator=generator)
+    encoder.fit_scale(vectors)
+    save_file(encoder.state_dict(), tmp_path / "encoder.safetensors")
+    again = encoders.build(encoder.config, JOINT, SIZE)
+    again.load_state_dict(load_file(tmp_path / "encoder.safetensors"))
+    latents = encoder.encode(vectors)
+    assert torch.equal(again.encode(vectors), latents)
+    assert torch.equal(again.decode(latents), encoder.decode(latents))
+
+
+def test_the_divergence_reaches_the_means(generator: torch.Generator) -> None:
+    """Its gradient is that of KL(N(mu, s^2 rho^2) || N(0, I)) for s the deviation of the means."""
+    encoder = encoders.build(LinearConfig(latent_shape=(1, 4, 4), beta=1.0), JOINT, SIZE).double()
+    vectors = torch.randn(8, SIZE, generator=generator, dtype=torch.float64)
+    mask = torch.ones_like(vectors, dtype=torch.bool)
+    kept: list[torch.Tensor] = []
+
+    def keep(module: torch.nn.Module, inputs: object, mean: torch.Tensor) -> None:
+        mean.retain_grad()
+        kept.append(mean)
+
+    encoder.posterior.register_forward_hook(keep)
+    _, penalty = encoder.training_pass(vectors, mask, generator)
+    (mean,) = kept
+    centre, std = mean.mean(dim=0), mean.std(dim=0, correction=0)
+    rho2 = encoder.logvar.exp()
+    sigma2 = std**2 * rho2
+    kl = 0.5 * (mean**2 + sigma2 - 1 - sigma2.log()).sum()
+    torch.testing.assert_close(penalty, kl / mask.sum())
+    penalty.backward()
+    expected = mean + (mean - centre) * (rho2 - 1 / std**2)
+    torch.testing.assert_close(mean.grad, expected / mask.sum())
 
 
 def test_identity_is_exact() -> None:
@@ -84,7 +125,7 @@ def test_published_latents(few_shot: bool, shape: tuple[int, int, int]) -> None:
 def test_latents_settle_to_unit_scale(config: VAEConfig | PDiffConfig) -> None:
     encoder = encoders.build(config, JOINT, SIZE)
     vectors = torch.randn(200, SIZE)
-    encoder.settle(vectors)
+    encoder.fit_scale(vectors)
     latents = encoder.encode(vectors).flatten(1)
     assert (
         latents.mean(0).abs().max() < 1e-4 and (latents.std(0, correction=0) - 1).abs().max() < 1e-3
@@ -102,7 +143,7 @@ def test_bad_sizes_are_refused() -> None:
 
 
 def test_the_linear_vaes_optimum_is_exact_on_its_subspace(generator: torch.Generator) -> None:
-    encoder = encoders.build(LinearConfig(latent_shape=(1, 4, 4)), JOINT)
+    encoder = encoders.build(LinearConfig(latent_shape=(1, 4, 4)), JOINT, SIZE)
     basis = torch.randn(16, SIZE, generator=generator)
     vectors = torch.randn(300, 16, generator=generator) @ basis + 1
     encoder.fit(vectors)

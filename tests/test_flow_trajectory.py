@@ -1,4 +1,4 @@
-"""Paths through several marginals: their stations, their derivative, scipy's spline, the metric."""
+"""Paths through several marginals: their knot_times, their derivative, scipy's spline, the metric."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 from flown.base.errors import FlownError
 from flown.flow import (
-    Land,
+    LandMetric,
     MetricPath,
     Path,
     Piecewise,
     Spline,
     energy,
     flow_matching_loss,
+    knot_times,
     sample_path,
-    stations,
 )
 from flown.training import TrainConfig, train
 
@@ -57,7 +57,7 @@ def full(n: int, t: float) -> Tensor:
 
 
 @pytest.mark.parametrize("name", PATHS)
-@pytest.mark.parametrize("times", [(1.0,), (0.5, 1.0), (0.1, 0.3, 0.35, 1.0), stations(6)])
+@pytest.mark.parametrize("times", [(1.0,), (0.5, 1.0), (0.1, 0.3, 0.35, 1.0), knot_times(6)])
 def test_passes_through_its_marginals(name: str, times: tuple[float, ...]) -> None:
     path, (x0, marginals) = PATHS[name](times), knots(4, len(times))
     assert torch.equal(path(x0, marginals, full(4, 0.0)).x_t, x0)
@@ -120,9 +120,9 @@ def test_one_marginal_is_the_straight_path_bit_for_bit(
 def test_the_spline_has_no_kinks() -> None:
     x0, marginals = knots(3, 3)
     for k in range(2):
-        t = stations(3)[k]
+        t = knot_times(3)[k]
         before, after = (
-            Spline(stations(3))(x0, marginals, full(3, t + side)).u for side in (-1e-9, 1e-9)
+            Spline(knot_times(3))(x0, marginals, full(3, t + side)).u for side in (-1e-9, 1e-9)
         )
         torch.testing.assert_close(before, after, rtol=0, atol=1e-6)
 
@@ -170,7 +170,7 @@ def test_a_flat_metric_keeps_the_straight_path(tmp_path: File) -> None:
 
 def test_land_follows_the_data(tmp_path: File, generator: torch.Generator) -> None:
     """The straight path cuts through the empty middle of the circle; the learnt one goes round."""
-    metric = Land(arc(400, generator), sigma=15.0)
+    metric = LandMetric(arc(400, generator), sigma=15.0)
     found = middle(metric, tmp_path)
     assert float(found.norm(dim=1).min()) > 2.2
     assert float(found[4, 1]) > 2.2
@@ -179,7 +179,7 @@ def test_land_follows_the_data(tmp_path: File, generator: torch.Generator) -> No
 def test_land_is_its_formula(generator: torch.Generator) -> None:
     points = torch.randn(30, 4, generator=generator, dtype=torch.float64)
     x = torch.randn(5, 4, generator=generator, dtype=torch.float64)
-    metric = Land(points, sigma=2.0, epsilon=1e-2)
+    metric = LandMetric(points, sigma=2.0, epsilon=1e-2)
     apart = points[None] - x[:, None]  # (5, 30, 4)
     weights = (-apart.square().sum(2) / (2 * metric.sigma**2)).exp()
     by_hand = 1 / ((weights[..., None] * apart.square()).sum(1) + 1e-2)
@@ -189,11 +189,11 @@ def test_land_is_its_formula(generator: torch.Generator) -> None:
 def test_copies_of_a_point_do_not_shrink_the_metric(generator: torch.Generator) -> None:
     """A zoo may hold networks twice; the scale is that of different ones."""
     points, x = torch.randn(30, 4, generator=generator), torch.randn(5, 4, generator=generator)
-    twice = Land(points.repeat(3, 1))
-    assert twice.sigma == pytest.approx(Land(points).sigma, rel=1e-6)
+    twice = LandMetric(points.repeat(3, 1))
+    assert twice.sigma == pytest.approx(LandMetric(points).sigma, rel=1e-6)
     assert torch.isfinite(twice(x)).all() and torch.isfinite(twice(points)).all()
     with pytest.raises(FlownError, match="all 3 latents are equal"):
-        Land(points[:1].repeat(3, 1))
+        LandMetric(points[:1].repeat(3, 1))
 
 
 @pytest.mark.parametrize("times", [(), (0.5,), (0.6, 0.5, 1.0), (0.0, 1.0), (0.5, 0.5, 1.0)])
@@ -206,6 +206,6 @@ def test_times_that_do_not_rise_to_one_are_refused(times: tuple[float, ...]) -> 
 def test_other_shapes_are_refused() -> None:
     x0, marginals = knots(4, 3)
     with pytest.raises(FlownError, match=r"expected \(B, \*L\), \(B, 2, \*L\) and \(B,\)"):
-        Piecewise(stations(2))(x0, marginals, full(4, 0.5))
+        Piecewise(knot_times(2))(x0, marginals, full(4, 0.5))
     with pytest.raises(FlownError, match="do not fit"):
-        Spline(stations(3))(x0[:3], marginals, full(4, 0.5))
+        Spline(knot_times(3))(x0[:3], marginals, full(4, 0.5))

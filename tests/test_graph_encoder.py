@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -68,23 +66,19 @@ def scaled(where: WeightLayout, numbers: Tensor) -> Tensor:
     return torch.cat([numbers, statistics.expand(len(numbers), -1)], dim=1)
 
 
-def made(name: str, layers: str = "relational") -> tuple[GraphEncoder, WeightLayout]:
+def made(name: str) -> tuple[GraphEncoder, WeightLayout]:
     where = LAYOUTS[name]()
     torch.manual_seed(0)
-    config = TINY.model_copy(update={"layers": layers})
-    encoder = encoders.build(config, JointLayout.of([where]), where.size + 2 * len(where.names))
+    encoder = encoders.build(TINY, JointLayout.of([where]), where.size + 2 * len(where.names))
     assert isinstance(encoder, GraphEncoder)
     return encoder.double(), where
 
 
-@pytest.mark.parametrize("layers", ["relational", "pna"])
 @pytest.mark.parametrize("name", LAYOUTS)
 @settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 2**31))
-def test_permuted_networks_have_one_latent_and_permuted_nodes(
-    name: str, layers: str, seed: int
-) -> None:
-    encoder, where = made(name, layers)
+def test_permuted_networks_have_one_latent_and_permuted_nodes(name: str, seed: int) -> None:
+    encoder, where = made(name)
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.randn(2, where.size, generator=generator, dtype=torch.float64)
     other, orders = permuted(where, vectors, seed)
@@ -160,23 +154,6 @@ def test_the_dense_transformer_needs_more_than_twice_the_memory() -> None:
     rows = [row for row in encode(1, batch=4) if row["metric"] == "MB"]
     ratios = {row["method"]: row["ratio"] for row in rows}
     assert min(ratios["dense-forward"], ratios["dense-forward-backward"]) > 2, ratios
-
-
-def test_pna_trains_every_parameter(generator: torch.Generator) -> None:
-    encoder, where = made("cnn-small", "pna")
-    numbers = torch.randn(3, where.size, generator=generator, dtype=torch.float64)
-    vectors = scaled(where, numbers)
-    decoded = encoder.decode(encoder.encode(vectors))
-    assert decoded.shape == vectors.shape
-    (decoded - vectors).square().mean().backward()
-    for name, parameter in encoder.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-
-
-def test_pna_without_torch_geometric_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch_geometric.nn", None)
-    with pytest.raises(FlownError, match=r"pip install 'flown\[graph\]'"):
-        made("cnn-small", "pna")
 
 
 def test_published_sizes_and_refused_ones() -> None:

@@ -26,7 +26,6 @@ HEAVY = {
     "numba",
     "sklearn",
     "timm",
-    "torch_geometric",
     "torchvision",
 }
 

@@ -48,9 +48,12 @@ class Config(BaseModel):
         return cls.parse(read_mapping(path), where=str(path))
 
     def override(self, assignments: Sequence[str]) -> Self:
-        """Returns a copy with `key.sub=value` assignments applied; values are read as YAML."""
+        """Returns a copy with `key.sub=value` assignments applied; values are read as YAML.
+
+        A new `kind` drops the keys of the old one, wherever it stands among the assignments.
+        """
         values = self.model_dump(mode="json")
-        for assignment in assignments:
+        for assignment in sorted(assignments, key=lambda text: not _names_kind(text)):
             key, sign, text = assignment.partition("=")
             if not sign:
                 raise FlownError(f"override '{assignment}': write it as key.sub=value")
@@ -59,8 +62,15 @@ class Config(BaseModel):
                 target = target.setdefault(part, {})  # an unknown part is refused by `parse`
                 if not isinstance(target, dict):
                     raise FlownError(f"override '{assignment}': '{part}' holds no keys")
-            target[rest[-1]] = yaml.safe_load(text)
+            value = yaml.safe_load(text)
+            if _names_kind(assignment) and target.get(rest[-1]) != value:
+                target.clear()
+            target[rest[-1]] = value
         return type(self).parse(values, where="override")
+
+
+def _names_kind(assignment: str) -> bool:
+    return assignment.partition("=")[0].split(".")[-1] == "kind"
 
 
 def read_mapping(path: Path | str) -> dict[str, Any]:
@@ -89,8 +99,8 @@ def _refuse_unknown_keys(cls: type[BaseModel], values: Mapping[str, Any], where:
 
 def _record(annotation: Any, value: Any) -> type[BaseModel] | None:
     """The record type that a mapping is to become; among several, the one of its `kind`."""
-    if not isinstance(value, Mapping):
-        return None
+    if not isinstance(value, Mapping) or typing.get_origin(annotation) is dict:
+        return None  # the keys of a dict are free; pydantic checks the records behind them
     options = [
         kind
         for kind in (annotation, *typing.get_args(annotation))

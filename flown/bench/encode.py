@@ -70,7 +70,7 @@ def _attend(of: RelationalAttention, nodes: Tensor, edges: Tensor) -> Tensor:
 
 def _update(of: EdgeUpdate, nodes: Tensor, edges: Tensor) -> Tensor:
     ends = of.target(nodes)[:, :, None] + of.source(nodes)[:, None]
-    edges = edges + of.out(F.gelu(of.own(of.norm(edges)) + ends))
+    edges = edges + of.out(F.gelu(of.edge(of.norm(edges)) + ends))
     return edges + of.mlp(edges)  # type: ignore[no-any-return]
 
 

@@ -1,17 +1,12 @@
 """Weight encoders: standardised weight vectors <-> a small latent."""
 
-from flown.encoders.base import (
-    ENCODERS,
-    Encoder,
-    EncoderConfig,
-    build,
-    from_values,
-)
+from flown.encoders.base import Encoder
 from flown.encoders.chunked import Chunked, ChunkedConfig
 from flown.encoders.graph import GraphConfig, GraphEncoder
 from flown.encoders.identity import Identity, IdentityConfig
 from flown.encoders.linear import Linear, LinearConfig
 from flown.encoders.pdiff import PDiff, PDiffConfig
+from flown.encoders.registry import ENCODERS, EncoderConfig, build, from_values
 from flown.encoders.vae import VAE, VAEConfig
 
 __all__ = [

@@ -1,72 +1,40 @@
-"""The protocol of weight encoders and their registry."""
+"""What every weight encoder is: scaled weight vectors to a small latent, and back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Protocol, Union
+from abc import ABC, abstractmethod
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from flown.base.config import Config
-from flown.base.errors import unknown
-from flown.encoders.chunked import Chunked, ChunkedConfig
-from flown.encoders.graph import GraphConfig, GraphEncoder
-from flown.encoders.identity import Identity, IdentityConfig
-from flown.encoders.linear import Linear, LinearConfig
-from flown.encoders.pdiff import PDiff, PDiffConfig
-from flown.encoders.vae import VAE, VAEConfig
-from flown.weights.layout import JointLayout
 
+class Encoder(nn.Module, ABC):
+    """Vectors (n, D) of unit scale <-> latents (n, *latent_shape) of unit scale.
 
-class Encoder(Protocol):
-    """What the flow needs of an encoder; `training_pass` and `settle` are what training needs."""
+    The flow needs `encode` and `decode`, training needs `training_pass` and `fit_scale`.
+    """
 
-    latent_shape: tuple[int, int, int]
+    def __init__(self, latent_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.latent_shape = latent_shape
 
+    @abstractmethod
     def encode(self, vectors: Tensor) -> Tensor:
-        """Standardised vectors (n, D) to latents (n, *latent_shape) of unit scale."""
+        """Vectors (n, D) to latents (n, *latent_shape); nothing is drawn."""
 
+    @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (n, *latent_shape) to standardised vectors (n, D)."""
+        """Latents (n, *latent_shape) to vectors (n, D)."""
 
+    @abstractmethod
     def training_pass(
         self, vectors: Tensor, mask: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """A batch (n, D), with its mask of real weights, encoded and decoded again as in training.
+        """Encodes and decodes a batch (n, D), whose real weights `mask` marks, as in training.
 
-        Returns what is decoded (n, D) and what the loss adds to its error, a scalar.
+        Returns the decoded vectors (n, D), and what the loss adds to their error, a scalar.
         """
 
-    def settle(self, vectors: Tensor) -> None:
-        """Fits the latent scale on all training vectors, once training is over."""
-
-
-ENCODERS: dict[str, tuple[type[Config], Any]] = {
-    "vae": (VAEConfig, VAE),
-    "chunked": (ChunkedConfig, Chunked),
-    "graph": (GraphConfig, GraphEncoder),
-    "identity": (IdentityConfig, Identity),
-    "linear": (LinearConfig, Linear),
-    "pdiff": (PDiffConfig, PDiff),
-}
-EncoderConfig = Annotated[
-    Union[VAEConfig, ChunkedConfig, GraphConfig, IdentityConfig, LinearConfig, PDiffConfig],
-    Field(discriminator="kind"),
-]
-
-
-def from_values(values: Mapping[str, Any], where: str = "encoder") -> Config:
-    """The config that `values["kind"]` names."""
-    kind = values.get("kind", "vae")
-    if kind not in ENCODERS:
-        raise unknown("encoder", kind, ENCODERS)
-    return ENCODERS[kind][0].parse(values, where)
-
-
-def build(config: Config, joint: JointLayout, size: int) -> nn.Module:
-    """An encoder for the networks of a joint layout, as scaled vectors of `size` numbers."""
-    kind: str = config.kind  # type: ignore[attr-defined]
-    module: nn.Module = ENCODERS[kind][1](config, joint, size)
-    return module
+    @abstractmethod
+    def fit_scale(self, vectors: Tensor) -> None:
+        """Fits the latent's scale on training vectors (n, D), once training is over."""

@@ -63,8 +63,8 @@ class Chunked(GaussianLatent):
         self.posterior = nn.Conv2d(2 * channels, 2 * channels, 1)
         self.up = up(widths[::-1], config.blocks, channels)
 
-    def moments(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of q(z | w), each (n, L), the mean not yet at unit scale."""
+    def approximate_posterior(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean before, and log-variance after scaling to unit deviation, of q(z | w); each (n, L)."""
         padded = F.pad(vectors, (0, self.chunks * self.config.chunk - self.size))
         h = F.leaky_relu(self.expand(padded.unflatten(1, (self.chunks, -1)))) + self.position_in
         image = h.flatten(0, 1).unflatten(

@@ -7,11 +7,11 @@
     spread = sum_{x, c} (s_q - s_p)^2 / sum_{x, c} s_p^2                   (T = 1)
 
 with s_p(x, c) the deviation of class c's probability on image x over a batch's networks. Very
-different weights compute the same function, and of a network that was not trained on an encoder
-knows the function sooner than the weights. `ce` asks less: that the networks be good, whichever
-function they compute. But one good function serves for all, and of a function known in part the
-population's mean is the best guess: under either alone all decoded networks become alike. `spread`
-asks that they differ from each other where the originals do, and by as much.
+different weights compute the same function, and an encoder reconstructs the function of an unseen
+network sooner than its weights. `ce` asks less: that decoded networks be accurate, whatever function
+they compute. But one accurate function satisfies it for all networks, and the population's mean is the
+best guess of a function that is known in part: under either term alone all decoded networks become
+alike. `spread` asks that they differ from each other where the originals do, and by as much.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ class FunctionalError:
     """The functional part of the loss for networks of several tasks.
 
     Args:
-        layouts: the place of its networks' layout, task by task.
+        layouts: index of the networks' layout in `joint`, task by task.
         splits: training images, task by task.
-        rests: what networks of a subset share, task by task; nothing for whole networks.
+        frozen: the tensors that networks of a subset share, task by task; empty for whole networks.
     """
 
     def __init__(
@@ -69,12 +69,12 @@ class FunctionalError:
         scale: NetworkScale,
         layouts: Sequence[int],
         splits: Sequence[Split],
-        rests: Sequence[Mapping[str, Tensor]],
+        frozen: Sequence[Mapping[str, Tensor]],
         device: str,
     ) -> None:
         self.config, self.joint, self.device = config, joint, device
         self.scale, self.layouts = copy.deepcopy(scale).to(device), layouts
-        self.splits, self.rests = splits, rests
+        self.splits, self.frozen = splits, frozen
 
     def __call__(
         self, decoded: Tensor, vectors: Tensor, tasks: Tensor, generator: torch.Generator
@@ -88,22 +88,22 @@ class FunctionalError:
         layouts = torch.tensor(self.layouts, device=tasks.device)[tasks]
         found, wanted = (self.scale.invert(v, layouts) for v in (decoded, vectors))
         for task in tasks.unique().tolist():
-            split, own = self.splits[task], tasks == task
+            split, members = self.splits[task], tasks == task
             rows = torch.randint(
                 len(split), (self.config.images,), generator=generator, device=self.device
             )
-            some = split[rows.cpu()]
-            images, labels = some.images.to(self.device), some.labels.to(self.device)
+            drawn = split[rows.cpu()]
+            images, labels = drawn.images.to(self.device), drawn.labels.to(self.device)
             with torch.no_grad():
-                target = self._logits(wanted[own], task, images)
-            logits = self._logits(found[own], task, images)
-            total = total + own.sum() * self._error(logits, target, labels)
+                target = self._logits(wanted[members], task, images)
+            logits = self._logits(found[members], task, images)
+            total = total + members.sum() * self._error(logits, target, labels)
         return total / len(tasks)
 
     def _logits(self, raw: Tensor, task: int, images: Tensor) -> Tensor:
         index = self.layouts[task]
         layout = self.joint.layouts[index]
-        batch = WeightBatch(layout, self.joint.extract(raw, index), rest=self.rests[task])
+        batch = WeightBatch(layout, self.joint.extract(raw, index), rest=self.frozen[task])
         return batch.logits(layout.architecture.preprocess(images))
 
     def _error(self, logits: Tensor, target: Tensor, labels: Tensor) -> Tensor:
@@ -112,8 +112,8 @@ class FunctionalError:
         if c.kl:
             error = error + c.kl * divergence(logits, target, c.temperature)
         if c.ce:
-            every = labels.expand(len(logits), -1).flatten()
-            error = error + c.ce * F.cross_entropy(logits.flatten(0, 1), every)
+            repeated = labels.expand(len(logits), -1).flatten()
+            error = error + c.ce * F.cross_entropy(logits.flatten(0, 1), repeated)
         if c.spread and len(logits) > 1:
             error = error + c.spread * spread_error(logits, target)
         return error

@@ -2,10 +2,10 @@
 
     encode: node and edge features -> layers -> mean of nodes that share a position -> mu, log sigma^2
     decode: z -> a draft w of the vector, by an MLP -> its graph, with a learned query for every node
-            and edge -> layers -> w + what they change
+            and edge -> layers -> w + their change
 
-The graph and what its positions are: `flown.encoders.netgraph`; the layers: `relational`, or `pna`. Kofinas
-et al. (2403.12143) have no decoder. Ours writes networks in one order, that of its queries, so a zoo
+The graph and its positions: `flown.encoders.netgraph`; its layers: `flown.encoders.relational`.
+Kofinas et al. (2403.12143) have no decoder. Ours writes networks in one order, that of its queries, so a zoo
 of independently trained networks has to be aligned first (`flown zoo align`): the latent does not say
 which order a network came in. The draft is there because states alone would be a bottleneck: a 5x5
 kernel has more numbers than an edge's state, and a readout that all layers share loses the zoo's mean.
@@ -32,12 +32,11 @@ _GROUP = 8  # networks at a time on a CPU: decoding is 2.5 times as fast as a hu
 class GraphConfig(LatentConfig):
     """Sizes of the graph encoder. The defaults are the CPU preset, `published()` is Table 7's.
 
-    `node` and `edge` are the widths of their states; `layers` come `depth` times in the encoder and
-    as often in the decoder, with `heads` where they attend.
+    `node` and `edge` are the widths of their states; encoder and decoder have `depth` layers each,
+    with `heads` attention heads.
     """
 
     kind: Literal["graph"] = "graph"
-    layers: Literal["relational", "pna"] = "relational"
     node: int = 32
     edge: int = 16
     depth: int = 2
@@ -65,12 +64,9 @@ class GraphEncoder(GaussianLatent):
         self.embed_edges = nn.Linear(graph.kernel, config.edge)
         counts = torch.bincount(graph.positions)
         self.position = nn.Embedding(len(counts), config.node)
-        self.encoder = _layers(config, graph, last_edges=False)
-        self.posterior = nn.Sequential(
-            nn.LayerNorm(config.node),
-            nn.Flatten(),
-            nn.Linear(len(counts) * config.node, 2 * latent),
-        )
+        self.encoder = _layers(config, last_edges=False)
+        pooled = nn.Linear(len(counts) * config.node, 2 * latent)
+        self.posterior = nn.Sequential(nn.LayerNorm(config.node), nn.Flatten(), pooled)
         self.draft = nn.Sequential(
             nn.Linear(latent, 4 * latent), nn.GELU(), nn.Linear(4 * latent, size)
         )
@@ -79,7 +75,7 @@ class GraphEncoder(GaussianLatent):
         self.node_draft = nn.Linear(1, config.node)
         self.edge_draft = nn.Linear(graph.kernel, config.edge)
         self.node_latent = nn.Linear(latent, config.node)
-        self.decoder = _layers(config, graph, last_edges=True)
+        self.decoder = _layers(config, last_edges=True)
         self.biases = nn.Sequential(nn.LayerNorm(config.node), _zero(nn.Linear(config.node, 1)))
         self.weights = nn.Sequential(
             nn.LayerNorm(config.edge), _zero(nn.Linear(config.edge, graph.kernel))
@@ -89,12 +85,12 @@ class GraphEncoder(GaussianLatent):
         self.register_buffer("_share", share, persistent=False)
 
     def embed(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors (n, D) to what the layers start from: nodes (n, V, node), edges (n, E, edge)."""
+        """Vectors (n, D) to the layers' input: nodes (n, V, node), edges (n, E, edge)."""
         nodes, edges = self.graph.features(vectors[:, : self.graph.size])
         nodes = self.embed_nodes(nodes) + self.position(self.graph.positions)
         return nodes, self.embed_edges(edges)
 
-    def moments(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    def approximate_posterior(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         mean, logvar = _in_groups(self._posterior, vectors).chunk(2, dim=1)
         return mean, logvar.clamp(-20, 4)
 
@@ -118,10 +114,10 @@ class GraphEncoder(GaussianLatent):
 
 
 def _in_groups(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    """A function of rows, on a CPU of a few at a time: the edges of many leave the cache."""
+    """A function of rows, on a CPU in small groups: the edges of many networks exceed the cache."""
     if rows.device.type != "cpu":
         return function(rows)
-    return torch.cat([function(some) for some in rows.split(_GROUP)])
+    return torch.cat([function(part) for part in rows.split(_GROUP)])
 
 
 def run(
@@ -140,11 +136,7 @@ def _zero(linear: nn.Linear) -> nn.Linear:
     return linear
 
 
-def _layers(config: GraphConfig, graph: NetGraph, last_edges: bool) -> nn.ModuleList:
+def _layers(config: GraphConfig, last_edges: bool) -> nn.ModuleList:
     """The stack; its last layer need not make edges that nothing reads."""
     ends = [last_edges or i + 1 < config.depth for i in range(config.depth)]
-    if config.layers == "pna":
-        from flown.encoders.pna import PNALayer  # needs torch-geometric
-
-        return nn.ModuleList(PNALayer(config.node, config.edge, graph, e) for e in ends)
     return nn.ModuleList(RelationalLayer(config.node, config.edge, config.heads, e) for e in ends)

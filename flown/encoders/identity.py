@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flown.base.config import Config
+from flown.encoders.base import Encoder
 from flown.weights.layout import JointLayout
 
 
@@ -16,14 +17,13 @@ class IdentityConfig(Config):
     kind: Literal["identity"] = "identity"
 
 
-class Identity(nn.Module):
+class Identity(Encoder):
     """Weights (n, D), zero-padded and reshaped to a square image (n, 1, s, s), s a multiple of 4."""
 
     def __init__(self, config: IdentityConfig, joint: JointLayout, size: int) -> None:
-        super().__init__()
-        self.config, self.size = config, size
         side = 4 * math.ceil(math.sqrt(size) / 4)
-        self.latent_shape = (1, side, side)
+        super().__init__((1, side, side))
+        self.config, self.size = config, size
 
     def encode(self, vectors: Tensor) -> Tensor:
         padding = math.prod(self.latent_shape) - self.size
@@ -38,5 +38,5 @@ class Identity(nn.Module):
         """The vectors themselves: there is nothing to train."""
         return vectors, vectors.new_zeros(())
 
-    def settle(self, vectors: Tensor) -> None:
+    def fit_scale(self, vectors: Tensor) -> None:
         """Standardised weights have unit scale already."""

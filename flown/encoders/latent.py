@@ -1,22 +1,29 @@
-"""What weight encoders with a Gaussian latent share.
+"""What weight encoders with a latent of their own scale share, and those with a Gaussian posterior.
 
-    q(z | w) = N(mu(w), sigma(w)^2)
+    q(z | w) = N(mu(w), s^2 rho(w)^2)
     loss = |w_hat - w|^2 / D + beta KL(q || N(0, I)) / D                                    (eq. 2)
-    z = f(w + xi_in),  w_hat = g(z + xi_lat),  xi ~ N(0, sigma^2)                           (A.3.2)
+    z = f(w + xi_in),  w_hat = g((z - m) / s + xi_lat),  z ~ q,  xi ~ N(0, sigma^2)         (A.3.2)
 
-The latent means are brought to unit scale per dimension, by batch statistics during training and by
-those of the whole training split afterwards: without it, sigma_lat would mean nothing, and an
-unscaled latent is the usual cause of "reconstruction is fine, generation is at chance".
+m and s are mean and deviation of the latent means, per dimension: of the batch during training, of the
+whole training split afterwards. Without them sigma_lat would mean nothing, and an unscaled latent is the
+usual cause of "reconstruction is fine, generation is at chance". Samples are scaled as a whole, so the
+network's rho is the posterior's deviation at unit scale. The divergence is that of q, before it is
+scaled, and so depends on the means: on a batch, dKL/dmu = mu + (mu - m) (mean rho^2 - 1 / s^2).
 """
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flown.base.config import Config
+from flown.encoders.base import Encoder
+
+_ROWS = 256  # networks encoded at once where the scale is fitted
+_SMALLEST = 1e-4  # deviation of a latent dimension that does not vary
 
 
 class LatentConfig(Config):
@@ -27,50 +34,73 @@ class LatentConfig(Config):
     sigma_lat: float = 0.5
 
 
-class GaussianLatent(nn.Module):
-    """Encoding and training of an encoder that has `moments` and `decode`."""
+class ScaledLatent(Encoder):
+    """An encoder whose codes (n, L) are brought to unit scale, dimension by dimension."""
 
     latent_mean: Tensor
     latent_std: Tensor
 
-    def __init__(self, config: LatentConfig, latent_shape: tuple[int, int, int]) -> None:
-        super().__init__()
-        self.noise, self.latent_shape = config, latent_shape
+    def __init__(self, latent_shape: tuple[int, int, int]) -> None:
+        super().__init__(latent_shape)
         self.register_buffer("latent_mean", torch.zeros(math.prod(latent_shape)))
         self.register_buffer("latent_std", torch.ones(math.prod(latent_shape)))
 
-    def moments(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of q(z | w), each (n, L), the mean not yet at unit scale."""
-        raise NotImplementedError
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents (n, *latent_shape) to vectors (n, D)."""
-        raise NotImplementedError
+    @abstractmethod
+    def codes(self, vectors: Tensor) -> Tensor:
+        """Vectors (n, D) to latents (n, L), not yet at unit scale."""
 
     def encode(self, vectors: Tensor) -> Tensor:
-        """Vectors (n, D) to posterior means (n, *latent_shape), standardised."""
-        mean, _ = self.moments(vectors)
-        standard = (mean - self.latent_mean) / self.latent_std
+        """Vectors (n, D) to latents (n, *latent_shape)."""
+        standard = (self.codes(vectors) - self.latent_mean) / self.latent_std
         return standard.view(-1, *self.latent_shape)
+
+    @torch.no_grad()
+    def fit_scale(self, vectors: Tensor) -> None:
+        """Fits mean and deviation of the codes of training vectors (n, D)."""
+        mean, std = scale_of(torch.cat([self.codes(part) for part in vectors.split(_ROWS)]))
+        self.latent_mean.copy_(mean)
+        self.latent_std.copy_(std)
+
+
+class GaussianLatent(ScaledLatent):
+    """An encoder with `approximate_posterior` and `decode`, trained as a variational autoencoder."""
+
+    def __init__(self, config: LatentConfig, latent_shape: tuple[int, int, int]) -> None:
+        super().__init__(latent_shape)
+        self.noise = config
+
+    @abstractmethod
+    def approximate_posterior(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean before, and log-variance after scaling to unit deviation, of q(z | w); each (n, L)."""
+
+    def codes(self, vectors: Tensor) -> Tensor:
+        """The posterior's means (n, L)."""
+        return self.approximate_posterior(vectors)[0]
 
     def training_pass(
         self, vectors: Tensor, mask: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Standardised vectors (n, D) decoded under noise, and equation 2's KL term."""
+        """Vectors (n, D) decoded from noisy samples of the posterior, and equation 2's KL term."""
         c = self.noise
+        noisy = vectors + c.sigma_in * noise_like(vectors, generator) * mask
+        mean, logvar = self.approximate_posterior(noisy)
+        centre, scale = scale_of(mean)
+        z = (mean - centre) / scale + (logvar / 2).exp() * noise_like(mean, generator)
+        latents = z + c.sigma_lat * noise_like(mean, generator)
+        penalty = c.beta * divergence(mean, logvar + 2 * scale.log()) / mask.sum()
+        return self.decode(latents.unflatten(1, self.latent_shape)), penalty
 
-        def noise(like: Tensor) -> Tensor:
-            return torch.randn(like.shape, generator=generator, device=like.device)
 
-        mean, logvar = self.moments(vectors + c.sigma_in * noise(vectors) * mask)
-        mean = (mean - mean.mean(dim=0)) / mean.std(dim=0, correction=0).clamp_min(1e-4)
-        z = mean + (logvar / 2).exp() * noise(mean) + c.sigma_lat * noise(mean)
-        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum() / mask.sum()
-        return self.decode(z.unflatten(1, self.latent_shape)), c.beta * kl
+def divergence(mean: Tensor, logvar: Tensor) -> Tensor:
+    """KL(N(mean, exp(logvar)) || N(0, I)), summed over all entries, a scalar."""
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum()
 
-    @torch.no_grad()
-    def settle(self, vectors: Tensor) -> None:
-        """Fits the latent's scale on the training vectors (n, D)."""
-        mean = torch.cat([self.moments(some)[0] for some in vectors.split(256)])
-        self.latent_mean.copy_(mean.mean(dim=0))
-        self.latent_std.copy_(mean.std(dim=0, correction=0).clamp_min(1e-4))
+
+def scale_of(codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation (L,) of codes (n, L); the deviation is never 0."""
+    return codes.mean(dim=0), codes.std(dim=0, correction=0).clamp_min(_SMALLEST)
+
+
+def noise_like(values: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal noise of the values' shape, on their device."""
+    return torch.randn(values.shape, generator=generator, device=values.device, dtype=values.dtype)

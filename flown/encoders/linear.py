@@ -37,8 +37,8 @@ class Linear(GaussianLatent):
         self.logvar = nn.Parameter(torch.full((latent,), -6.0))
         self.contract = nn.Linear(latent, size)
 
-    def moments(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of q(z | w), each (n, L), the mean not yet at unit scale."""
+    def approximate_posterior(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean before, and log-variance after scaling to unit deviation, of q(z | w); each (n, L)."""
         mean = self.posterior(vectors)
         return mean, self.logvar.clamp(-20, 4).expand_as(mean)
 
@@ -61,4 +61,4 @@ class Linear(GaussianLatent):
         self.posterior.bias[:count] = -(centre.double() @ (basis / scale)).float()
         self.contract.weight[:, :count] = (basis * scale).float()
         self.contract.bias.copy_(centre)
-        self.settle(vectors)
+        self.fit_scale(vectors)

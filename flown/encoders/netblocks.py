@@ -1,6 +1,6 @@
 """The edges of a network's graph, layer by layer: a grid, and the nodes at its two ends.
 
-All pairs of a layer's outputs and inputs lie in a grid (A, B), so that what belongs to nodes reaches
+All pairs of a layer's outputs and inputs lie in a grid (A, B), so that node values reach
 their edges by broadcasting, and edges reach their nodes by a sum over an axis: no gather, no scatter.
 
 Axes: n networks, V nodes, h heads.
@@ -24,14 +24,14 @@ class End:
 
     def of(self, nodes: Tensor) -> Tensor:
         """Node values (n, V, ...) at each edge, broadcasting over its grid (n, A, B, ...)."""
-        some = nodes[:, self.place]
+        values = nodes[:, self.place]
         if self.axes == "ab":
-            some = some.unflatten(1, self.grid)
+            values = values.unflatten(1, self.grid)
         elif self.axes == "a":
-            some = some[:, :, None]
+            values = values[:, :, None]
         else:
-            some = some[:, None]
-        return some
+            values = values[:, None]
+        return values
 
     def sum(self, values: Tensor) -> Tensor:
         """Edge values (n, A, B, ...) summed for each node, (n, nodes, ...)."""
@@ -41,10 +41,10 @@ class End:
 
     def dot(self, nodes: Tensor, edges: Tensor) -> Tensor:
         """Node values (n, V, h, f) times edge values (n, A, B, f), summed over f: (n, A, B, h)."""
-        some = nodes[:, self.place]
+        values = nodes[:, self.place]
         if self.axes == "ab":
-            some = some.unflatten(1, self.grid)
-        return torch.einsum(f"n{self.axes}hf,nabf->nabh", some, edges)
+            values = values.unflatten(1, self.grid)
+        return torch.einsum(f"n{self.axes}hf,nabf->nabh", values, edges)
 
     def sum_products(self, a: Tensor, b: Tensor) -> Tensor:
         """Edge values (n, A, B, h) times (n, A, B, f), summed for each node: (n, nodes, h, f)."""

@@ -59,7 +59,7 @@ class NetGraph(nn.Module):
                 known, a tensor that has no place in a graph or none in the vectors.
         """
         super().__init__()
-        walk = _Wires(net, example)
+        walk = _GraphWalk(net, example)
         shapes = {name: tuple(p.shape) for name, p in net.named_parameters()}
         if missing := [name for name in shapes if subset is not None and name not in subset]:
             raise FlownError(
@@ -85,10 +85,13 @@ class NetGraph(nn.Module):
             FlownError: as the constructor, or the layouts differ in more than channels and classes.
         """
         first = joint.layouts[0]
-        every = [layout.architecture for layout in joint.layouts]
-        channels, classes = max(a.channels for a in every), max(a.outputs for a in every)
-        size = max(a.size for a in every)
-        net = build(first.net, channels, classes, every[0].activation, size)
+        architectures = [layout.architecture for layout in joint.layouts]
+        channels, classes = (
+            max(a.channels for a in architectures),
+            max(a.outputs for a in architectures),
+        )
+        size = max(a.size for a in architectures)
+        net = build(first.net, channels, classes, architectures[0].activation, size)
         shapes = dict(zip(first.names, joint.shapes, strict=True))
         for name, p in net.named_parameters():
             if name in shapes and shapes[name] != tuple(p.shape):
@@ -122,36 +125,36 @@ class NetGraph(nn.Module):
         return torch.cat(parts, dim=1)[:, self._order]
 
     def _invert(self, numbers: Tensor) -> None:
-        """Notes for every number of the vector in which slots it stands; alike counts together."""
+        """Notes for every number of the vector in which slots it stands; equal counts together."""
         slots = numbers.argsort(stable=True)
         counts = torch.bincount(numbers, minlength=self.size + 2)[: self.size]
         starts = counts.cumsum(0) - counts
         self._counts = counts.unique().tolist()
         order = []
         for count in self._counts:
-            some = (counts == count).nonzero()[:, 0]
-            copies = slots[starts[some, None] + torch.arange(count)]
+            numbered = (counts == count).nonzero()[:, 0]
+            copies = slots[starts[numbered, None] + torch.arange(count)]
             self.register_buffer(f"_copies{count}", copies, persistent=False)
-            order.append(some)
+            order.append(numbered)
         self.register_buffer("_order", torch.cat(order).argsort(), persistent=False)
 
 
 @dataclass(frozen=True)
-class _Wire:
+class _Connection:
     layer: str
     source: Units
     target: int  # a space, as in `Units`
     diagonal: bool
 
 
-class _Wires(Walk):
-    """Follows units through a network, the inputs' too, and notes which layer joins which."""
+class _GraphWalk(Walk):
+    """Follows units through a network, the inputs' too, and notes which units each layer connects."""
 
     remedy = "such a network has no graph: use another encoder"
 
     def __init__(self, net: nn.Module, example: Tensor) -> None:
         super().__init__(*trace(net, example))
-        self.wires: list[_Wire] = []
+        self.connections: list[_Connection] = []
         self.inputs: set[int] = set()
         self.outputs: list[Units] = []
         for node in self.graph.nodes:
@@ -166,7 +169,7 @@ class _Wires(Walk):
             super().visit(node)
 
     def _layer(self, node: fx.Node, parent: fx.Node, at: int, out: int) -> None:
-        self._join_up(node, parent, at, out, diagonal=False)
+        self._connect(node, parent, at, out, diagonal=False)
 
     def _convolve(self, node: fx.Node, parent: fx.Node, module: conv._ConvNd) -> None:
         if module.groups == 1:
@@ -174,13 +177,13 @@ class _Wires(Walk):
         if not module.groups == module.in_channels == module.out_channels:
             raise self._refusal(node, "groups its channels; only one channel a group is supported")
         at = len(self.shapes[node]) - 1 - len(module.kernel_size)
-        self._join_up(node, parent, at, at, diagonal=True)
+        self._connect(node, parent, at, at, diagonal=True)
 
     def _scale(self, node: fx.Node, parent: fx.Node, at: int, tensors: dict[str, int]) -> None:
         module = self.modules[str(node.target)]
         weight = getattr(module, "weight", None)
         if isinstance(module, _NORMS) and isinstance(weight, Tensor) and weight.ndim == 1:
-            self._join_up(node, parent, at, at, diagonal=True)
+            self._connect(node, parent, at, at, diagonal=True)
         else:
             self._pass(node, parent, odd=False)
 
@@ -195,16 +198,18 @@ class _Wires(Walk):
                 raise self._refusal(node, "adds values whose units do not correspond")
         axis = self.units[both[0]].axis
         space = self._space(node, axis)
-        self.wires += [_Wire("", self.units[parent], space, True) for parent in both]
+        self.connections += [_Connection("", self.units[parent], space, True) for parent in both]
 
-    def _join_up(self, node: fx.Node, parent: fx.Node, at: int, out: int, diagonal: bool) -> None:
+    def _connect(self, node: fx.Node, parent: fx.Node, at: int, out: int, diagonal: bool) -> None:
         units = self.units.get(parent)
         if units is None or units.axis != at:
             raise self._refusal(node, "reads along another axis than that of the units")
-        self.wires.append(_Wire(str(node.target), units, self._space(node, out), diagonal))
+        self.connections.append(
+            _Connection(str(node.target), units, self._space(node, out), diagonal)
+        )
 
     def _space(self, node: fx.Node, axis: int) -> int:
-        """Gives a value units of its own along an axis."""
+        """Gives a value new units along an axis."""
         self.parents.append(len(self.parents))
         self.sizes.append(self.shapes[node][axis])
         self.units[node] = Units(len(self.sizes) - 1, axis, 1)
@@ -214,7 +219,7 @@ class _Wires(Walk):
 class _Maps:
     """Lays out nodes and edges, and says which number of the vector goes where."""
 
-    def __init__(self, walk: _Wires, shapes: dict[str, tuple[int, ...]]) -> None:
+    def __init__(self, walk: _GraphWalk, shapes: dict[str, tuple[int, ...]]) -> None:
         self.walk, self.shapes = walk, shapes
         self.numbers: dict[str, Tensor] = {}
         self.size = 0
@@ -232,7 +237,7 @@ class _Maps:
         self.places = [slice(b - e, b) for b, e in zip(stops, extents, strict=True)]
         self.biases = torch.full((stops[-1],), self.size)
         self.positions = self._positions()
-        made = [self._block(wire) for wire in walk.wires]
+        made = [self._block(connection) for connection in walk.connections]
         self.blocks = [block for block, _, _ in made]
         self.weights = torch.cat([weights for _, weights, _ in made])
         self.ends = torch.cat([ends for _, _, ends in made])
@@ -241,7 +246,7 @@ class _Maps:
     def _copies(self) -> list[int]:
         """How often flattening repeats each space's units: as often as it is read."""
         copies: list[int] = [1] * len(self.walk.sizes)
-        reads = [(wire.layer, wire.source) for wire in self.walk.wires]
+        reads = [(connection.layer, connection.source) for connection in self.walk.connections]
         reads += [("output", units) for units in self.walk.outputs]
         for _, units in reads:
             copies[units.space] = max(copies[units.space], units.inner)
@@ -258,43 +263,43 @@ class _Maps:
         found, count = [], 0
         for space, place in enumerate(self.places):
             extent, copies = place.stop - place.start, self.copies[space]
-            own = extent if space in self.walk.inputs | outputs else copies
-            found.append(count + torch.arange(extent) % own)
-            count += own
+            distinct = extent if space in self.walk.inputs | outputs else copies
+            found.append(count + torch.arange(extent) % distinct)
+            count += distinct
         return torch.cat(found)
 
-    def _block(self, wire: _Wire) -> tuple[Block, Tensor, Tensor]:
+    def _block(self, connection: _Connection) -> tuple[Block, Tensor, Tensor]:
         """A layer's block, its numbers (edges, K) and its edges' ends (edges, 2)."""
-        copies = self.copies[wire.target]
-        targets, sources = self.places[wire.target], self.places[wire.source.space]
+        copies = self.copies[connection.target]
+        targets, sources = self.places[connection.target], self.places[connection.source.space]
         count = sources.stop - sources.start
-        block = Block.of(wire.layer, targets, sources, wire.diagonal)
-        weight = self.numbers.get(f"{wire.layer}.weight")
+        block = Block.of(connection.layer, targets, sources, connection.diagonal)
+        weight = self.numbers.get(f"{connection.layer}.weight")
         if weight is None:  # a sum
             numbers = torch.full((count, 1), self.size + 1)
-        elif wire.diagonal:
+        elif connection.diagonal:
             numbers = weight.reshape(count, 1, *weight.shape[2:])
         else:
             numbers = weight
-        features = self._pad(numbers).repeat_interleave(copies, dim=1 if wire.diagonal else 0)
-        bias = self.numbers.get(f"{wire.layer}.bias")
+        features = self._pad(numbers).repeat_interleave(copies, dim=1 if connection.diagonal else 0)
+        bias = self.numbers.get(f"{connection.layer}.bias")
         if bias is not None:
             self.biases[targets] = bias.repeat_interleave(copies)
-        every = torch.arange(len(self.biases))[None]
+        nodes = torch.arange(len(self.biases))[None]
         ends = [
-            end.of(every)[0].expand(block.grid).flatten() for end in (block.target, block.source)
+            end.of(nodes)[0].expand(block.grid).flatten() for end in (block.target, block.source)
         ]
         pairs = torch.stack(ends, dim=1)
         return block, features.reshape(block.edges, -1), pairs
 
     def _pad(self, numbers: Tensor) -> Tensor:
         """Numbers (A, B, *kernel) of a layer, its kernels amid the largest one: (A, B, K)."""
-        own = (1,) * (len(self.kernel) - numbers.ndim + 2) + tuple(numbers.shape[2:])
+        kernel = (1,) * (len(self.kernel) - numbers.ndim + 2) + tuple(numbers.shape[2:])
         padded = torch.full((*numbers.shape[:2], *self.kernel), self.size)
         window = [
-            slice((k - o) // 2, (k - o) // 2 + o) for k, o in zip(self.kernel, own, strict=True)
+            slice((k - o) // 2, (k - o) // 2 + o) for k, o in zip(self.kernel, kernel, strict=True)
         ]
-        padded[(slice(None), slice(None), *window)] = numbers.reshape(*numbers.shape[:2], *own)
+        padded[(slice(None), slice(None), *window)] = numbers.reshape(*numbers.shape[:2], *kernel)
         return padded.flatten(2)
 
     def _check(self) -> None:

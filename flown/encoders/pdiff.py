@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from flown.base.config import Config
 from flown.base.errors import FlownError
+from flown.encoders.latent import ScaledLatent, noise_like, scale_of
 from flown.weights.layout import JointLayout
 
 
@@ -41,22 +42,19 @@ class PDiffConfig(Config):
         return cls(channels=(64, 128, 256, 256, 32), stride=2, latent_shape=(8, 4, 4))
 
 
-class PDiff(nn.Module):
+class PDiff(ScaledLatent):
     """Standardised weight vectors (n, D) <-> latents (n, *latent_shape).
 
     Raises:
         FlownError: a kernel that is even or shorter than the stride: it would skip weights.
     """
 
-    latent_mean: Tensor
-    latent_std: Tensor
-
     def __init__(self, config: PDiffConfig, joint: JointLayout, size: int) -> None:
-        super().__init__()
+        super().__init__(config.latent_shape)
         kernel, stride, channels = config.kernel, config.stride, config.channels
         if kernel < stride or kernel % 2 == 0:
             raise FlownError(f"pdiff: kernel {kernel} must be odd and at least the stride {stride}")
-        self.config, self.size, self.latent_shape = config, size, config.latent_shape
+        self.config, self.size = config, size
         length = math.ceil(size / stride ** len(channels))  # of the last level
         self.padding = length * stride ** len(channels) - size
         latents, shortest = math.prod(config.latent_shape), (channels[-1], length)
@@ -75,18 +73,11 @@ class PDiff(nn.Module):
             layers += [back, nn.GroupNorm(1, outputs), nn.ELU()]
         final = nn.Conv1d(channels[0], 1, kernel, padding=kernel // 2)
         self.decoder = nn.Sequential(*layers, final, nn.Flatten())
-        self.register_buffer("latent_mean", torch.zeros(latents))
-        self.register_buffer("latent_std", torch.ones(latents))
 
     def codes(self, vectors: Tensor) -> Tensor:
-        """Latents (n, L), not yet at unit scale."""
+        """Vectors (n, D) to latents (n, L), not yet at unit scale."""
         flat: Tensor = self.encoder(nn.functional.pad(vectors, (0, self.padding))[:, None])
         return flat
-
-    def encode(self, vectors: Tensor) -> Tensor:
-        """Vectors (n, D) to latents (n, *latent_shape), standardised."""
-        standard = (self.codes(vectors) - self.latent_mean) / self.latent_std
-        return standard.view(-1, *self.latent_shape)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (n, *latent_shape) to vectors (n, D)."""
@@ -97,18 +88,8 @@ class PDiff(nn.Module):
         self, vectors: Tensor, mask: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Standardised vectors (n, D) decoded under noise; there is no penalty."""
-
-        def noise(like: Tensor) -> Tensor:
-            return torch.randn(like.shape, generator=generator, device=like.device)
-
-        z = self.codes(vectors + self.config.sigma_in * noise(vectors) * mask)
-        z = (z - z.mean(dim=0)) / z.std(dim=0, correction=0).clamp_min(1e-4)
-        z = z + self.config.sigma_lat * noise(z)
+        noisy = vectors + self.config.sigma_in * noise_like(vectors, generator) * mask
+        codes = self.codes(noisy)
+        centre, scale = scale_of(codes)
+        z = (codes - centre) / scale + self.config.sigma_lat * noise_like(codes, generator)
         return self.decode(z.unflatten(1, self.latent_shape)), z.new_zeros(())
-
-    @torch.no_grad()
-    def settle(self, vectors: Tensor) -> None:
-        """Fits the latent's scale on the training vectors (n, D)."""
-        codes = torch.cat([self.codes(some) for some in vectors.split(256)])
-        self.latent_mean.copy_(codes.mean(dim=0))
-        self.latent_std.copy_(codes.std(dim=0, correction=0).clamp_min(1e-4))

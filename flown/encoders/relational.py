@@ -5,8 +5,8 @@
     e       += MLP(e, x_target, x_source),  then an MLP of its own
 
 A weight has one edge and one state e, which both of its ends read: the target with Q, K = P, R, the
-source with R, P, each with an M and a V of its own. Where there is no weight, e = 0 and what is left
-is plain attention. So only scores exist for all pairs, one a head; what has features exists at edges
+source with R, P, each with its own M and V. Where there is no weight, e = 0, which
+leaves plain attention. So only scores exist for all pairs, one a head; feature vectors exist at edges
 alone, block by block. The product of the scores is expanded, (P e).(R e) serves both ends, and
 sum_j a_ij V e = V sum_j a_ij e needs no value per edge. The result is the dense transformer's
 (`flown bench encode` compares them).
@@ -57,10 +57,12 @@ class RelationalAttention(nn.Module):
     def forward(self, graph: NetGraph, nodes: Tensor, edges: Tensor) -> Tensor:
         q, k, v = self.qkv(nodes).unflatten(2, (3, self.heads, -1)).unbind(2)  # (n, V, h, c)
         scores = torch.einsum("nihc,njhc->nhij", q, k).flatten(2)
-        there, back = self._related(graph, q, k, edges)
+        to_targets, to_sources = self._related(graph, q, k, edges)
         target, source = graph.ends.unbind(1)
         pairs = torch.cat([target * graph.nodes + source, source * graph.nodes + target])
-        scores = scores.index_add(2, pairs, torch.cat([there, back], dim=1).transpose(1, 2))
+        scores = scores.index_add(
+            2, pairs, torch.cat([to_targets, to_sources], dim=1).transpose(1, 2)
+        )
         attention = (scores * q.shape[-1] ** -0.5).unflatten(2, (graph.nodes, -1)).softmax(-1)
         weights = attention.flatten(2)[:, :, pairs].transpose(1, 2)  # (n, 2 E, h)
         mixed = torch.einsum("nhij,njhc->nihc", attention, v)
@@ -82,18 +84,18 @@ class RelationalAttention(nn.Module):
     def _related(
         self, graph: NetGraph, q: Tensor, k: Tensor, edges: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What edges add to the scores of their targets and of their sources, (n, E, h) each."""
+        """The edges' terms in the scores of their targets and of their sources, (n, E, h) each."""
         split = (self.heads, -1)
         p, r = (
             linear.weight.unflatten(0, split) for linear in (self.edge_target, self.edge_source)
         )
         square = (self.edge_target(edges) * self.edge_source(edges)).unflatten(2, split).sum(-1)
         qp, qr, kp, kr = (torch.einsum("nihc,hce->nihe", x, w) for x in (q, k) for w in (p, r))
-        there, back = [], []
+        to_targets, to_sources = [], []
         for block, e in zip(graph.blocks, graph.by_block(edges), strict=True):
-            there.append((block.target.dot(qr, e) + block.source.dot(kp, e)).flatten(1, 2))
-            back.append((block.source.dot(qp, e) + block.target.dot(kr, e)).flatten(1, 2))
-        return torch.cat(there, dim=1) + square, torch.cat(back, dim=1) + square
+            to_targets.append((block.target.dot(qr, e) + block.source.dot(kp, e)).flatten(1, 2))
+            to_sources.append((block.source.dot(qp, e) + block.target.dot(kr, e)).flatten(1, 2))
+        return torch.cat(to_targets, dim=1) + square, torch.cat(to_sources, dim=1) + square
 
 
 class EdgeUpdate(nn.Module):
@@ -101,7 +103,7 @@ class EdgeUpdate(nn.Module):
 
     def __init__(self, node: int, edge: int) -> None:
         super().__init__()
-        self.norm, self.own = nn.LayerNorm(edge), nn.Linear(edge, 2 * edge)
+        self.norm, self.edge = nn.LayerNorm(edge), nn.Linear(edge, 2 * edge)
         self.target = nn.Linear(node, 2 * edge, bias=False)
         self.source = nn.Linear(node, 2 * edge, bias=False)
         self.out = nn.Linear(2 * edge, edge)
@@ -109,11 +111,11 @@ class EdgeUpdate(nn.Module):
 
     def forward(self, graph: NetGraph, nodes: Tensor, edges: Tensor) -> Tensor:
         targets, sources = self.target(nodes), self.source(nodes)
-        own = graph.by_block(self.own(self.norm(edges)))
+        blocks = graph.by_block(self.edge(self.norm(edges)))
         hidden = torch.cat(
             [
                 (part + block.target.of(targets) + block.source.of(sources)).flatten(1, 2)
-                for block, part in zip(graph.blocks, own, strict=True)
+                for block, part in zip(graph.blocks, blocks, strict=True)
             ],
             dim=1,
         )

@@ -8,7 +8,6 @@ Its loss, noise and latent scale: `flown.encoders.latent`.
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch.nn.functional as F
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from flown.base.errors import FlownError
 from flown.encoders.latent import GaussianLatent, LatentConfig
+from flown.nets.pixels import PixelAttention, group_norm
 from flown.weights.layout import JointLayout
 
 
@@ -55,8 +55,8 @@ class VAE(GaussianLatent):
         self.up = up(widths[::-1], config.blocks, config.latent_channels)
         self.contract = nn.Linear(pixels, size)
 
-    def moments(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of q(z | w), each (n, L), the mean not yet at unit scale."""
+    def approximate_posterior(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean before, and log-variance after scaling to unit deviation, of q(z | w); each (n, L)."""
         image = F.leaky_relu(self.expand(vectors)).unflatten(1, (1, self.config.side, -1))
         mean, logvar = self.posterior(self.down(image)).flatten(2).chunk(2, dim=1)
         return mean.flatten(1), logvar.flatten(1).clamp(-20, 4)
@@ -72,8 +72,8 @@ class _Block(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            *(_norm(inputs), nn.SiLU(), nn.Conv2d(inputs, outputs, 3, padding=1)),
-            *(_norm(outputs), nn.SiLU(), nn.Conv2d(outputs, outputs, 3, padding=1)),
+            *(group_norm(inputs), nn.SiLU(), nn.Conv2d(inputs, outputs, 3, padding=1)),
+            *(group_norm(outputs), nn.SiLU(), nn.Conv2d(outputs, outputs, 3, padding=1)),
         )
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
@@ -81,26 +81,8 @@ class _Block(nn.Module):
         return self.skip(x) + self.body(x)  # type: ignore[no-any-return]
 
 
-class _Attention(nn.Module):
-    """One head of self-attention over the pixels, as a residual."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm, self.qkv = _norm(width), nn.Conv2d(width, 3 * width, 1)
-        self.out = nn.Conv2d(width, width, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=-1)  # (n, hw, c)
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(mixed.transpose(1, 2).unflatten(2, x.shape[2:]))  # type: ignore[no-any-return]
-
-
-def _norm(width: int) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(width, 32), width)
-
-
 def _middle(width: int) -> list[nn.Module]:
-    return [_Block(width, width), _Attention(width), _Block(width, width)]
+    return [_Block(width, width), PixelAttention(width, 1), _Block(width, width)]
 
 
 def down(widths: list[int], blocks: int, outputs: int) -> nn.Sequential:
@@ -113,7 +95,7 @@ def down(widths: list[int], blocks: int, outputs: int) -> nn.Sequential:
             width = target
         if level < len(widths) - 1:
             layers.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
-    last = [_norm(width), nn.SiLU(), nn.Conv2d(width, outputs, 3, padding=1)]
+    last = [group_norm(width), nn.SiLU(), nn.Conv2d(width, outputs, 3, padding=1)]
     return nn.Sequential(*layers, *_middle(width), *last)
 
 
@@ -127,4 +109,4 @@ def up(widths: list[int], blocks: int, inputs: int) -> nn.Sequential:
             width = target
         if level < len(widths) - 1:
             layers += [nn.Upsample(scale_factor=2.0), nn.Conv2d(width, width, 3, padding=1)]
-    return nn.Sequential(*layers, _norm(width), nn.SiLU(), nn.Conv2d(width, 1, 3, padding=1))
+    return nn.Sequential(*layers, group_norm(width), nn.SiLU(), nn.Conv2d(width, 1, 3, padding=1))

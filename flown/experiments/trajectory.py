@@ -22,7 +22,7 @@ from flown.encoders import VAEConfig
 from flown.experiments.begin import begin
 from flown.experiments.clock import Clock
 from flown.experiments.unconditional import lend_encoder
-from flown.flow import VelocityConfig, stations
+from flown.flow import VelocityConfig, knot_times
 from flown.flow.marginals import PathName
 from flown.generator.config import FlowConfig, FlownConfig
 from flown.generator.model import Flown
@@ -167,7 +167,7 @@ def _on_the_way(model: Flown, settings: TrajectoryConfig) -> dict[float, WeightB
         n=settings.samples, seed=settings.seed, steps=settings.steps, trajectory=True
     )
     assert samples.path is not None
-    times = stations(len(epochs))
+    times = knot_times(len(epochs))
     return {
         epoch: model.decode(samples.path[round(t * settings.steps)])
         for epoch, t in zip(epochs, times, strict=True)

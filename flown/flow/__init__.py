@@ -7,11 +7,11 @@ other: they share the velocity's convention, v(x, t; c).
 """
 
 from flown.flow.coupling import COUPLINGS, Coupling
-from flown.flow.metric import Land, MetricPath, energy
+from flown.flow.metric import LandMetric, MetricPath, energy
 from flown.flow.path import PathSample, dropped, flow_matching_loss, sample_path
 from flown.flow.solve import SOLVERS, Solution, integrate
 from flown.flow.source import SOURCES, Checkpoint, Gaussian, KaimingNormal, KaimingUniform, Source
-from flown.flow.trajectory import Path, Piecewise, Spline, stations
+from flown.flow.trajectory import Path, Piecewise, Spline, knot_times
 from flown.flow.velocity import UNet, VelocityConfig, guided
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
     "Gaussian",
     "KaimingNormal",
     "KaimingUniform",
-    "Land",
+    "LandMetric",
     "MetricPath",
     "Path",
     "PathSample",
@@ -38,6 +38,6 @@ __all__ = [
     "flow_matching_loss",
     "guided",
     "integrate",
+    "knot_times",
     "sample_path",
-    "stations",
 ]

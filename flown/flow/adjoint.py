@@ -14,11 +14,11 @@ given the predicted ends, x_1^ = x + (1 - t) v and x_0^ = x - t v:
 
     x_s = s x_1^ + (1 - s) (rho x_0^ + sqrt(1 - rho^2) eps),     rho = t (1 - s) / (s (1 - t))
 
-rho is 0 at t = 0: the first step forgets x_0. With x_1^ from the step's start alone, that which is
-still uncertain about x_1 is missing from x_s, 3 % of a mixture's deviation after 100 steps, and the
-tilt magnifies it. So a step is Heun's: it is made once, x_1^ is predicted again from where it leads,
-and it is made with the mean of both and the same eps. The adjoint is that of these very steps. The
-target's sigma^2 / 2 = (1 - t) / t is taken at the first grid point after 0 for t = 0.
+rho is 0 at t = 0: the first step forgets x_0. With x_1^ from the step's start alone, x_s lacks
+the uncertainty about x_1, 3 % of a mixture's deviation after 100 steps, and the tilt magnifies
+that. So a step is Heun's: it is made once, x_1^ is predicted again from where it leads, and it is
+made with the mean of both and the same eps. The adjoint is that of these very steps. The target's
+sigma^2 / 2 = (1 - t) / t is taken at the first grid point after 0 for t = 0.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ import torch
 from torch import Tensor
 
 from flown.base.errors import FlownError
-
-BoundVelocity = Callable[[Tensor, Tensor], Tensor]
+from flown.flow.velocity import BoundVelocity
 
 
 def transition(x: Tensor, v: Tensor, t: float, s: float) -> tuple[Tensor, float]:
@@ -43,7 +42,7 @@ def transition(x: Tensor, v: Tensor, t: float, s: float) -> tuple[Tensor, float]
 
 
 def corrected(x: Tensor, v: Tensor, y: Tensor, w: Tensor, t: float, s: float) -> Tensor:
-    """The velocity at x whose x_1^ is the mean of x's own and of y's, where w = v(y, s)."""
+    """The velocity at x whose x_1^ is the mean of that at x and that at y, where w = v(y, s)."""
     return (v + (y + (1 - s) * w - x) / (1 - t)) / 2
 
 

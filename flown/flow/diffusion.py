@@ -10,10 +10,10 @@ weights at 1. Without context this is p-diff, with context D2NWG. Two processes 
     v-diffusion   v = sqrt(a_k) eps - sqrt(1 - a_k) x_1  (Salimans and Ho 2202.00512)
 
 Betas are linear from 1e-4 to 0.02. The cosine schedule ends at a_999 = 2e-9, where an estimate of
-x_1, (z - sqrt(1 - a) eps_hat) / sqrt(a), magnifies the network's error 20000 times; images survive
-that by clipping to [-1, 1], standardised latents have no such bounds and are not clipped. The linear
-one's a_999 = 4e-5 leaves 157 times, which a network that has not been trained for long does not
-survive either; x_1 = sqrt(a_k) z_k - sqrt(1 - a_k) v magnifies nothing.
+x_1, (z - sqrt(1 - a) eps_hat) / sqrt(a), magnifies the network's error 20000 times; images
+survive that by clipping to [-1, 1], standardised latents have no such bounds and are not clipped.
+The linear schedule's a_999 = 4e-5 leaves a factor of 157, too much for a network after a short
+training; x_1 = sqrt(a_k) z_k - sqrt(1 - a_k) v magnifies nothing.
 """
 
 from __future__ import annotations
@@ -27,14 +27,12 @@ from torch import Tensor
 
 from flown.base.errors import FlownError, unknown
 from flown.flow import Solution, dropped
-from flown.flow.solve import BoundVelocity
+from flown.flow.velocity import BoundVelocity
 
 TRAIN_STEPS = 1000
-PREDICTIONS = {
-    "diffusion": "epsilon",
-    "v-diffusion": "v_prediction",
-}  # of processes, in diffusers' words
-SAMPLERS = {"ddpm": "DDPMScheduler", "ddim": "DDIMScheduler"}  # of diffusers
+# Processes, by their prediction type in diffusers; samplers, by their class there.
+PREDICTIONS = {"diffusion": "epsilon", "v-diffusion": "v_prediction"}
+SAMPLERS = {"ddpm": "DDPMScheduler", "ddim": "DDIMScheduler"}
 
 
 def diffusion_loss(

@@ -1,6 +1,6 @@
 """A zoo's trainings as trajectories: their checkpoints, epoch by epoch, are a flow's marginals.
 
-Network i after epochs e_1 < ... < e_K is the path's station at t_k = k / K; the flow then generates
+Network i after epochs e_1 < ... < e_K is the path's knot at t_k = k / K; the flow then generates
 networks of epoch e_k at t_k. Epochs that are counted from the last may differ from task to task. The
 metric path learns its correction here, before the flow does.
 """
@@ -23,15 +23,15 @@ from flown.zoo.networks import Networks
 from flown.zoo.rows import Row
 
 PathName = Literal["linear", "piecewise", "spline", "metric"]
-_POINTS = 512  # networks that tell the metric where the data is
+_POINTS = 512  # networks that show the metric where the data is
 
 
 def trajectories(networks: Networks, asked: Sequence[int]) -> tuple[Tensor, tuple[float, ...]]:
     """Which rows (m, K) of `networks` are m trainings' checkpoints of K epochs, and the epochs.
 
     Args:
-        asked: the config's epochs; those that are not counted from the last must be there. Where all
-            are, and not all tasks keep the same epochs, the counts stand for these: -2, -1.
+        asked: the config's epochs; -1 is the last, -2 the one before it. An epoch from 0 on must have been
+            kept. Where all are negative and tasks kept different epochs, they name the epochs.
 
     Raises:
         FlownError: an epoch was not kept, a training lacks one or has two checkpoints of it, or
@@ -41,21 +41,22 @@ def trajectories(networks: Networks, asked: Sequence[int]) -> tuple[Tensor, tupl
     names = _names(rows, asked)
     found: dict[tuple[str, int], dict[float, int]] = {}
     for place, row in enumerate(rows):
-        own, epoch = found.setdefault((row.task, row.model), {}), names[row.task, row.epoch]
-        if epoch in own:
+        checkpoints = found.setdefault((row.task, row.model), {})
+        epoch = names[row.task, row.epoch]
+        if epoch in checkpoints:
             raise FlownError(
                 f"{networks.zoo.path}: network {row.model} of task '{row.task}' has two checkpoints "
                 f"of epoch {row.epoch:g}; a path needs one each"
             )
-        own[epoch] = place
+        checkpoints[epoch] = place
     epochs = tuple(sorted(set(names.values())))
     if missing := [e for e in asked if e >= 0 and e not in epochs]:
         raise FlownError(
             f"{networks.zoo.path}: epoch {missing[0]} was not kept; there are "
             f"{', '.join(f'{e:g}' for e in epochs)}"
         )
-    for (task, model), own in found.items():
-        if lacking := [e for e in epochs if e not in own]:
+    for (task, model), checkpoints in found.items():
+        if lacking := [e for e in epochs if e not in checkpoints]:
             raise FlownError(
                 f"{networks.zoo.path}: network {model} of task '{task}' has no checkpoint of epoch "
                 f"{lacking[0]:g}, which others have; choose epochs that all have"
@@ -65,11 +66,13 @@ def trajectories(networks: Networks, asked: Sequence[int]) -> tuple[Tensor, tupl
             f"{networks.zoo.path}: a path through checkpoints needs several epochs, there is "
             f"{epochs[0]:g} only; name more in `epochs`, or take flow.path linear"
         )
-    return torch.tensor([[own[e] for e in epochs] for own in found.values()]), epochs
+    return torch.tensor(
+        [[checkpoints[e] for e in epochs] for checkpoints in found.values()]
+    ), epochs
 
 
 def _names(rows: Sequence[Row], asked: Sequence[int]) -> dict[tuple[str, float], float]:
-    """What each task's epochs are called: by themselves, or how they are counted from the last."""
+    """The name of each task's epochs: the epoch itself, or its negative count from the last."""
     kept = {
         task: sorted({row.epoch for row in rows if row.task == task})
         for task in {row.task for row in rows}
@@ -94,7 +97,7 @@ def time_of(epoch: float, epochs: Sequence[float]) -> float:
     if epoch not in epochs:
         known = ", ".join(f"{e:g}" for e in epochs) or "none: its path is linear"
         raise FlownError(f"until: the flow has no epoch {epoch:g}; it passes through {known}")
-    return flow.stations(len(epochs))[list(epochs).index(epoch)]
+    return flow.knot_times(len(epochs))[list(epochs).index(epoch)]
 
 
 class _PathObjective(nn.Module):
@@ -114,7 +117,7 @@ class _PathObjective(nn.Module):
         self.batch = batch
         points = knots.flatten(0, 1).flatten(1)
         order = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))
-        self.metric = flow.Land(points[order[:_POINTS].to(points.device)])
+        self.metric = flow.LandMetric(points[order[:_POINTS].to(points.device)])
 
     def forward(self, generator: torch.Generator) -> Tensor:
         rows = torch.randint(
@@ -137,11 +140,11 @@ def fit_path(
     resume: bool,
     device: str,
 ) -> Path:
-    """The path of that name, not the linear one, through latents (m, K, *L) of networks of layouts (m,).
+    """The path of that name (any but the linear one) through latents (m, K, *L) of layouts (m,).
 
-    The metric path is trained, and saved in `out` as it is.
+    The metric path is trained, and saved in `out` during training.
     """
-    times = flow.stations(knots.shape[1])
+    times = flow.knot_times(knots.shape[1])
     if name != "metric":
         return flow.Piecewise(times) if name == "piecewise" else flow.Spline(times)
     with seeded(seed):

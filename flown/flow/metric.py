@@ -3,7 +3,7 @@
     x_t = (1 - s) y_k-1 + s y_k + s (1 - s) phi(y_k-1, y_k, t)          on [t_k-1, t_k]
     phi minimises  E |dx_t/dt|^2_g,      |u|^2_g = sum_d g_d(x) u_d^2
 
-`land` is the paper's metric, small where data is and 1 / epsilon away from it:
+`LandMetric` is the paper's metric, small where data is and 1 / epsilon away from it:
 
     g_d(x) = (h_d(x) + epsilon)^-1,    h_d(x) = sum_i (x_i,d - x_d)^2 exp(-|x_i - x|^2 / (2 sigma^2))
 
@@ -63,14 +63,14 @@ def energy(path: PathSample, metric: Metric) -> Tensor:
     return (metric(x) * u.square()).mean()
 
 
-class Land:
+class LandMetric:
     """The LAND metric of points (N, L).
 
     `sigma` is in units of the points' median distance to the nearest other point; copies of a point,
-    of which a zoo may hold some, are no other points.
+    which a zoo may hold, do not count.
 
     Raises:
-        FlownError: all points are equal, so that they have no scale.
+        FlownError: all points are equal, so they have no scale.
     """
 
     def __init__(self, points: Tensor, sigma: float = 1.0, epsilon: float = 1e-3) -> None:

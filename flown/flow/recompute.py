@@ -7,15 +7,13 @@ keeps is its point x (n, *L); graph and activations live for one evaluation at a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flown.base.errors import FlownError
-
-BoundVelocity = Callable[[Tensor, Tensor], Tensor]
+from flown.flow.velocity import BoundVelocity
 
 
 class Recomputed:

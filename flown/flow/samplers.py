@@ -1,4 +1,4 @@
-"""From x_0 to generated networks, by what the network was trained as: a flow or a diffusion."""
+"""From x_0 to generated networks, by integrating a flow or denoising a diffusion."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 from flown.base.errors import FlownError
 from flown.flow import SOLVERS, Solution, integrate
 from flown.flow.diffusion import SAMPLERS, denoise
-from flown.flow.solve import BoundVelocity
+from flown.flow.velocity import BoundVelocity
 from flown.weights.batch import WeightBatch
 
 
 class Samples(NamedTuple):
-    """Generated networks and how they came about: latents (n, *L), source, path (T+1, n, *L)."""
+    """Generated networks; their latents and source samples (n, *L) and path (T+1, n, *L)."""
 
     batch: WeightBatch
     latents: Tensor
@@ -40,17 +40,17 @@ def solve(
 
     Args:
         process: `flow`, `diffusion` or `v-diffusion`, what `network` was trained as.
-        steps: of the whole way; as many as lie before `end`, a time that flows alone can stop at.
+        steps: on [0, 1]; a flow takes those before `end`, a diffusion runs to 1.
 
     Raises:
         FlownError: the solver is unknown or of the other process, or as `integrate`, `denoise`.
     """
-    own, other = (SOLVERS, SAMPLERS) if process == "flow" else (SAMPLERS, SOLVERS)
+    allowed, other = (SOLVERS, SAMPLERS) if process == "flow" else (SAMPLERS, SOLVERS)
     if solver in other:
         raise FlownError(
-            f"solver '{solver}': this model was trained as a {process}; choose {', '.join(own)}"
+            f"solver '{solver}': this model was trained as a {process}; choose {', '.join(allowed)}"
         )
     if process == "flow":
-        fewer = max(1, round(steps * end)) if steps > 0 else steps  # `integrate` refuses 0
-        return integrate(network, x0, solver, fewer, 0.0, end, trajectory)
+        before_end = max(1, round(steps * end)) if steps > 0 else steps  # `integrate` refuses 0
+        return integrate(network, x0, solver, before_end, 0.0, end, trajectory)
     return denoise(network, x0, solver, steps, generator, trajectory, process)

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from flown.base.errors import FlownError, unknown
-from flown.flow.recompute import BoundVelocity as BoundVelocity  # part of this interface
 from flown.flow.recompute import Recomputed
+from flown.flow.velocity import BoundVelocity
 
-_MAX_ADAPTIVE_STEPS = 10_000  # a network gone wild would otherwise keep dopri5 busy for ever
+_MAX_ADAPTIVE_STEPS = 10_000  # a stiff velocity would keep dopri5 busy without end
 
 
 class Tableau(NamedTuple):

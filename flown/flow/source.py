@@ -125,7 +125,7 @@ class Checkpoint:
     def draw(
         self, task: int, n: int, generator: torch.Generator | None, device: torch.device
     ) -> dict[str, Tensor]:
-        """n copies of the prior for a task, heads apart, name -> (n, *shape)."""
+        """n copies of the prior for a task, with redrawn heads, name -> (n, *shape)."""
         tensors = {}
         for name, shape in self.shapes_by_task[task]:
             if name in self.bodies[task]:
@@ -182,7 +182,7 @@ def _body(prior: Mapping[str, Tensor], shapes: Shapes) -> dict[str, Tensor]:
 
 
 def _fit_channels(weight: Tensor, channels: int) -> Tensor:
-    """The first `channels` input channels of (out, in, ...), zeros beyond those there are."""
+    """The first `channels` input channels of (out, in, ...), zeros where the weight has fewer."""
     cut = weight[:, :channels]
     missing = channels - cut.shape[1]
     return torch.cat([cut, cut.new_zeros(len(cut), missing, *cut.shape[2:])], dim=1)

@@ -1,4 +1,4 @@
-"""Paths through several marginals: checkpoints of one training as stations on the way to its end.
+"""Paths through several marginals: the checkpoints of one training, in order.
 
     (0, x_0), (t_1, y_1), ..., (t_K = 1, y_K),      y_k one network after epoch e_k,  t_k = k / K
 
@@ -39,7 +39,7 @@ class Segment(NamedTuple):
     h: Tensor
 
 
-def stations(count: int) -> tuple[float, ...]:
+def knot_times(count: int) -> tuple[float, ...]:
     """Times t_1 .. t_K of K marginals."""
     return tuple(k / count for k in range(1, count + 1))
 
@@ -93,8 +93,10 @@ class Spline:
             right[i, i : i + 3] = 6 * torch.stack(
                 [1 / h[i], -1 / h[i] - 1 / h[i + 1], 1 / h[i + 1]]
             )
-        self.bends = torch.zeros(outer, outer, dtype=torch.float64)  # M = bends @ knots
-        self.bends[1:-1] = torch.linalg.solve(left, right)
+        self.second_derivatives = torch.zeros(
+            outer, outer, dtype=torch.float64
+        )  # M = this times the knots
+        self.second_derivatives[1:-1] = torch.linalg.solve(left, right)
 
     def __call__(self, x0: Tensor, marginals: Tensor, t: Tensor) -> PathSample:
         k, a, b, s, h = segment(x0, marginals, t, self.times)
@@ -102,8 +104,8 @@ class Spline:
         if len(self.times) == 1:
             return PathSample(x, u)
         knots = torch.cat([x0[:, None], marginals], dim=1)
-        bends = self.bends.to(x0)
-        before, after = (torch.einsum("bk,bk...->b...", bends[i], knots) for i in (k, k + 1))
+        matrix = self.second_derivatives.to(x0)
+        before, after = (torch.einsum("bk,bk...->b...", matrix[i], knots) for i in (k, k + 1))
         r = 1 - s
         x = x + h**2 / 6 * (r * (r**2 - 1) * before + s * (s**2 - 1) * after)
         u = u + h / 6 * ((1 - 3 * r**2) * before + (3 * s**2 - 1) * after)

@@ -22,6 +22,9 @@ from torch import Tensor, nn
 
 from flown.base.config import Config
 from flown.base.errors import FlownError
+from flown.nets.pixels import PixelAttention, group_norm
+
+BoundVelocity = Callable[[Tensor, Tensor], Tensor]  # v(x (n, *L), t ()), its condition bound
 
 
 class VelocityConfig(Config):
@@ -68,11 +71,11 @@ class UNet(nn.Module):
         self.register_buffer("frequencies", 1000 * 10000**-half, persistent=False)
         self.time = nn.Sequential(nn.Linear(embed, embed), nn.SiLU(), nn.Linear(embed, embed))
         self.null = nn.Parameter(torch.zeros(context_dim))
-        more = config.context_channels if concat else 0
-        self.project = nn.Linear(context_dim, more * math.prod(side) if concat else embed)
+        extra = config.context_channels if concat else 0  # input channels
+        self.project = nn.Linear(context_dim, extra * math.prod(side) if concat else embed)
 
         widths = [config.channels * m for m in config.multipliers]
-        self.stem = nn.Conv2d(channels + more, widths[0], 3, padding=1)
+        self.stem = nn.Conv2d(channels + extra, widths[0], 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         width, skips = widths[0], []
         for level, target in enumerate(widths):
@@ -82,7 +85,7 @@ class UNet(nn.Module):
                 skips.append(width)
             if level < halvings:
                 self.down.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
-        attention = _Attention(width) if config.attention else nn.Identity()
+        attention = PixelAttention(width, math.gcd(width, 4)) if config.attention else nn.Identity()
         self.middle = nn.ModuleList([_Block(width, width), attention, _Block(width, width)])
         for level, target in reversed(list(enumerate(widths))):
             for _ in range(config.blocks):
@@ -91,10 +94,10 @@ class UNet(nn.Module):
             if level:
                 up = nn.Upsample(scale_factor=2.0, mode="nearest")
                 self.up.append(nn.Sequential(up, nn.Conv2d(width, width, 3, padding=1)))
-        self.norm, self.out = _norm(width), nn.Conv2d(width, channels, 3, padding=1)
+        self.norm, self.out = group_norm(width), nn.Conv2d(width, channels, 3, padding=1)
         nn.init.zeros_(self.out.weight)  # the flow starts as the identity
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
-        # One product for all blocks' scales and shifts: on small latents, calls are what costs.
+        # One product for all blocks' scales and shifts: on small latents, the number of calls sets the cost.
         blocks = [m for m in (*self.down, *self.middle, *self.up) if isinstance(m, _Block)]
         self.sizes = [2 * block.width for block in blocks]
         self.modulate = nn.Linear(embed, sum(self.sizes))
@@ -115,7 +118,7 @@ class UNet(nn.Module):
         """
         return self.conditioned(x, t, self.condition(context, drop))
 
-    def bind(self, context: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+    def bind(self, context: Tensor | None = None) -> BoundVelocity:
         """v(x, t) under one condition, whose projection is computed here, once.
 
         Holds the parameters' present values: bind again after changing them.
@@ -173,19 +176,17 @@ class Guided:
 
     def __init__(self, velocity: UNet, context: Tensor, scale: float) -> None:
         self.velocity, self.scale = velocity, scale
-        self.own, self.null = velocity.condition(context), velocity.condition(None)
+        self.condition, self.null = velocity.condition(context), velocity.condition(None)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        rows = (len(x), *[-1] * (self.own.ndim - 1))
-        both = torch.cat([self.own.expand(rows), self.null.expand(rows)])
+        rows = (len(x), *[-1] * (self.condition.ndim - 1))
+        both = torch.cat([self.condition.expand(rows), self.null.expand(rows)])
         twice = t if t.ndim == 0 else torch.cat([t, t])
         v, v_null = self.velocity.conditioned(torch.cat([x, x]), twice, both).chunk(2)
         return v_null + self.scale * (v - v_null)
 
 
-def guided(
-    velocity: UNet, context: Tensor, scale: float = 1.0
-) -> Callable[[Tensor, Tensor], Tensor]:
+def guided(velocity: UNet, context: Tensor, scale: float = 1.0) -> BoundVelocity:
     """The guided velocity v(x, t) of a context (B or 1, C); scale 1 is the conditional one."""
     return velocity.bind(context) if scale == 1.0 else Guided(velocity, context, scale)
 
@@ -196,8 +197,8 @@ class _Block(nn.Module):
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
         self.width = width
-        self.norm1, self.conv1 = _norm(inputs), nn.Conv2d(inputs, width, 3, padding=1)
-        self.norm2, self.conv2 = _norm(width), nn.Conv2d(width, width, 3, padding=1)
+        self.norm1, self.conv1 = group_norm(inputs), nn.Conv2d(inputs, width, 3, padding=1)
+        self.norm2, self.conv2 = group_norm(width), nn.Conv2d(width, width, 3, padding=1)
         self.skip = nn.Conv2d(inputs, width, 1) if inputs != width else nn.Identity()
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
@@ -205,25 +206,3 @@ class _Block(nn.Module):
         h = self.norm2(self.conv1(F.silu(self.norm1(x))))
         h = self.conv2(F.silu(torch.addcmul(shift, h, 1 + scale)))
         return self.skip(x) + h  # type: ignore[no-any-return]
-
-
-class _Attention(nn.Module):
-    """Four heads of self-attention over the latent's pixels, as a residual."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.heads = math.gcd(width, 4)
-        self.norm, self.qkv = _norm(width), nn.Conv2d(width, 3 * width, 1)
-        self.out = nn.Conv2d(width, width, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(self.norm(x)).flatten(2)  # (B, 3 heads d, hw)
-        qkv = qkv.unflatten(1, (3, self.heads, -1)).transpose(-1, -2)
-        q, k, v = qkv.unbind(1)  # (B, heads, hw, d)
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(mixed.transpose(-1, -2).reshape(x.shape))  # type: ignore[no-any-return]
-
-
-def _norm(width: int) -> nn.GroupNorm:
-    """At most 32 groups, as many as divide the width."""
-    return nn.GroupNorm(math.gcd(width, 32), width)

@@ -20,6 +20,7 @@ from flown.base.seeding import seeded
 from flown.context import ContextHead
 from flown.context.head import CONTEXT_DIM
 from flown.context.tokens import Contexts, Images, token_width
+from flown.encoders import Encoder
 from flown.encoders.functional import FunctionalError
 from flown.flow.marginals import fit_path, trajectories
 from flown.generator.config import FlownConfig
@@ -45,7 +46,7 @@ def fit_encoder(
     out: Path,
     resume: bool,
     device: str,
-) -> tuple[nn.Module, History]:
+) -> tuple[Encoder, History]:
     """Trains the weight encoder; its history holds reconstruction accuracies of both splits.
 
     Reconstruction accuracy is measured on validation images, never only the loss.
@@ -71,7 +72,7 @@ def fit_encoder(
     fitted = networks.train[_spread(len(networks.train), _SETTLED)].to(device)
 
     def validate() -> dict[str, float]:
-        encoder.settle(fitted)  # type: ignore[operator]
+        encoder.fit_scale(fitted)
         return reconstruction_accuracy(encoder, networks, images, device)
 
     history = train(
@@ -84,7 +85,7 @@ def fit_encoder(
         validate=validate,
         device=device,
     )
-    encoder.settle(fitted)  # type: ignore[operator]
+    encoder.fit_scale(fitted)
     return encoder.requires_grad_(False), history
 
 
@@ -110,7 +111,7 @@ def _spread(n: int, most: int) -> Tensor:
 
 @torch.no_grad()
 def reconstruction_accuracy(
-    encoder: nn.Module, networks: TrainingSet, images: Images, device: str
+    encoder: Encoder, networks: TrainingSet, images: Images, device: str
 ) -> dict[str, float]:
     """Mean validation accuracy (percent) of decode(encode(w)), and of w, over some networks."""
     figures: dict[str, float] = {}
@@ -128,7 +129,7 @@ def reconstruction_accuracy(
             data = task_images(list(networks.tasks.values())[kind], images)
             x, y = data.val.images[:_PROBE_IMAGES], data.val.labels[:_PROBE_IMAGES]
             index = torch.full((len(rows),), layout, device=device)
-            decoded = encoder.decode(encoder.encode(scaled))  # type: ignore[operator]
+            decoded = encoder.decode(encoder.encode(scaled))
             for vectors, found in ((scaled, before), (decoded, after)):
                 raw = networks.joint.extract(sampler.scale.invert(vectors, index), layout)
                 bare = WeightBatch(
@@ -185,7 +186,7 @@ def fit_flow(
     sampler, encoder = Sampler(networks, device), space.encoder
     with torch.no_grad():
         rows = torch.arange(len(networks.train)).split(256)
-        latents = torch.cat([encoder.encode(sampler.vectors(part)) for part in rows])  # type: ignore[operator]
+        latents = torch.cat([encoder.encode(sampler.vectors(part)) for part in rows])
     if not torch.isfinite(latents).all():
         raise FlownError("the encoder's latents hold NaN or Inf; its training diverged")
     layouts, tasks, path = sampler.layouts, sampler.tasks, None
@@ -215,7 +216,7 @@ def fit_flow(
 
     @torch.no_grad()
     def encode(rows: Tensor, orders: Tensor) -> Tensor:
-        return encoder.encode(sampler.vectors(rows, orders))  # type: ignore[operator,no-any-return]
+        return encoder.encode(sampler.vectors(rows, orders))
 
     permute = contexts is not None and config.context.permute
     objective = FlowObjective(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flown import flow
 from flown.context.head import ContextHead
 from flown.context.tokens import Contexts
+from flown.encoders import Encoder
 from flown.encoders.functional import FunctionalError
 from flown.flow.diffusion import diffusion_loss
 from flown.generator.config import FlownConfig
@@ -43,7 +44,7 @@ class EncoderObjective(nn.Module):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         sampler: Sampler,
         config: FlownConfig,
         functions: FunctionalError | None,
@@ -61,7 +62,7 @@ class EncoderObjective(nn.Module):
         layouts = sampler.layouts[rows]
         orders = sampler.networks.orders(layouts, generator) if self.permute else None
         vectors = sampler.vectors(rows, orders)
-        decoded, penalty = self.encoder.training_pass(  # type: ignore[operator]
+        decoded, penalty = self.encoder.training_pass(
             vectors, sampler.scale.mask(layouts), generator
         )
         error = sampler.scale.error(decoded, vectors, layouts)

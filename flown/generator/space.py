@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from flown import flow
 from flown.base.errors import FlownError, unknown
+from flown.encoders import Encoder
 from flown.generator.config import FlownConfig
 from flown.weights.batch import WeightBatch
 from flown.weights.layout import JointLayout, WeightLayout
@@ -30,13 +31,13 @@ class LatentSpace(nn.Module):
         self,
         joint: JointLayout,
         scale: NetworkScale,
-        encoder: nn.Module,
+        encoder: Encoder,
         frozen: Sequence[Mapping[str, Tensor]] = (),
     ) -> None:
         super().__init__()
         self.joint, self.scale, self.encoder = joint, scale, encoder
         self.frozen = [dict(x) for x in frozen] or [{} for _ in joint.layouts]
-        self.shape: tuple[int, int, int] = encoder.latent_shape  # type: ignore[assignment]
+        self.shape = encoder.latent_shape
 
     @property
     def device(self) -> torch.device:
@@ -58,7 +59,7 @@ class LatentSpace(nn.Module):
 
     def encode_joint(self, vectors: Tensor, layouts: Tensor) -> Tensor:
         """Vectors (n, D) of the joint space, of layouts (n,), to latents (n, *shape)."""
-        return self.encoder.encode(self.scale(vectors, layouts))  # type: ignore[operator,no-any-return]
+        return self.encoder.encode(self.scale(vectors, layouts))
 
     def encode(self, batch: WeightBatch) -> Tensor:
         """Networks to latents (n, *shape)."""
@@ -74,7 +75,7 @@ class LatentSpace(nn.Module):
         Raises:
             FlownError: the decoded weights hold NaN or Inf.
         """
-        scaled = self.encoder.decode(latents)  # type: ignore[operator]
+        scaled = self.encoder.decode(latents)
         index = torch.full((len(latents),), layout, device=latents.device)
         vectors = self.joint.extract(self.scale.invert(scaled, index), layout)
         chosen = self.joint.layouts[layout]

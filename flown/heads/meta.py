@@ -123,7 +123,7 @@ class HeadFlow(nn.Module):
         joint = _row_layout(features)
         self.standardizer = RowScale(features)
         self.encoder = encoders.build(config.encoder, joint, joint.size)
-        self.latent_shape: tuple[int, int, int] = self.encoder.latent_shape  # type: ignore[assignment]
+        self.latent_shape = self.encoder.latent_shape
         self.velocity = flow.UNet(config.velocity, self.latent_shape, config.context_dim)
         self.context = _Context(tokens, config.context_dim)
         self.register_buffer(
@@ -164,11 +164,11 @@ class HeadFlow(nn.Module):
 
     def encode(self, rows: Tensor) -> Tensor:
         """Rows (B, F + 1) to latents (B, 4, 8, 8)."""
-        return self.encoder.encode(self.standardizer(rows))  # type: ignore[operator,no-any-return]
+        return self.encoder.encode(self.standardizer(rows))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, 4, 8, 8) to rows (B, F + 1)."""
-        return self.standardizer.invert(self.encoder.decode(latents))  # type: ignore[operator]
+        return self.standardizer.invert(self.encoder.decode(latents))
 
     @torch.no_grad()
     def reconstruct(self, heads: Tensor, tasks: ClassTokens) -> Tensor:
@@ -290,8 +290,8 @@ class _RowsObjective(nn.Module):
         chosen = torch.randint(len(self.rows), (self.batch,), generator=generator, device=device)
         rows = self.rows[chosen]
         mask = torch.ones_like(rows, dtype=torch.bool)
-        decoded, penalty = self.encoder.training_pass(rows, mask, generator)  # type: ignore[operator]
-        return (decoded - rows).square().mean() + penalty  # type: ignore[no-any-return]
+        decoded, penalty = self.encoder.training_pass(rows, mask, generator)
+        return (decoded - rows).square().mean() + penalty
 
 
 class _FlowObjective(nn.Module):
@@ -333,7 +333,7 @@ def _fit_encoder(
         resume=resume,
         device=device,
     )
-    model.encoder.settle(standard[:8192])  # type: ignore[operator]
+    model.encoder.fit_scale(standard[:8192])
 
 
 def fit_heads(

@@ -129,7 +129,7 @@ def _cluster(address: str) -> Iterator[Any]:
     begun = not ray.is_initialized()
     if begun:
         try:
-            _knock(address)
+            _check_reachable(address)
             where = "local" if address == "auto" else address
             ray.init(address=where, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, ValueError, RuntimeError) as error:
@@ -141,7 +141,7 @@ def _cluster(address: str) -> Iterator[Any]:
             ray.shutdown()
 
 
-def _knock(address: str) -> None:
+def _check_reachable(address: str) -> None:
     """Ray itself tries for minutes. Raises OSError or ValueError where nobody answers."""
     if address != "auto":
         host, _, port = address.removeprefix("ray://").rpartition(":")

@@ -125,7 +125,7 @@ def test_the_command_refuses_to_go_on_with_another_scale(
     out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for more, message in (
-        ("--resume", "another experiment, scale or seed"),
+        ("--resume", "another scale"),
         ("--seed=0", "--overwrite"),
     ):
         words = ("flown", "reproduce", "table1", "--scale", "cpu", "--out", str(out), more)

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from flown.base.errors import FlownError
 
-MANIFESTS = ("zoo.json", "config.json", "run.json", "progress.json")  # of folders of this library
+# Of folders that this library writes: their manifests, and how a manifest's `format` starts.
+MANIFESTS = ("zoo.json", "config.json", "run.json", "progress.json")
+FORMATS = ("flown-zoo-", "flown-model-", "flown-run-")
 
 
 @contextlib.contextmanager
@@ -163,7 +165,7 @@ def prepare_output(
     """Refuses an output folder that holds something, unless it may be overwritten or resumed.
 
     With `overwrite` the folder is removed, but only one that carries the mark of this library: a
-    manifest of `MANIFESTS` whose `format` starts with `flown-`. Resuming needs the mark as well,
+    manifest of `MANIFESTS` whose `format` is one of `FORMATS`. Resuming needs the mark as well,
     because a folder that is resumed is marked.
 
     Args:
@@ -213,6 +215,6 @@ def _is_marked(folder: Path) -> bool:
     for name in MANIFESTS:
         with contextlib.suppress(OSError, ValueError):
             content = json.loads((folder / name).read_text(encoding="utf-8"))
-            if isinstance(content, dict) and str(content.get("format")).startswith("flown-"):
+            if isinstance(content, dict) and str(content.get("format")).startswith(FORMATS):
                 return True
     return False

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from flown.base import trust
+
 WIDTH = 6
 
 
@@ -183,11 +185,11 @@ def made(entry: str, parts: Sequence[str]) -> str:
 
     name = f"net{len(vars(_module))}"
     setattr(_module, name, net)
-    return f"{_module.__name__}:{name}"
+    return trust.allow(f"{_module.__name__}:{name}")
 
 
 def named(make: Callable[..., Any]) -> str:
     """The name of a network by its function."""
     name = f"net{len(vars(_module))}"
     setattr(_module, name, make)
-    return f"{_module.__name__}:{name}"
+    return trust.allow(f"{_module.__name__}:{name}")

@@ -218,7 +218,7 @@ def test_what_has_no_graph_is_refused(why: str) -> None:
 
 def test_subsets_and_other_sizes_are_refused() -> None:
     net = nets.build("cnn-small", 1, 10, "tanh")
-    part = WeightLayout.of(net, "cnn-small", layout().task, subset=["9.*"])
+    part = WeightLayout.of(net, layout().architecture, subset=["9.*"])
     with pytest.raises(FlownError, match=r"'0\.weight' is not among those that vary"):
         NetGraph.of(JointLayout.of([part]))
     wide = WeightLayout.of(ConvNorm(width=9), "tests.examples:ConvNorm", layout().task)

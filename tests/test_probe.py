@@ -78,10 +78,12 @@ def test_heads_are_a_zoo_of_their_tasks(tmp_path: Path) -> None:
     zoo = train_heads(x, LABELS, CLASSES, tmp_path / "zoo", config())
     assert len(zoo) == 1100 and zoo.verify() == []
     assert len({row.shard for row in zoo.rows}) == 2
-    batch, tasks = zoo.batch("heads"), list(all_tasks(x, LABELS, CLASSES, config()))
-    assert torch.equal(batch.vectors[1000:], probe(tasks[1].support, 3))
-    assert zoo.rows[1000].grid == {"classes": tasks[1].classes[0].tolist()}
-    logits = batch[[0]].logits(tasks[0].query[0][..., None, None])[0]
+    tasks = list(all_tasks(x, LABELS, CLASSES, config()))
+    assert torch.equal(zoo.read(range(1000, 1100)), probe(tasks[1].support, 3))
+    assert len(zoo.tasks) == 1100
+    assert zoo.tasks[zoo.rows[1000].task].members == tuple(tasks[1].classes[0].tolist())
+    batch = zoo.batch(zoo.rows[0].task)
+    logits = batch.logits(tasks[0].query[0][..., None, None])[0]
     torch.testing.assert_close(logits, apply_heads(batch.vectors[0], tasks[0].query[0]))
     right = (logits.argmax(1) == tasks[0].targets[0]).float().mean()
     assert zoo.rows[0].val_accuracy == pytest.approx(100 * float(right))

@@ -55,7 +55,7 @@ def test_what_an_earlier_version_did_not_write_is_forgiven(tmp_path: Path) -> No
     del about["images"], about["config"]["rate"]
     write_json(tmp_path / "run.json", about)
     begin(tmp_path, resume=True)
-    write_json(tmp_path / "run.json", {})
+    write_json(tmp_path / "run.json", {"format": "flown-run-1"})
     with pytest.raises(FlownError, match="another config, data"):
         begin(tmp_path, resume=True)
 

@@ -116,7 +116,7 @@ def test_bad_tasks_are_named() -> None:
     images = examples.images("digits")
     with pytest.raises(FlownError, match=r"task 't': member 10 is out of range 0\.\.9"):
         task(members=(7, 10)).images(images)
-    few = ManyClass("few", ("a", "b"), PAGES.images[:3], torch.tensor([0, 0, 1]), {})
+    few = ManyClass("few", ("seven", "one"), PAGES.images[:3], torch.tensor([0, 0, 1]), {})
     with pytest.raises(FlownError, match="task 't': class 'one' has no image in its val part"):
         task(members=(0, 1)).images(few)
     with pytest.raises(FlownError, match="9 ways asked for, its part 'train' has 8 classes"):

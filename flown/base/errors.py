@@ -18,9 +18,14 @@ class TrainingError(FlownError):
     exit_code = 1
 
 
+_SHOWN = 100  # known names that a message lists
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> FlownError:
     """The error for a name that is not in `known`, with the nearest known one suggested."""
     names = sorted(known)
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    return FlownError(f"unknown {kind} '{name}'.{hint} Known: {', '.join(names) or 'none'}")
+    shown = ", ".join(names[:_SHOWN]) or "none"
+    beyond = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return FlownError(f"unknown {kind} '{name}'.{hint} Known: {shown}{beyond}")

@@ -1,12 +1,14 @@
-"""A zoo of 100,000 checkpoints on one machine: opening, random batches, an encoder's memory."""
+"""A zoo of 100,000 checkpoints on one machine, and zoos of up to 10,000 tasks: time and memory."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import re
 import statistics
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -14,12 +16,14 @@ import torch
 from flown import tasks as data
 from flown.base.files import save_tensors
 from flown.base.provenance import Row
+from flown.context.tokens import ContextConfig
 from flown.encoders import VAEConfig
 from flown.generator.config import FlownConfig
 from flown.generator.data import TrainingSet
 from flown.generator.fit import fit_encoder
+from flown.generator.model import Flown
 from flown.nets.architecture import Architecture
-from flown.tasks.task import Task
+from flown.tasks import ManyClass, Task, TaskDraw
 from flown.training import TrainConfig
 from flown.weights.layout import WeightLayout
 from flown.zoo import Zoo
@@ -27,6 +31,7 @@ from flown.zoo.rows import Row as Checkpoint
 from flown.zoo.rows import checksum
 
 CHECKPOINTS = 100_000
+TASKS = (100, 1_000, 10_000)
 _SHARD, _BATCH, _STEPS = 1000, 1024, 30
 _TASK = Task(id="digits", dataset="digits", classes=tuple("0123456789"))
 _SMALL = Architecture(
@@ -90,20 +95,102 @@ def store(repeats: int, scratch: Path, checkpoints: int = CHECKPOINTS) -> list[R
         ("encoder", "MB", memory["whole"], 1),
         ("encoder-tenth", "MB", memory["tenth"], 1),
     ]
-    return [
-        {
-            "dataset": None,
-            "method": method,
-            "metric": metric,
-            "value": value,
-            "std": None,
-            "n": checkpoints,
-            "selection": f"median of {count}",
-            "epoch": None,
-            "paper": None,
-        }
+    found = [
+        _row(method, metric, value, checkpoints, f"median of {count}")
         for method, metric, value, count in figures
     ]
+    return found + task_rows(scratch)
+
+
+def _row(method: str, metric: str, value: float, n: int, selection: str = "all") -> Row:
+    return {
+        "dataset": None,
+        "method": method,
+        "metric": metric,
+        "value": value,
+        "std": None,
+        "n": n,
+        "selection": selection,
+        "epoch": None,
+        "paper": None,
+    }
+
+
+def task_rows(scratch: Path) -> list[Row]:
+    """Zoos of as many networks as tasks: seconds to open, and time and memory of training on them.
+
+    Trained are an encoder and a flow, for a few steps; nothing may grow with the tasks but the
+    networks and the table.
+    """
+    rows = []
+    for count in TASKS:
+        path = scratch / f"tasks-{count}"
+        task_zoo(path, count)
+        start = time.perf_counter()
+        Zoo.open(path)
+        figures = {"seconds to open": time.perf_counter() - start}
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            seconds, megabytes = pool.apply(_train_on_tasks, (path,))
+        figures |= {f"seconds of {_STEPS} + {_STEPS} steps": seconds, "MB": megabytes}
+        rows += [_row(f"tasks-{count}", metric, value, count) for metric, value in figures.items()]
+    return rows
+
+
+def noise_classes() -> ManyClass:
+    """A hundred classes of twenty images of noise each."""
+    generator = torch.Generator().manual_seed(0)
+    return ManyClass(
+        name="noise",
+        classes=tuple(f"c{i}" for i in range(100)),
+        images=torch.randint(0, 256, (2000, 1, 28, 28), generator=generator, dtype=torch.uint8),
+        labels=torch.arange(2000) % 100,
+        class_split={"train": torch.arange(100)},
+    )
+
+
+def task_zoo(out: Path, tasks: int) -> Zoo:
+    """A network of noise for each of so many random ten-way tasks, 4,096 a shard."""
+    layout = WeightLayout.of(_SMALL.build(), _SMALL)
+    source, draw = noise_classes(), TaskDraw(ways=10)
+    table = [draw.task(source, number) for number in range(tasks)]
+    rows = []
+    for start in range(0, tasks, 4096):
+        part = table[start : start + 4096]
+        generator = torch.Generator().manual_seed(start)
+        vectors = torch.randn(len(part), layout.size, generator=generator)
+        shard = f"weights-{start:06d}.safetensors"
+        save_tensors(out / shard, layout.unpack(vectors))
+        rows += [
+            Checkpoint(
+                task=task.id,
+                model=start + i,
+                seed=start + i,
+                epoch=1,
+                step=1,
+                split="train" if task.split == "train" else "held-out",
+                train_accuracy=None,
+                val_accuracy=None,
+                shard=shard,
+                offset=i,
+                checksum=checksum(vectors[i]),
+            )
+            for i, task in enumerate(part)
+        ]
+    return Zoo.write(out, [layout], table, rows, {})
+
+
+def _train_on_tasks(path: Path) -> tuple[float, float]:
+    """Seconds of training an encoder and a flow, and the megabytes that the process holds at most."""
+    zoo, brief = Zoo.open(path), TrainConfig(steps=_STEPS, batch_size=64)
+    config = FlownConfig(
+        encoder_training=brief.model_copy(update={"validate_every": 10 * _STEPS}),
+        flow_training=brief,
+        context=ContextConfig(tokens="centroid", permute=True),
+    )
+    start = time.perf_counter()
+    with _peak() as most:
+        Flown.fit(zoo, config, out=path / "run", images={"noise": noise_classes()})
+    return time.perf_counter() - start, most[0]
 
 
 def encoder_memory(zoo: Path) -> float:
@@ -119,7 +206,16 @@ def _train_encoder(path: Path) -> float:
         epochs=(1,),
         encoder_training=TrainConfig(steps=_STEPS, batch_size=64, validate_every=10 * _STEPS),
     )
-    images, most, done = {"digits": data.load("digits")}, [0.0], threading.Event()
+    images = {"digits": data.load("digits")}
+    with _peak() as most:
+        fit_encoder(TrainingSet.of(zoo, config.epochs), config, images, path / "run", False, "cpu")
+    return most[0]
+
+
+@contextlib.contextmanager
+def _peak() -> Iterator[list[float]]:
+    """A list whose one number is what this process holds at most, in megabytes."""
+    most, done = [0.0], threading.Event()
 
     def watch() -> None:
         while not done.wait(0.02):
@@ -127,10 +223,11 @@ def _train_encoder(path: Path) -> float:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    fit_encoder(TrainingSet.of(zoo, config.epochs), config, images, path / "run", False, "cpu")
-    done.set()
-    watcher.join()
-    return most[0]
+    try:
+        yield most
+    finally:
+        done.set()
+        watcher.join()
 
 
 def held() -> float:

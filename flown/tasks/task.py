@@ -87,6 +87,8 @@ class Task(Config):
             FlownError: a member is no class of `source`, or a class has no image in some part.
         """
         members = self.places(source)
+        if isinstance(source, ImageData) and self._whole(source, members):
+            return ImageData(self.id, self.classes, source.train, source.val, source.test)
         if isinstance(source, ManyClass):
             train, val, test = self._by_image(Split(source.images, source.labels), members)
         else:
@@ -96,6 +98,10 @@ class Task(Config):
         parts = {"train": train, "val": val, "test": test}
         chosen = {name: self._chosen(part, numbers, name) for name, part in parts.items()}
         return ImageData(self.id, self.classes, **chosen)
+
+    def _whole(self, source: ImageData, members: tuple[int, ...]) -> bool:
+        """Whether the task is all of a data set as it is."""
+        return not self.rotation and members == tuple(range(len(source.classes)))
 
     def _chosen(self, part: Split, numbers: Tensor, name: str) -> Split:
         """The images of the task's classes, turned, with the labels that `numbers` gives them."""

@@ -392,7 +392,7 @@ def _begun(path: Path) -> str:
     if not (path / "progress.json").exists():
         return ""
     about = read_json(path / "progress.json")
-    for kind in ("import", "joined", "alignment"):
-        if kind in about:
+    for key, kind in {"import": "import", "joined": "join", "alignment": "alignment"}.items():
+        if key in about:
             return f" (its {kind} was not finished: run it again with --overwrite)"
     return " (its training was not finished: add --resume)"

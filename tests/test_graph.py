@@ -221,7 +221,8 @@ def test_subsets_and_other_sizes_are_refused() -> None:
     part = WeightLayout.of(net, layout().architecture, subset=["9.*"])
     with pytest.raises(FlownError, match=r"'0\.weight' is not among those that vary"):
         NetGraph.of(JointLayout.of([part]))
-    wide = WeightLayout.of(ConvNorm(width=9), "tests.examples:ConvNorm", layout().task)
+    conv = layout().architecture.model_copy(update={"net": "tests.examples:ConvNorm"})
+    wide = WeightLayout.of(ConvNorm(width=9), conv)
     with pytest.raises(
         FlownError, match=r"'conv1\.weight'.*\(9, 1, 3, 3\).*fit each task by itself"
     ):

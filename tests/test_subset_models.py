@@ -151,8 +151,9 @@ def test_two_tasks_have_a_rest_each(lone: Zoo, tmp_path: Path) -> None:
     flown.Flown.fit(both, config, out=tmp_path / "run", images=images)
     model = flown.Flown.from_pretrained(tmp_path / "run" / "model")
     some = images["turned"].train[:60]
-    for task in both.tasks:
-        batch = model.generate(some.images, some.labels, n=2, steps=2, task=task)
+    for place, task in enumerate(both.tasks):
+        assert both.place(task) == place, "equal layouts on other frozen tensors stay apart"
+        batch = model.generate(some.images, some.labels, n=2, steps=2, layout=place)
         for name, tensor in batch.rest.items():
             assert torch.equal(tensor, both.rest(task)[name]), name
 

@@ -123,7 +123,10 @@ def report_card(
     whole = {zoo.tasks[task].dataset: images[task] for task in zoo.tasks}
     if model.config.context.mode != "none":
         images, supports = _set_apart({t: images[t] for t in zoo.tasks}, shots, seed)
-    layouts = {task: model.space.place(zoo.layout(task)) for task in zoo.tasks}
+    same = zoo.layouts == model.space.joint.layouts
+    layouts = {
+        task: zoo.place(task) if same else model.space.place(zoo.layout(task)) for task in zoo.tasks
+    }
     lookup = None
     if model.support is not None:
         known = list(zoo.tasks.values())

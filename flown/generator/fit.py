@@ -97,7 +97,7 @@ def _functions(
         config.functional,
         networks.joint,
         networks.scale,
-        [zoo.layouts.index(zoo.layout(task)) for task in zoo.tasks],
+        [zoo.place(task) for task in zoo.tasks],
         [task_images(task, images).train for task in zoo.tasks.values()],
         [zoo.rest(task) for task in zoo.tasks],
         device,

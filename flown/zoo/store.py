@@ -208,9 +208,14 @@ class Zoo:
         Raises:
             FlownError: no such task, or its networks are of several layouts.
         """
-        return self.layouts[self._layout(task)]
+        return self.layouts[self.place(task)]
 
-    def _layout(self, task: str) -> int:
+    def place(self, task: str) -> int:
+        """Which of `layouts` a task's networks are of.
+
+        Raises:
+            FlownError: as `layout`.
+        """
         _ = self.tasks[task]
         found = {self.rows[place].layout for place in self.places[task]}
         if len(found) != 1:
@@ -254,7 +259,7 @@ class Zoo:
         Raises:
             FlownError: as `layout` and `read`.
         """
-        index = self._layout(task)
+        index = self.place(task)
         return WeightBatch(
             self.layouts[index],
             self.read(self.places[task]),
@@ -265,7 +270,7 @@ class Zoo:
 
     def rest(self, task: str) -> dict[str, Tensor]:
         """What networks of a subset share, by state_dict name; nothing for whole networks."""
-        return self.rest_of(self._layout(task))
+        return self.rest_of(self.place(task))
 
     def rest_of(self, layout: int) -> dict[str, Tensor]:
         """As `rest`, of the networks of a layout."""

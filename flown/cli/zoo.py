@@ -202,6 +202,18 @@ def zoo_align(
     wrote(out)
 
 
+@app.command("convert", epilog="Example: flown zoo convert old-zoo --out zoo")
+def zoo_convert(path: Path, out: Out, overwrite: Overwrite = False, trust: Trust = None) -> None:
+    """A zoo of flown 0.1 in today's format; the weights stay what they are."""
+    from flown.zoo.convert import convert
+
+    made = convert(path, out, overwrite)
+    console.print(
+        f"{len(made)} checkpoints for {len(made.tasks)} tasks", highlight=False, markup=False
+    )
+    wrote(out)
+
+
 @app.command("join", epilog="Example: flown zoo join zoo-a zoo-b --out zoo")
 def zoo_join(
     paths: list[Path],

@@ -28,7 +28,7 @@ def convert(source: Path | str, out: Path | str, overwrite: bool = False) -> Zoo
     about = read_json(source / "zoo.json")
     if not isinstance(about, dict) or about.get("format") != OLD:
         raise FlownError(f"{source}: no zoo of flown 0.1; there is nothing to convert")
-    out = prepare_output(out, overwrite)
+    out = prepare_output(out, overwrite, sources=[source])
     try:
         layouts = [_layout(value) for value in about["layouts"]]
         tasks = [_task(value["task"]) for value in about["layouts"]]

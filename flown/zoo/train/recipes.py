@@ -181,7 +181,18 @@ _WHOLE: dict[str, dict[str, Any]] = {
     "cifar10-resnet20": {"dataset": "cifar10", "net": "resnet20"},
     "fashion_mnist-resnet20": {"dataset": "fashion_mnist", "net": "resnet20"},
 }
-RECIPES = tuple(sorted([*_PAPER, *_DEMOS, *_NORMS, *_WHOLE]))
+# A random ten-way task a network, over Omniglot's training characters in four rotations.
+_TASKS: dict[str, dict[str, Any]] = {
+    "omniglot-tasks": {
+        "dataset": "omniglot_full",
+        "tasks": TaskDraw(),
+        "learning_rate": 3e-3,
+        "batch_size": 20,
+        "epochs": 30,
+        "keep": (30,),
+    }
+}
+RECIPES = tuple(sorted([*_PAPER, *_DEMOS, *_NORMS, *_WHOLE, *_TASKS]))
 
 
 def recipe(name: str, scale: str = "cpu") -> Recipe:
@@ -198,6 +209,9 @@ def recipe(name: str, scale: str = "cpu") -> Recipe:
         return _norms(name, scale)
     if name in _WHOLE:
         return _whole(name, scale)
+    if name in _TASKS:
+        brief = {"epochs": 2, "keep": (2,)} if scale == "smoke" else {}
+        return Recipe(name=name, **(_TASKS[name] | brief))
     if name in _DEMOS:
         base = Recipe(name=name, **_DEMOS[name])
     else:

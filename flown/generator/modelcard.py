@@ -32,8 +32,8 @@ the latents of a weight encoder, conditioned on the images. It was fitted on net
 import flown
 
 model = flown.Flown.from_pretrained("PATH OR HUB ID")
-batch = model.generate(images, labels, n=50)   # uint8 (K, c, H, W) and (K,) -> 50 networks
-net = batch.module(0)                          # torch.nn.Module
+batch = model.generate(images, labels, n=50)  # uint8 (K, c, H, W) and (K,) -> 50 networks
+net = batch.module(0)  # torch.nn.Module
 logits = net(batch.preprocess(new_images))
 ```
 """

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flown.base.provenance import write_results
+from flown.context.tokens import ContextConfig
 from flown.encoders import VAEConfig
 from flown.experiments.begin import begin
 from flown.experiments.retrieval import Retrieval, RetrievalConfig, present, run
@@ -37,6 +38,7 @@ def config(seed: int = 0) -> RetrievalConfig:
         encoder_training=TrainConfig(steps=1500, batch_size=32),
         velocity=VelocityConfig(channels=32, blocks=1),
         flow_training=TrainConfig(steps=2500, batch_size=96),
+        context=ContextConfig(draws=3),  # one support set a task at a step: drawing is what costs
         seed=seed,
     )
     recipes = tuple(recipe(f"demo-{task}") for task in tasks())

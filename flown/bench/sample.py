@@ -75,7 +75,7 @@ def sample(name: str, repeats: int, scratch: Path, networks: int = 100) -> list[
         drawn = {"ddpm-1000": ddpm()} | {f"flown-euler-{s}": euler(s) for s in STEPS}
     for method, latent in drawn.items():
         values = accuracy(
-            model.decode(latent, model.space.joint.layouts.index(zoo.layout(task))),
+            model.decode(latent, model.space.place(zoo.layout(task))),
             test.images,
             test.labels,
         )

@@ -34,9 +34,7 @@ class Starts(NamedTuple):
 def asked_layout(model: Flown, supports: list[Support], seed: int) -> tuple[int, int]:
     """The layout that most support sets ask for, and how many they are."""
     votes = Counter(
-        model.space.place(
-            model.generate(support.images, support.labels, 1, seed + i, steps=1).layout
-        )
+        model.asked_layout(support.images, support.labels, seed + i)
         for i, support in enumerate(supports)
     )
     return votes.most_common(1)[0]

@@ -280,15 +280,18 @@ def sample(
 ) -> WeightBatch:
     """n networks for new images, BatchNorm statistics theirs; a model with context gets a support
     set of their training part."""
-    some, labels = None, None
-    if model.support is not None:
-        generator = torch.Generator().manual_seed(seed)
-        shots = model.config.context.shots
-        some, labels = draw_support(images.train, len(images.classes), shots, generator)
-    batch = model.generate(
-        some, labels, n, seed, solver, steps, layout=layout, classes=images.classes
-    )
+    support = _support(model, images, seed)
+    batch = model.generate(*support, n, seed, solver, steps, layout=layout, classes=images.classes)
     return batch.calibrated(images.train.images, seed=seed)
+
+
+def _support(model: Flown, images: ImageData, seed: int) -> tuple[Tensor | None, Tensor | None]:
+    """A support set of the training part, for a model with context."""
+    if model.support is None:
+        return None, None
+    generator = torch.Generator().manual_seed(seed)
+    shots = model.config.context.shots
+    return draw_support(images.train, len(images.classes), shots, generator)
 
 
 def adapt(
@@ -330,7 +333,7 @@ def adapt(
     config.check(device)
     new = copy.deepcopy(model).to(device)
     if layout is None:
-        layout = _layout(new, images)
+        layout = new.asked_layout(*_support(new, images, 0))
     elif not 0 <= layout < len(model.space.joint.layouts):
         raise FlownError(f"layout {layout} is out of range 0..{len(model.space.joint.layouts) - 1}")
     for task in new.tasks.values():
@@ -395,8 +398,3 @@ def _kept(history: History, config: TrainConfig) -> float:
 
 def _fingerprint(part: nn.Module) -> int:
     return checksum(torch.cat([p.flatten() for p in part.parameters()] or [torch.empty(0)]))
-
-
-def _layout(model: Flown, images: ImageData) -> int:
-    """The layout that a support set of the new images asks for."""
-    return model.space.place(sample(model, images, None, 1, 0, steps=1).layout)

@@ -62,18 +62,13 @@ class TrainingSet:
         )
         return cls(chosen.joint, chosen.tasks, train.scale, train, others, frozen)
 
-    @property
-    def classes(self) -> int:
-        """The largest number of outputs."""
-        return max(layout.architecture.outputs for layout in self.joint.layouts)
-
     def orders(self, layouts: Tensor, generator: torch.Generator) -> Tensor:
         """A random order of each network's own outputs, (n, C); those it lacks stay behind them."""
         counts = [layout.architecture.outputs for layout in self.joint.layouts]
         count = torch.tensor(counts, device=layouts.device)[layouts, None]
-        shape = (len(layouts), self.classes)
+        shape = (len(layouts), self.joint.outputs)
         draws = torch.rand(shape, generator=generator, device=generator.device).to(layouts.device)
-        places = torch.arange(self.classes, device=layouts.device)
+        places = torch.arange(self.joint.outputs, device=layouts.device)
         return torch.where(places < count, draws, places + 1.0).argsort(dim=1)
 
 

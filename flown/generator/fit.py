@@ -211,7 +211,7 @@ def fit_flow(
     width = None if contexts is None else token_width(contexts.support, config.context.tokens)
     with seeded(config.seed + 1):
         parts = flow_parts(
-            config, latents.shape[-3:], len(networks.joint.layouts), networks.classes, width
+            config, latents.shape[-3:], len(networks.joint.layouts), networks.joint.outputs, width
         )
 
     @torch.no_grad()

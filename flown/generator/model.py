@@ -76,7 +76,7 @@ class Flown(nn.Module, ModelHubMixin):
     @property
     def classes(self) -> int:
         """The largest number of classes."""
-        return _most_classes(self.space.joint)
+        return self.space.joint.outputs
 
     @property
     def device(self) -> torch.device:
@@ -136,7 +136,7 @@ class Flown(nn.Module, ModelHubMixin):
         if config.context.mode != "none":
             support = SupportEncoder.pretrained().to(device)
             known = list(networks.tasks.values())
-            contexts = Contexts(support, known, images, config.context, networks.classes)
+            contexts = Contexts(support, known, images, config.context, networks.joint.outputs)
         scale = copy.deepcopy(networks.scale)
         space = LatentSpace(networks.joint, scale, encoder, networks.frozen).to(device)
         source = space.source(config, prior)
@@ -171,6 +171,28 @@ class Flown(nn.Module, ModelHubMixin):
         encode = TOKENS[self.config.context.tokens]
         tokens = encode(self.support, features, labels.to(self.device), count, generator)
         return nn.functional.pad(tokens, (0, 0, 0, self.classes - count))
+
+    @torch.no_grad()
+    def asked_layout(
+        self, images: Tensor | None = None, labels: Tensor | None = None, seed: int = 0
+    ) -> int:
+        """Which of the model's layouts a support set asks for, by its place.
+
+        Raises:
+            FlownError: as `context`.
+        """
+        return self._layout(*self._condition(images, labels, seed))
+
+    def _condition(
+        self, images: Tensor | None, labels: Tensor | None, seed: int
+    ) -> tuple[Tensor | None, int | None]:
+        """The context (1, 128) of a support set and its number of classes; None without context."""
+        if self.head is None:
+            return None, None
+        if images is None or labels is None:
+            raise FlownError("this model needs a support set: images and labels")
+        context = self.head(self.context(images, labels, seed)[None])
+        return context, int(labels.max()) + 1
 
     def _layout(self, context: Tensor | None, count: int | None) -> int:
         """The layout that a context (1, 128) asks for, among those of `count` outputs."""
@@ -229,12 +251,7 @@ class Flown(nn.Module, ModelHubMixin):
             raise FlownError(
                 f"layout {layout} is out of range 0..{len(self.space.joint.layouts) - 1}"
             )
-        context = count = None
-        if self.head is not None:
-            if images is None or labels is None:
-                raise FlownError("this model needs a support set: images and labels")
-            context = self.head(self.context(images, labels, seed)[None])
-            count = int(labels.max()) + 1
+        context, count = self._condition(images, labels, seed)
         if layout is None:
             layout = self._layout(context, count)
         end = 1.0 if until is None else time_of(until, self.epochs)
@@ -368,7 +385,7 @@ class Flown(nn.Module, ModelHubMixin):
             scale = NetworkScale(joint)
             encoder = encoders.build(config.encoder, joint, scale.size)
             space = LatentSpace(joint, scale, encoder, frozen)
-            parts = flow_parts(config, space.shape, len(layouts), _most_classes(joint), width)
+            parts = flow_parts(config, space.shape, len(layouts), joint.outputs, width)
         return cls(config, space, parts, support, tasks, prior or {})
 
     def _modules_by_part(self) -> dict[str, dict[str, nn.Module]]:
@@ -379,7 +396,3 @@ class Flown(nn.Module, ModelHubMixin):
             "flow": {"velocity": self.velocity},
             "context": {name: module for name, module in context.items() if module is not None},
         }
-
-
-def _most_classes(joint: JointLayout) -> int:
-    return max(layout.architecture.outputs for layout in joint.layouts)

@@ -164,6 +164,11 @@ class JointLayout(Config):
         return tuple(tuple(map(max, zip(*shapes, strict=True))) for shapes in stacked)
 
     @property
+    def outputs(self) -> int:
+        """The largest number of outputs of a layout's networks."""
+        return max(layout.architecture.outputs for layout in self.layouts)
+
+    @property
     def size(self) -> int:
         """D of the joint space."""
         return sum(math.prod(shape) for shape in self.shapes)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flown.base.errors import FlownError
 from flown.nets.architecture import Architecture
-from flown.tasks import ClassPool, ImageData, ManyClass, Split, Task
+from flown.tasks import ClassPool, ImageData, ManyClass, Task
 from flown.zoo.train.recipes import Recipe
 
 
@@ -28,7 +28,7 @@ class Labelled(NamedTuple):
 class Lessons(Protocol):
     """Images to train on and to validate on.
 
-    `train` and `val` are pools (N, c, H, W), uint8 or prepared; `count` images make an epoch; `seen`
+    `train` and `val` are pools (N, c, H, W) once `prepare` has run; `count` images make an epoch; `seen`
     are uint8 images on which BatchNorm is calibrated, None where networks see different ones.
     """
 
@@ -45,37 +45,50 @@ class Lessons(Protocol):
     def lesson(self, model: int, part: str) -> Labelled:
         """A model's rows of the pool `train` or `val`."""
 
-    def prepare(self, architecture: Architecture) -> None:
-        """Preprocesses the pools, once for all steps."""
+    def prepare(self, architecture: Architecture | None) -> None:
+        """Makes the pools: once preprocessed for all steps, or uint8 where no architecture is given."""
 
 
-class DataSet:
+class _Pools:
+    """Two pools that are made when they are needed: a task alone needs no image."""
+
+    train: Tensor
+    val: Tensor
+
+    def images(self, part: str) -> Tensor:
+        """The uint8 images of the pool `train` or `val`, (N, c, H, W)."""
+        raise NotImplementedError
+
+    def prepare(self, architecture: Architecture | None) -> None:
+        pools = [self.images("train"), self.images("val")]
+        if architecture is not None:
+            pools = [architecture.preprocess(images).contiguous() for images in pools]
+        self.train, self.val = pools
+
+
+class DataSet(_Pools):
     """All networks see one data set's images, up to `recipe.max_train_images` of them."""
 
     def __init__(self, recipe: Recipe, images: ImageData) -> None:
-        self.images = images
+        self.data = images
         self.seen: Tensor | None = images.train.images[: recipe.max_train_images]
-        self.train = images.train.images[: recipe.max_train_images]
-        self.val = images.val.images
         self.classes, self.channels = len(images.classes), images.train.images.shape[1]
-        self.count = len(self.train)
+        self.count = len(self.seen)
         self._task = Task(id=recipe.dataset, dataset=recipe.dataset, classes=images.classes)
 
     def task(self, model: int) -> Task:
         return self._task
 
     def lesson(self, model: int, part: str) -> Labelled:
-        labels = (
-            self.images.train.labels[: self.count] if part == "train" else self.images.val.labels
-        )
+        data = self.data
+        labels = data.train.labels[: self.count] if part == "train" else data.val.labels
         return Labelled(torch.arange(len(labels)), labels)
 
-    def prepare(self, architecture: Architecture) -> None:
-        self.train = architecture.preprocess(self.train).contiguous()
-        self.val = architecture.preprocess(self.val).contiguous()
+    def images(self, part: str) -> Tensor:
+        return self.data.train.images[: self.count] if part == "train" else self.data.val.images
 
 
-class RandomTasks:
+class RandomTasks(_Pools):
     """Every `recipe.per_task` networks see a random task over a many-class set.
 
     Raises:
@@ -95,7 +108,7 @@ class RandomTasks:
             members=tuple(members),
         ).images(source)
         self._numbers = {member: place for place, member in enumerate(members)}
-        parts = {"train": everything.train, "val": everything.val}
+        self._parts = parts = {"train": everything.train, "val": everything.val}
         self._pools = {
             name: ClassPool(split.labels, range(len(members))) for name, split in parts.items()
         }
@@ -103,12 +116,12 @@ class RandomTasks:
         self._each = {
             name: min(len(rows) for rows in pool.rows) for name, pool in self._pools.items()
         }
-        self.train, self.val = (self._turned(split) for split in parts.values())
         self.classes, self.channels = self.draw.ways, source.images.shape[1]
         self.count = self.draw.ways * self._each["train"]
 
-    def _turned(self, split: Split) -> Tensor:
-        return torch.cat([split.images.rot90(r // 90, (2, 3)) for r in self.draw.rotations])
+    def images(self, part: str) -> Tensor:
+        upright = self._parts[part].images
+        return torch.cat([upright.rot90(r // 90, (2, 3)) for r in self.draw.rotations])
 
     def task(self, model: int) -> Task:
         return self.draw.task(self.source, model // self.recipe.per_task, self.seed)
@@ -121,10 +134,6 @@ class RandomTasks:
         turn = self.draw.rotations.index(task.rotation)
         labels = torch.arange(self.draw.ways).repeat_interleave(each)
         return Labelled(rows + turn * self._sizes[part], labels)
-
-    def prepare(self, architecture: Architecture) -> None:
-        self.train = architecture.preprocess(self.train).contiguous()
-        self.val = architecture.preprocess(self.val).contiguous()
 
 
 def lessons(recipe: Recipe, images: ImageData | ManyClass, seed: int) -> Lessons:

@@ -153,8 +153,8 @@ class Shard:
         if self.done:
             yield self.recipe.epochs
             return
-        if self.rest is None:  # networks with a frozen rest are large, and so are their inputs
-            self.lessons.prepare(self.layout.architecture)
+        # Networks with a frozen rest are large, and so are their inputs.
+        self.lessons.prepare(self.layout.architecture if self.rest is None else None)
         variants = [self.recipe.variant(model) for model in self.members]
         engine = trainer(
             self.net,

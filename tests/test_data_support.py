@@ -70,6 +70,8 @@ def test_check_support_takes_bytes_and_floats() -> None:
         checked = data.check_support(images, labels, 3)
         assert torch.equal(checked.images, pixels) and checked.images.dtype == torch.uint8
         assert checked.labels.tolist() == labels.tolist() and checked.labels.dtype == torch.int64
+    grey = data.check_support(pixels[:, 0], labels, 3)
+    assert torch.equal(grey.images, pixels[:, :1])
 
 
 GOOD = torch.zeros(4, 1, 8, 8)
@@ -83,7 +85,7 @@ LABELS = torch.tensor([0, 1, 0, 1])
         (GOOD + float("inf"), LABELS, "NaN or Inf"),
         (GOOD + 2, LABELS, r"\[0, 1\], got \[2, 2\]"),
         (GOOD.long(), LABELS, "expected uint8 or floats, got torch.int64"),
-        (GOOD[:, 0], LABELS, r"got \(4, 8, 8\)"),
+        (GOOD[:, 0, 0], LABELS, r"got \(4, 8\)"),
         (GOOD.expand(4, 2, 8, 8), LABELS, r"1 or 3.* got \(4, 2, 8, 8\)"),
         (GOOD[..., :0], LABELS, "too few"),
         (GOOD[:3], LABELS, r"expected 3, got \(4,\)"),

@@ -69,8 +69,8 @@ _BAD = {
     "label too large": (_TEST.images, _TEST.labels + 1, "label 10 is out of range 0..9"),
     "label negative": (_TEST.images, _TEST.labels - 1, "label -1"),
     "float labels": (_TEST.images, _TEST.labels.float(), "integer labels"),
-    "float images": (_TEST.images / 255, _TEST.labels, "uint8"),
-    "one image axis": (_TEST.images[:, 0], _TEST.labels, r"\(60, 8, 8\)"),
+    "floats beyond 1": (_TEST.images.float(), _TEST.labels, r"must lie in \[0, 1\]"),
+    "one image axis": (_TEST.images[:, 0, 0], _TEST.labels, r"\(60, 8\)"),
     "two channels": (_TEST.images.expand(-1, 2, -1, -1), _TEST.labels, "1 or 3"),
 }
 
@@ -95,3 +95,10 @@ def test_order_of_networks_and_images_is_kept(order: list[int], count: int) -> N
     batch = networks(5)
     whole = predictions(batch, _TEST.images)
     assert torch.equal(predictions(batch[order], _TEST.images[:count]), whole[order, :count])
+
+
+def test_floats_and_grey_images_without_channels_are_the_same_images() -> None:
+    batch = networks(3)
+    wanted = evaluate(batch, _TEST.images, _TEST.labels)
+    for given_images in (_TEST.images / 255, _TEST.images[:, 0], _TEST.images.double() / 255):
+        assert torch.equal(evaluate(batch, given_images, _TEST.labels), wanted)

@@ -15,10 +15,11 @@ from flown.base.errors import FlownError
 from flown.cli.adapt import adapt
 from flown.cli.fewshot import fewshot
 from flown.cli.finetune import finetune
+from flown.cli.fit import fit
+from flown.cli.generate import generate
 from flown.cli.options import (
     Device,
     Out,
-    Overrides,
     Overwrite,
     Resume,
     Seed,
@@ -50,6 +51,8 @@ app.command(
     epilog="Example: flown finetune nets.safetensors --data digits --out tuned.safetensors"
 )(finetune)
 app.command(epilog="Example: flown reproduce table2 --scale smoke --out table2")(reproduce)
+app.command(epilog="Example: flown fit --zoo zoo --out run --set encoder_training.steps=500")(fit)
+app.command(epilog="Example: flown generate --support photos --out nets.safetensors")(generate)
 app.command(epilog="Example: flown adapt flown-small --data usps --out run")(adapt)
 app.command(epilog="Example: flown fewshot photos --label new --out labelled")(fewshot)
 
@@ -90,103 +93,6 @@ def data_show(name: str) -> None:
 
     for key, value in data.summary(name).items():
         console.print(f"{key}: {value}", highlight=False, soft_wrap=True)
-
-
-@app.command(epilog="Example: flown fit --zoo zoo --out run --set encoder_training.steps=500")
-def fit(
-    config: Annotated[Optional[Path], typer.Argument(help="YAML or JSON.")] = None,
-    *,
-    zoo: Annotated[list[Path], typer.Option("--zoo", help="A zoo; repeat for several tasks.")],
-    out: Out,
-    overrides: Overrides = None,
-    seed: Annotated[Optional[int], typer.Option()] = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    device: Device = "auto",
-    trust: Trust = None,
-) -> None:
-    """Fit weight encoder and conditional flow on a zoo."""
-    from flown.generator.config import FlownConfig
-    from flown.generator.model import Flown
-    from flown.zoo import Zoo
-
-    settings = FlownConfig.load(config) if config else FlownConfig()
-    settings = settings.override(overrides or [])
-    if seed is not None:
-        settings = settings.override([f"seed={seed}"])
-    whole = Zoo.open(zoo[0])
-    if len(zoo) > 1:
-        whole = Zoo.join(
-            [Zoo.open(path) for path in zoo],
-            out.with_name(out.name + "-zoo"),
-            overwrite,
-            resume,
-        )
-    model = Flown.fit(
-        whole, settings, out=out, resume=resume, overwrite=overwrite, device=device_of(device)
-    )
-    for record in model.history.get("encoder", [])[-1:]:
-        figures = {k: v for k, v in record.items() if k not in ("step", "loss")}
-        for name, value in figures.items():
-            console.print(f"{name}: {value:.1f} % mean validation accuracy", highlight=False)
-    wrote(out / "model")
-
-
-@app.command(epilog="Example: flown generate flown-small --support photos/ --out nets.safetensors")
-def generate(
-    model: Annotated[str, typer.Argument(help="A folder, a shipped model, a hub id.")],
-    support: Annotated[str, typer.Option(help="A data set's name or a folder.")],
-    out: Out,
-    n: Annotated[int, typer.Option("-n", help="How many networks.")] = 50,
-    shots: Annotated[int, typer.Option(help="Images a class, from a named set.")] = 5,
-    seed: Seed = 0,
-    solver: str = "euler",
-    steps: int = 100,
-    guidance: float = 1.0,
-    layout: Annotated[
-        Optional[int],
-        typer.Option(
-            help="Which of the model's layouts; by default what the support set asks for."
-        ),
-    ] = None,
-    until: Annotated[
-        Optional[float],
-        typer.Option(help="Stop at an epoch, of a model whose flow.path leads through epochs."),
-    ] = None,
-    overwrite: Overwrite = False,
-    device: Device = "auto",
-    trust: Trust = None,
-) -> None:
-    """Generate networks for a support set of labelled images."""
-    from flown.base.files import prepare_file
-    from flown.generator.model import Flown
-    from flown.generator.support import sample_for
-
-    prepare_file(out, overwrite)
-    generator = Flown.from_pretrained(model).to(device_of(device))
-    samples, warning = sample_for(
-        generator,
-        support,
-        n,
-        shots=shots,
-        seed=seed,
-        layout=layout,
-        solver=solver,
-        steps=steps,
-        guidance=guidance,
-        until=until,
-    )
-    samples.batch.provenance |= {"model": model}
-    samples.batch.to("cpu").save(out)
-    console.print(
-        f"{n} x {samples.batch.name}: {samples.seconds:.2f} s, NFE {samples.nfe}",
-        highlight=False,
-    )
-    if warning is not None:
-        console.print(
-            f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True
-        )
-    wrote(out)
 
 
 @app.command(epilog="Example: flown evaluate nets.safetensors --data mnist5k --zoo zoo")

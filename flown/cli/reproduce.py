@@ -18,6 +18,7 @@ class Experiment(str, Enum):
     chunked = "chunked"
     novelty = "novelty"
     trajectory = "trajectory"
+    anytask = "anytask"
 
 
 def reproduce(
@@ -31,8 +32,9 @@ def reproduce(
 ) -> None:
     """Rebuild a table of the paper, with what it leaves out: baselines, novelty, every sample.
 
-    Three studies are our own: `chunked` generates a whole network of 270,000 weights, `novelty` asks
-    what makes generated networks both new and accurate, `trajectory` generates those of any epoch.
+    Four studies are our own: `chunked` generates a whole network of 270,000 weights, `novelty` asks
+    what makes generated networks both new and accurate, `trajectory` generates those of any
+    epoch, `anytask` measures networks for tasks that nobody trained on.
     """
     rebuild = getattr(import_module(f"flown.experiments.{table.value}"), table.value)
     _show(
@@ -69,5 +71,9 @@ def _show(table: Experiment, result: Any) -> None:
         report.print_table(console, "Test accuracy at each epoch's time, %", by_epoch(result, 0))
     elif table is Experiment.novelty:
         report.print_study(result, console)
+    elif table is Experiment.anytask:
+        from flown.report.anytask import print_study
+
+        print_study(result.rows, console)
     else:
         report.print_card(result.card, console)

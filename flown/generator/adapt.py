@@ -359,7 +359,7 @@ def adapt(
     )
     out = run.out
     if resume and (out / "model" / "config.json").exists():
-        done = Flown.from_pretrained(out / "model")
+        done: Flown = Flown.from_pretrained(out / "model")
         done.history = read_json(out / "history.json")
         return done.to(device)
     training = (

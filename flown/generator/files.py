@@ -23,7 +23,7 @@ from flown.tasks import TaskTable
 
 FORMAT = "flown-model-2"
 PARTS = ("encoder", "flow", "context")
-SHIPPED = ("flown-small",)
+SHIPPED = ("flown-small", "flown-any")
 
 Tensors = Mapping[str, Tensor]
 
@@ -160,6 +160,7 @@ def shipped_zoo(name: str) -> Path:
     Raises:
         FlownError: no such shipped model.
     """
-    if name not in SHIPPED:
-        raise unknown("shipped model", name, SHIPPED)
-    return shipped(f"{name}-zoo")
+    found = shipped(f"{name}-zoo")
+    if name not in SHIPPED or not found.exists():
+        raise unknown("model that ships with its zoo", name, SHIPPED[:1])
+    return found

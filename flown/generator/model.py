@@ -21,6 +21,7 @@ from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
 from flown import encoders, flow, tasks
+from flown.anytask.model import AnyTask
 from flown.base.errors import FlownError
 from flown.base.files import read_json, write_json
 from flown.base.run import Run, digest
@@ -126,7 +127,7 @@ class Flown(nn.Module, ModelHubMixin):
         )
         out = run.out
         if resume and (out / "model" / "config.json").exists():
-            model = cls.from_pretrained(str(out / "model"))
+            model: Flown = cls.from_pretrained(str(out / "model"))
             model.history = read_json(out / "history.json")
             return model.to(device)
         networks = TrainingSet.of(zoo, config.epochs)
@@ -345,13 +346,18 @@ class Flown(nn.Module, ModelHubMixin):
         files.write(save_directory, parts, values, self.tasks, modelcard.render(self))
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Flown:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
         """Loads a model: a folder, the name of a shipped model, or a hub id.
+
+        Returns:
+            A Flown, or an `AnyTask` where the folder holds one.
 
         Raises:
             FlownError: no such model, a file of it is missing, broken or of another model.
         """
         path = files.locate(str(pretrained_model_name_or_path), **kwargs)
+        if AnyTask.is_in(path):
+            return AnyTask.from_pretrained(path)
         values, known, tensors = files.read(path)
         config = FlownConfig.parse(values["config"], f"{path}/config.json")
         layouts = [WeightLayout.parse(v, f"{path}/config.json") for v in values["layouts"]]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flown.base.errors import FlownError
 from flown.base.files import check_finite
-from flown.tasks import labels_in
+from flown.tasks import as_bytes, labels_in
 from flown.weights.batch import WeightBatch
 
 _IMAGES = 1000  # images preprocessed at a time
@@ -25,15 +25,12 @@ def predictions(batch: WeightBatch, images: Tensor) -> Tensor:
     """Predicted classes int64 (n, N) of all networks.
 
     Args:
-        images: uint8 (N, c, H, W), grey or colour.
+        images: (N, c, H, W), grey or colour, or grey (N, H, W); uint8 or floats in [0, 1].
 
     Raises:
         FlownError: images of another shape or type, or a network whose weights are NaN or Inf.
     """
-    architecture = batch.layout.architecture
-    if images.ndim != 4 or images.dtype != torch.uint8:
-        got = f"{images.dtype} {tuple(images.shape)}"
-        raise FlownError(f"evaluate: expected uint8 images (N, c, H, W), got {got}")
+    architecture, images = batch.layout.architecture, as_bytes(images, "evaluate: images")
     check_finite({"weights": batch.vectors}, f"networks {batch.name}")
     device = batch.vectors.device
     classes = torch.empty(len(batch), len(images), dtype=torch.int64, device=device)
@@ -51,7 +48,7 @@ def evaluate(
     """Accuracy in percent of every network, (n,).
 
     Args:
-        images: uint8 (N, c, H, W).
+        images: as in `predictions`.
         labels: integers (N,) in 0..C-1, C the networks' classes.
         classes: what the labels are called, as `ImageData.classes`; they are then compared by name
             with the networks', and may stand in another order.

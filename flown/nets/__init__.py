@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from flown.base.errors import FlownError, unknown
 from flown.base.trust import is_code, load_code
-from flown.nets.cnn import ACTIVATIONS, cnn_medium, cnn_small
+from flown.nets.cnn import ACTIVATIONS, cnn_medium, cnn_small, conv4
 from flown.nets.large import convnext_tiny, resnet18, vit_base
 from flown.nets.linear import NormalisedHead, linear_head
 from flown.nets.resnet import resnet20
@@ -28,6 +29,9 @@ __all__ = [
 NETS: dict[str, Callable[..., nn.Module]] = {
     "cnn-small": cnn_small,
     "cnn-medium": cnn_medium,
+    "conv4-8": partial(conv4, width=8),
+    "conv4-16": partial(conv4, width=16),
+    "conv4-32": partial(conv4, width=32),
     "resnet20": resnet20,
     "resnet18": resnet18,
     "vit_base": vit_base,
@@ -38,6 +42,9 @@ NETS: dict[str, Callable[..., nn.Module]] = {
 INPUT_SIZES = {
     "cnn-small": 28,
     "cnn-medium": 32,
+    "conv4-8": 32,
+    "conv4-16": 32,
+    "conv4-32": 32,
     "resnet20": 32,
     "resnet18": 32,
     "vit_base": 224,
@@ -47,7 +54,10 @@ INPUT_SIZES = {
 }
 # Networks whose constructors leave all layers at PyTorch's default initialisation.
 DEFAULT_INITIALISED = frozenset(
-    {"cnn-small", "cnn-medium", "resnet20", "linear-head", "normalised-head"}
+    {
+        *("cnn-small", "cnn-medium", "conv4-8", "conv4-16", "conv4-32"),
+        *("resnet20", "linear-head", "normalised-head"),
+    }
 )
 
 

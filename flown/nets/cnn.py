@@ -1,7 +1,8 @@
 """The convolutional networks of the Model Zoos paper: conv -> maxpool -> activation, two linear layers.
 
 Schürholt et al. 2022 (2209.14764). `cnn-small` is their CNN, 2,464 parameters with one input
-channel and 2,864 with three; `cnn-medium` is their CNN3, 10,565 and 10,853 with ten classes.
+channel and 2,864 with three; `cnn-medium` is their CNN3, 10,565 and 10,853 with ten classes. `conv4`
+is the few-shot literature's network (Vinyals et al. 2016) without BatchNorm.
 """
 
 from __future__ import annotations
@@ -43,3 +44,11 @@ def cnn_medium(channels: int, classes: int, activation: str) -> nn.Sequential:
         *(nn.Conv2d(32, 15, 3), nn.MaxPool2d(2), _activation(activation), nn.Flatten()),  # (N, 60)
         *(nn.Linear(60, 20), _activation(activation), nn.Linear(20, classes)),
     )
+
+
+def conv4(channels: int, classes: int, activation: str, width: int) -> nn.Sequential:
+    """Four blocks of `width` channels, for images (N, channels, 32, 32)."""
+    layers: list[nn.Module] = []
+    for before in (channels, width, width, width):
+        layers += [nn.Conv2d(before, width, 3, padding=1), nn.MaxPool2d(2), _activation(activation)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * width, classes))

@@ -15,6 +15,7 @@ from flown.tasks.named import Source, available, cache_folder, load, load_any, l
 from flown.tasks.splits import ImageData, ManyClass, Split, three_way
 from flown.tasks.support import (
     Support,
+    as_bytes,
     check_support,
     draw_support,
     load_support,
@@ -33,6 +34,7 @@ __all__ = [
     "Task",
     "TaskDraw",
     "TaskTable",
+    "as_bytes",
     "available",
     "cache_folder",
     "check_disjoint",

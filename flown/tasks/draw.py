@@ -93,10 +93,13 @@ class ClassPool:
     Args:
         labels: class numbers (N,), one a row of the set.
         classes: the numbers of the classes to draw from, as in `ManyClass.class_split`.
+        repeat: whether a class with too few images gives some of them again, instead of an error.
     """
 
-    def __init__(self, labels: Tensor, classes: Tensor | Sequence[int]) -> None:
-        self.classes = torch.as_tensor(classes, dtype=torch.int64)
+    def __init__(
+        self, labels: Tensor, classes: Tensor | Sequence[int], repeat: bool = False
+    ) -> None:
+        self.classes, self.repeat = torch.as_tensor(classes, dtype=torch.int64), repeat
         order = labels.argsort(stable=True)
         ordered, wanted = labels[order].long(), self.classes.to(labels.device)
         first = torch.searchsorted(ordered, wanted).tolist()
@@ -151,15 +154,18 @@ class ClassPool:
         return self._images(places, shots, generator).flatten()
 
     def _images(self, places: Sequence[int], each: int, generator: torch.Generator) -> Tensor:
-        """Rows (W, each) of random images of the classes at `places`, none of them twice."""
-        pools = [self.rows[place] for place in places]
-        return torch.stack(
-            [rows[torch.randperm(len(rows), generator=generator)[:each]] for rows in pools]
-        )
+        """Rows (W, each) of random images of the classes at `places`."""
+        return torch.stack([self._random(self.rows[place], each, generator) for place in places])
+
+    def _random(self, rows: Tensor, each: int, generator: torch.Generator) -> Tensor:
+        """`each` of the rows; with fewer, all of them in one random order after another."""
+        rounds = -(-each // len(rows))
+        orders = [torch.randperm(len(rows), generator=generator) for _ in range(rounds)]
+        return rows[torch.cat(orders)[:each]]
 
     def _require(self, images: int) -> None:
         fewest = min(range(len(self)), key=lambda place: len(self.rows[place]))
-        if (count := len(self.rows[fewest])) < images:
+        if (count := len(self.rows[fewest])) < (1 if self.repeat else images):
             label = int(self.classes[fewest])
             raise FlownError(f"class {label} has {count} images, {images} are needed")
 

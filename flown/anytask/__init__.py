@@ -1,0 +1,1 @@
+"""Networks for tasks nobody trained on: a flow over neurons that reads a support set."""

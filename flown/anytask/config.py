@@ -1,0 +1,55 @@
+"""Everything that the any-task generator's training needs to know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from flown.base.config import Config
+from flown.tasks.stream import StreamConfig
+from flown.training import TrainConfig
+
+
+class AnyTaskConfig(Config):
+    """`nets` are what is written, each with its share of the steps; the first is the default.
+
+    A network is `steps` Euler steps away from noise. In training `samples` networks are written for
+    each task; `together` weighs the loss of their mean prediction against the mean of their losses,
+    `spread` rewards predictions that differ.
+    """
+
+    nets: dict[str, float] = Field(
+        default={
+            "conv4-32": 0.5,
+            "conv4-16": 0.1,
+            "conv4-8": 0.08,
+            "cnn-medium": 0.14,
+            "cnn-small": 0.18,
+        }
+    )
+    numbers: int = Field(default=32, ge=1)
+    width: int = Field(default=128, ge=8)
+    depth: int = Field(default=4, ge=1)
+    heads: int = Field(default=4, ge=1)
+    steps: int = Field(default=4, ge=1)
+    samples: int = Field(default=2, ge=1)
+    together: float = Field(default=0.5, ge=0, le=1)
+    spread: float = Field(default=0.3, ge=0)
+    tasks: StreamConfig = StreamConfig()
+    training: TrainConfig = TrainConfig(
+        steps=8000,
+        batch_size=16,
+        learning_rate=8e-4,
+        weight_decay=1e-4,
+        clip=0.5,
+        checkpoint_every=250,
+        validate_every=500,
+    )
+    seed: int = 0
+
+    def of(self, pools: Sequence[str]) -> AnyTaskConfig:
+        """The same, of tasks from these pools: shares as they are, equal ones of others."""
+        shares = {name: self.tasks.pools.get(name, 1 / len(pools)) for name in pools}
+        tasks = self.tasks.model_copy(update={"pools": shares})
+        return self.model_copy(update={"tasks": tasks})

@@ -1,0 +1,92 @@
+"""What reads a support set, and the flow's end-point prediction under its class tokens.
+
+    class token k = mean over the images of class k of encode(image)
+    x_1^(x_t, t) = transformer([neurons + x_t, classes + x_t], t)
+
+No token has a place of its own among its kind but by what it is: permuted classes give permuted rows.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ImageEncoder(nn.Module):
+    """Images (K, 3, 32, 32) to features (K, width)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        channels = (3, 32, 64, 128, 128)
+        layers: list[nn.Module] = []
+        for before, after in pairwise(channels):
+            layers += [nn.Conv2d(before, after, 3, 2, 1), nn.GroupNorm(8, after), nn.GELU()]
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, width))
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = self.layers(images)
+        return found
+
+
+class Block(nn.Module):
+    """Self-attention and a perceptron, each behind a norm, each a residual."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(self.norms[0](x)).unflatten(-1, (3, self.heads, -1))
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        x = x + self.mlp(self.norms[1](x))
+        return x
+
+
+class Trunk(nn.Module):
+    """The end point of the flow for neurons and classes.
+
+    Args:
+        numbers: m, of a token's latent. width: of the tokens. depth: blocks.
+    """
+
+    def __init__(self, numbers: int, width: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.images = ImageEncoder(width)
+        self.kind = nn.Parameter(torch.randn(width) * 0.5)
+        self.shots, self.time = nn.Linear(1, width), nn.Linear(1, width)
+        self.seen = nn.Linear(width, width)
+        self.enter, self.leave = nn.Linear(numbers, width), nn.Linear(width, numbers)
+        self.blocks = nn.ModuleList([Block(width, heads) for _ in range(depth)])
+        self.norm = nn.LayerNorm(width)
+
+    def classes(self, images: Tensor, labels: Tensor, ways: int) -> Tensor:
+        """Class tokens (T, C, width) of T support sets, images (T, K, 3, 32, 32), labels (T, K)."""
+        found = self.images(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+        member = F.one_hot(labels, ways).to(found.dtype)  # (T, K, C)
+        counts = member.sum(dim=1)[..., None]
+        means = member.mT @ found / counts
+        tokens: Tensor = self.seen(means) + self.shots(counts.log()) + self.kind
+        return tokens
+
+    def forward(self, x: Tensor, t: Tensor, neurons: Tensor, classes: Tensor) -> Tensor:
+        """End points (n, N + C, m).
+
+        Args:
+            x: latents at time t, (n, N + C, m). t: (n,).
+            neurons: (N, width). classes: (n, C, width).
+        """
+        tokens = torch.cat([neurons.expand(len(x), -1, -1), classes], dim=1)
+        tokens = tokens + self.enter(x) + self.time(t[:, None])[:, None]
+        for block in self.blocks:
+            tokens = block(tokens)
+        leaving: Tensor = self.leave(self.norm(tokens))
+        return leaving

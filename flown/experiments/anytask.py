@@ -1,0 +1,308 @@
+"""Networks for tasks that nobody trained on, beside everything else that the same images give.
+
+Zero gradient steps for generated networks; all samples, no selection. Controls that have settings are
+given the one that is best on validation classes of Omniglot and mini-ImageNet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils import parameters_to_vector
+
+from flown.anytask.model import AnyTask, resized, standardised
+from flown.anytask.writer import architecture
+from flown.base.config import Config
+from flown.base.files import read_json, write_json
+from flown.base.progress import bar
+from flown.base.provenance import write_results
+from flown.base.seeding import seeded
+from flown.experiments.begin import begin
+from flown.experiments.clock import Clock
+from flown.experiments.unseen import ROWS, VALIDATION, Unseen
+from flown.generator.model import Flown
+from flown.heads.calibrate import calibration_error
+from flown.measure.fromsupport import nearest_centroid, trained
+from flown.measure.novelty import mutual_iou
+from flown.nets import build
+from flown.tasks import Episodes
+from flown.weights.batch import WeightBatch
+from flown.weights.layout import WeightLayout
+
+BASE_STEPS = (1, 5, 50)
+
+
+class AnyTaskStudy(Config):
+    """`samples` networks a task, of each of `nets`.
+
+    Controls that train do so on the first `trained_tasks` of a row: `scratch` networks for
+    `scratch_steps`, the base networks of `trained_nets` for `BASE_STEPS`.
+    """
+
+    model: str = "flown-any"
+    lookup: str = "flown-small"
+    rows: tuple[Unseen, ...] = ROWS
+    validation: tuple[Unseen, ...] = VALIDATION
+    samples: int = 10
+    nets: tuple[str, ...] = ("conv4-32", "conv4-16", "conv4-8", "cnn-medium", "cnn-small")
+    scratch: tuple[str, ...] = ("cnn-small", "conv4-8")
+    scratch_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    scratch_steps: int = 200
+    trained_nets: tuple[str, ...] = ("conv4-32", "cnn-small")
+    base_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    trained_tasks: int = 50
+    seed: int = 0
+
+
+def study(scale: str, seed: int) -> AnyTaskStudy:
+    """What is measured at a scale."""
+    if scale != "smoke":
+        return AnyTaskStudy(seed=seed)
+
+    def few(rows: Iterable[Unseen]) -> tuple[Unseen, ...]:
+        return tuple(row.model_copy(update={"tasks": 2}) for row in rows)
+
+    return AnyTaskStudy(
+        rows=few(ROWS), validation=few(VALIDATION), samples=2, scratch_steps=5, seed=seed
+    )
+
+
+class Measured(NamedTuple):
+    """Accuracies (n,) of one task's networks and of their vote, overlap of errors, mean prediction."""
+
+    accuracies: Tensor
+    vote: float
+    overlap: float
+    mean: Tensor  # (Q, C)
+
+
+class Result(NamedTuple):
+    """Records, one a row and method, and their provenance."""
+
+    rows: list[dict[str, Any]]
+    about: dict[str, Any]
+
+
+def anytask(
+    out: Path,
+    scale: str = "cpu",
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str = "cpu",
+) -> Result:
+    """Runs the study and writes `results.json` under `out`; rows that are there are not done again.
+
+    Raises:
+        FlownError: a set or a model is not here, or `out` holds another study.
+    """
+    config = study(scale, seed)
+    out = begin(out, "anytask", scale, seed, resume, overwrite)
+    clock = Clock(out / "seconds.json")
+    model = Flown.from_pretrained(config.model).to(device)
+    known = Flown.from_pretrained(config.lookup).to(device)
+    settings = _kept(out / "settings.json", lambda: _settings(model, config))
+    clock.lap("settings")
+    found: list[dict[str, Any]] = []
+    with bar("any task", len(config.rows)) as update:
+        for place, row in enumerate(config.rows):
+            path = out / f"row-{place:02d}.json"
+            found += _kept(path, lambda row=row: _row(model, known, row, config, settings))
+            clock.lap("rows")
+            update(place + 1, row.name)
+    counts = {"tasks": {row.name: row.tasks for row in config.rows}, "settings": settings}
+    about = clock.about(config, counts, device)
+    write_results(out / "results.json", "anytask", scale, about, found)
+    return Result(found, about)
+
+
+def _kept(path: Path, make: Any) -> Any:
+    if not path.exists():
+        write_json(path, make())
+    return read_json(path)
+
+
+def _row(
+    model: AnyTask, known: Flown, row: Unseen, config: AnyTaskStudy, settings: dict[str, Any]
+) -> list[dict[str, Any]]:
+    images, tasks = row.draw(config.seed)
+    found: dict[str, list[Tensor]] = {}
+    records = []
+    for net in config.nets:
+        measured = [_generated(model, images, tasks, i, net, config) for i in range(row.tasks)]
+        records.append(
+            _record(row, f"flown-any {net}", [m.accuracies.mean() for m in measured])
+            | {
+                "vote": _mean([m.vote for m in measured]),
+                "overlap": _mean([m.overlap for m in measured]),
+                "ece": round(
+                    calibration_error(
+                        torch.cat([m.mean for m in measured]), tasks.targets.flatten()
+                    ),
+                    2,
+                ),
+            }
+        )
+        found[f"base body {net}"] = [_base(model, images, tasks, i, net) for i in range(row.tasks)]
+    for name in ("another task's support", "shuffled labels", "no support"):
+        found[f"{name} {config.nets[0]}"] = [
+            _generated(model, images, tasks, i, config.nets[0], config, name).accuracies.mean()
+            for i in range(row.tasks)
+        ]
+    seen = _standard(images, tasks)
+    found["nearest centroid of pixels"] = list(nearest_centroid(seen))
+    found["nearest centroid of the context's features"] = list(
+        nearest_centroid(_features(model, seen))
+    )
+    few = seen.part(slice(config.trained_tasks))
+    scratch = _scratch(few, settings["scratch"], config)
+    found[f"scratch {settings['scratch'][0]}"] = list(scratch)
+    for net in config.trained_nets:
+        for steps, rate in settings["base"][net].items():
+            moved = _moved(model, few, net, rate, int(steps))
+            found[f"base trained {steps} steps {net}"] = list(moved)
+    if row.ways == 10:
+        found["lookup"] = [_lookup(known, images, tasks, i) for i in range(row.tasks)]
+    return records + [_record(row, method, values) for method, values in found.items()]
+
+
+def _generated(
+    model: AnyTask,
+    images: Tensor,
+    tasks: Episodes,
+    i: int,
+    net: str,
+    config: AnyTaskStudy,
+    ablation: str = "",
+) -> Measured:
+    support, labels = images[tasks.support[i]], tasks.labels[i]
+    if ablation == "another task's support":
+        support = images[tasks.support[(i + 1) % len(tasks.support)]]
+        generator = torch.Generator().manual_seed(i)  # the same ten classes may stand in order
+        labels = torch.randperm(tasks.ways, generator=generator)[labels]
+    elif ablation == "shuffled labels":
+        generator = torch.Generator().manual_seed(i)
+        labels = labels[torch.randperm(len(labels), generator=generator)]
+    elif ablation == "no support":
+        support = torch.full_like(support, 128)
+    batch = model.generate(support, labels, config.samples, config.seed + i, net)
+    p = _predicted(batch, images[tasks.query[i]])
+    targets = tasks.targets[i]
+    wrong, mean = p.argmax(dim=-1) != targets, p.mean(dim=0)
+    accuracies = 100 - 100 * wrong.float().mean(dim=1)
+    vote = 100 * float((mean.argmax(dim=-1) == targets).float().mean())
+    return Measured(accuracies, vote, mutual_iou(wrong), mean)
+
+
+def _predicted(batch: WeightBatch, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return batch.logits(batch.preprocess(images.to(batch.vectors.device))).softmax(-1).cpu()
+
+
+def _base(model: AnyTask, images: Tensor, tasks: Episodes, i: int, net: str) -> Tensor:
+    batch = model.base(images[tasks.support[i]], tasks.labels[i], net)
+    p = _predicted(batch, images[tasks.query[i]])[0]
+    return 100 * (p.argmax(dim=-1) == tasks.targets[i]).float().mean()
+
+
+def _lookup(known: Flown, images: Tensor, tasks: Episodes, i: int) -> Tensor:
+    batch = known.generate(images[tasks.support[i]], tasks.labels[i], 2, i)
+    p = _predicted(batch, images[tasks.query[i]])
+    return 100 * (p.argmax(dim=-1) == tasks.targets[i]).float().mean()
+
+
+def _standard(images: Tensor, tasks: Episodes) -> Episodes:
+    """Float images of 32 pixels a side in units of each support set's own pixels."""
+    support = resized(images[tasks.support].float() / 255, 32)
+    query = resized(images[tasks.query].float() / 255, 32)
+    return tasks._replace(
+        support=standardised(support, support), query=standardised(query, support)
+    )
+
+
+@torch.no_grad()
+def _features(model: AnyTask, tasks: Episodes) -> Episodes:
+    """The trunk's features of images in their place."""
+
+    def of(images: Tensor) -> Tensor:
+        parts = [model.trunk.images(x.expand(-1, 3, -1, -1).to(model.device)) for x in images]
+        found = torch.stack(parts).cpu()
+        return torch.nn.functional.normalize(found, dim=-1)
+
+    return tasks._replace(support=of(tasks.support), query=of(tasks.query))
+
+
+def _sized(tasks: Episodes, size: int) -> Episodes:
+    return tasks._replace(support=resized(tasks.support, size), query=resized(tasks.query, size))
+
+
+def _scratch(tasks: Episodes, setting: tuple[str, float], config: AnyTaskStudy) -> Tensor:
+    """Networks from PyTorch's initialisation, trained on each support set."""
+    net, rate = setting
+    kind = architecture(net, tasks.support.shape[2], tasks.ways)
+    module = kind.build()
+    layout = WeightLayout.of(module, kind)
+    with seeded(config.seed):
+        starts = [build(net, kind.channels, kind.outputs, kind.activation) for _ in tasks.labels]
+    vectors = torch.stack([parameters_to_vector(start.parameters()).detach() for start in starts])
+    steps = [config.scratch_steps]
+    return trained(module, layout, vectors, _sized(tasks, kind.size), rate, steps)[0]
+
+
+def _moved(model: AnyTask, tasks: Episodes, net: str, rate: float, steps: int) -> Tensor:
+    """The base network under a head of zeros, trained on each support set."""
+    writer = model.writer(net)
+    kind = architecture(net, tasks.support.shape[2], tasks.ways)
+    body = writer.write_body(
+        torch.zeros(1, len(writer.neurons), model.config.numbers), kind.channels
+    )
+    head = torch.zeros(1, tasks.ways, writer.features + 1)
+    batch = writer.pack({k: v.detach().cpu() for k, v in body.items()}, head, kind)
+    starts = batch.vectors.repeat(len(tasks.labels), 1)
+    sized = _sized(tasks, kind.size)
+    return trained(batch.network, batch.layout, starts, sized, rate, [steps])[0]
+
+
+def _settings(model: AnyTask, config: AnyTaskStudy) -> dict[str, Any]:
+    """The settings of controls that are best on validation classes."""
+    tasks = [_standard(*row.draw(config.seed + 1)) for row in config.validation]
+
+    def mean(accuracies: Iterable[Tensor]) -> float:
+        return _mean([float(found.mean()) for found in accuracies])
+
+    options = [(net, rate) for net in config.scratch for rate in config.scratch_rates]
+    scratch = max(options, key=lambda o: mean(_scratch(some, o, config) for some in tasks))
+    base = {
+        net: {
+            steps: max(
+                config.base_rates,
+                key=lambda r: mean(_moved(model, some, net, r, steps) for some in tasks),
+            )
+            for steps in BASE_STEPS
+        }
+        for net in config.trained_nets
+    }
+    return {"scratch": scratch, "base": base}
+
+
+def _record(row: Unseen, method: str, values: list[Any]) -> dict[str, Any]:
+    """Mean over tasks with the half-width of its 95 % interval."""
+    found = torch.tensor([float(value) for value in values])
+    half = 1.96 * float(found.std()) / len(found) ** 0.5 if len(found) > 1 else None
+    return {
+        "row": row.name,
+        "method": method,
+        "accuracy": round(float(found.mean()), 2),
+        "interval": None if half is None else round(half, 2),
+        "tasks": len(found),
+    }
+
+
+def _mean(values: Iterable[float]) -> float:
+    kept = torch.tensor([value for value in values if value == value])
+    return round(float(kept.mean()), 3) if len(kept) else 0.0

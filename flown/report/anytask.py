@@ -1,0 +1,80 @@
+"""The any-task study as tables: generated networks beside what the same images give otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+
+from flown.report import terminal
+from flown.report.tables import NONE, Table
+
+Rows = Sequence[dict[str, Any]]
+_GENERATED = "flown-any "
+
+
+def accuracies(rows: Rows) -> Table:
+    """Mean accuracy with half of its 95 % interval over tasks: a line a method, a column a row."""
+    columns = list(dict.fromkeys(row["row"] for row in rows))
+    found = {(row["method"], row["row"]): row for row in rows}
+    body = [
+        [method, *(_cell(found.get((method, column))) for column in columns)]
+        for method in dict.fromkeys(row["method"] for row in rows)
+    ]
+    return ["method", *columns], body
+
+
+def populations(rows: Rows) -> Table:
+    """What many networks of a support set are: the vote of all, overlap of errors, calibration."""
+    body = [
+        [
+            row["row"],
+            row["method"].removeprefix(_GENERATED),
+            f"{row['accuracy']:.1f}",
+            f"{row['vote']:.1f}",
+            f"{row['overlap']:.2f}",
+            f"{row['ece']:.1f}",
+        ]
+        for row in rows
+        if "vote" in row
+    ]
+    return ["row", "network", "one", "vote of all", "IoU among", "ECE, %"], body
+
+
+def leads(rows: Rows) -> Table:
+    """The best written network and the best control of each row, and the points between them."""
+    body = []
+    for name in dict.fromkeys(row["row"] for row in rows):
+        these = [row for row in rows if row["row"] == name]
+        ours = max((r for r in these if _is_ours(r)), key=lambda r: r["accuracy"])
+        best = max((r for r in these if not _is_ours(r)), key=lambda r: r["accuracy"])
+        body.append(
+            [
+                name,
+                f"{ours['method'].removeprefix(_GENERATED)} {ours['accuracy']:.1f}",
+                f"{best['method']} {best['accuracy']:.1f}",
+                f"{ours['accuracy'] - best['accuracy']:+.1f}",
+            ]
+        )
+    return ["row", "generated", "best control", "points"], body
+
+
+def print_study(rows: Rows, console: Console) -> None:
+    """Prints the leads, then everything."""
+    for title, table in (
+        ("Zero gradient steps on tasks nobody trained on, %", leads(rows)),
+        ("Ten networks a support set", populations(rows)),
+    ):
+        terminal.print_table(console, title, table)
+
+
+def _is_ours(row: dict[str, Any]) -> bool:
+    return str(row["method"]).startswith(_GENERATED)
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return NONE
+    half = "" if row["interval"] is None else f" ± {row['interval']:.1f}"
+    return f"{row['accuracy']:.1f}{half}"

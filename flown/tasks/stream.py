@@ -1,0 +1,195 @@
+"""Tasks without end: random ways and shots over pools of classes, each task with a look of its own.
+
+One draw gives T tasks of one size: W classes, K support images and Q query images of each. Every class
+of a pool of strokes is turned by a quarter of its own, so that a character makes four classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from flown.base.config import Config
+from flown.base.errors import FlownError
+from flown.tasks.draw import ClassPool, Episodes, cpu_generator
+from flown.tasks.looks import Looks
+from flown.tasks.named import load_any
+from flown.tasks.splits import ManyClass
+
+SIDE = 32
+
+
+class StreamConfig(Config):
+    """Which tasks are drawn.
+
+    `pools` are sets of many classes by name or folders of images, each with its share of the tasks;
+    classes whose name begins with one of `without` are left out. Ways and shots go up to `ways` and
+    `shots`; a task has at most `support` support images and about `queries` query images.
+    """
+
+    pools: dict[str, float] = Field(
+        default={"omniglot_full": 0.35, "glyphs": 0.3, "mini_imagenet": 0.35}
+    )
+    without: tuple[str, ...] = ("Latin/",)
+    part: str = "train"
+    ways: int = 20
+    shots: int = 20
+    support: int = 100
+    queries: int = 50
+    images: int = 400
+
+
+class TaskStream:
+    """Draws tasks from pools of classes.
+
+    Args:
+        sets: the pools by name; loaded by the names of `config.pools` otherwise.
+
+    Raises:
+        FlownError: a pool that is not to be had, or has too few classes or images.
+    """
+
+    def __init__(
+        self, config: StreamConfig | None = None, sets: Mapping[str, ManyClass] | None = None
+    ) -> None:
+        self.config = config or StreamConfig()
+        sets = sets or {name: _load(name) for name in self.config.pools}
+        self.pools = {name: _Pool(sets[name], self.config) for name in self.config.pools}
+        photos = [pool.images for pool in self.pools.values() if pool.images.shape[1] == 3]
+        self.textures = torch.cat(photos)[:20_000] if photos else None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Counts and fingerprints of the pools, by which a run knows its data again."""
+        return {name: pool.source.identity for name, pool in self.pools.items()}
+
+    def validation(self, count: int = 40) -> dict[str, Episodes]:
+        """Fixed 10-way 5-shot tasks of classes that are kept for validation, by pool, as they are."""
+        config = self.config.model_copy(update={"part": "val", "ways": 10})
+        found = {}
+        for name, pool in self.pools.items():
+            if len(pool.source.class_split.get("val", ())) >= config.ways:
+                generator = torch.Generator().manual_seed(0)
+                stream = _Pool(pool.source, config)
+                channels = stream.images.shape[1]
+                episodes = stream.classes.draw(10, 5, 10, generator, count)
+                found[name] = self._seen(stream, episodes, channels, generator, False)
+        return found
+
+    def size(self, generator: torch.Generator) -> tuple[int, int, int, int]:
+        """Random numbers of tasks, ways, shots and queries: half of the draws are 10-way."""
+        config = self.config
+
+        def within(low: int, high: int) -> int:
+            return low + int(torch.rand((), generator=generator).item() * (high - low + 1))
+
+        ways = min(10, config.ways) if within(0, 1) else within(2, config.ways)
+        most = max(1, min(config.shots, config.support // ways))
+        shots = min(5, most) if not within(0, 2) else within(1, most)
+        queries = max(1, config.queries // ways)
+        tasks = max(2, min(16, config.images // (ways * (shots + queries))))
+        return tasks, ways, shots, queries
+
+    def draw(
+        self,
+        generator: torch.Generator,
+        channels: int,
+        size: tuple[int, int, int, int] | None = None,
+        looks: bool = True,
+    ) -> Episodes:
+        """Tasks as images, floats in [0, 1]: support (T, W K, c, 32, 32), query (T, W Q, c, 32, 32).
+
+        Args:
+            size: numbers of tasks, ways, shots and queries a class; random by default.
+            looks: False for images as they are.
+        """
+        generator = cpu_generator(generator)
+        tasks, ways, shots, queries = size or self.size(generator)
+        shares = torch.tensor([self.config.pools[name] for name in self.pools])
+        chosen = torch.multinomial(shares, tasks, replacement=True, generator=generator)
+        parts = []
+        for place, pool in enumerate(self.pools.values()):
+            if count := int((chosen == place).sum()):
+                episodes = pool.classes.draw(ways, shots, queries, generator, count)
+                parts.append(self._seen(pool, episodes, channels, generator, looks))
+        return Episodes.join(parts)
+
+    def _seen(
+        self,
+        pool: _Pool,
+        episodes: Episodes,
+        channels: int,
+        generator: torch.Generator,
+        looks: bool,
+    ) -> Episodes:
+        rows = torch.cat([episodes.support, episodes.query], dim=1)
+        x = pool.images[rows].float() / 255  # (T, N, c, S, S)
+        labels = torch.cat([episodes.labels, episodes.targets], dim=1)
+        maker = Looks(generator, self.textures)
+        if pool.images.shape[1] == 1:
+            x = _turned(x, labels, episodes.ways, generator)
+            x = maker.strokes(x, channels) if looks else x.expand(-1, -1, channels, -1, -1)
+        elif looks or channels == 1:
+            x = maker.photos(x, channels) if looks else _grey(x)
+        support, query = x.split([episodes.support.shape[1], episodes.query.shape[1]], dim=1)
+        return episodes._replace(support=support, query=query)
+
+
+def _load(name: str) -> ManyClass:
+    """A pool by name: a set of many classes, or the training part of any images with classes."""
+    source = load_any(name)
+    if isinstance(source, ManyClass):
+        return source
+    every = {"train": torch.arange(len(source.classes))}
+    return ManyClass(name, source.classes, source.train.images, source.train.labels, every)
+
+
+class _Pool:
+    """The images of a set, 32 pixels a side, and its classes to draw from."""
+
+    def __init__(self, source: ManyClass, config: StreamConfig) -> None:
+        wanted = [
+            c
+            for c in source.class_split[config.part].tolist()
+            if not source.classes[c].startswith(config.without)
+        ]
+        if len(wanted) < config.ways:
+            raise FlownError(
+                f"{source.name}: {len(wanted)} classes to draw from, tasks have up to {config.ways}"
+            )
+        images = source.images
+        if images.shape[-2:] != (SIDE, SIDE):
+            images = (
+                F.interpolate(
+                    images.float(),
+                    (SIDE, SIDE),
+                    mode="bilinear",
+                    antialias=True,
+                    align_corners=False,
+                )
+                .round()
+                .clamp(0, 255)
+                .to(torch.uint8)
+            )
+        # Looks make another image of one that is drawn twice.
+        self.source = source
+        self.images, self.classes = images, ClassPool(source.labels, wanted, repeat=True)
+
+
+def _turned(x: Tensor, labels: Tensor, ways: int, generator: torch.Generator) -> Tensor:
+    """Images of each class of each task turned by a random quarter."""
+    quarters = torch.randint(4, (len(x), ways), generator=generator).gather(1, labels)
+    for turns in range(1, 4):
+        x = torch.where((quarters == turns)[..., None, None, None], x.rot90(turns, (-2, -1)), x)
+    return x
+
+
+def _grey(x: Tensor) -> Tensor:
+    from flown.tasks.looks import LUMA
+
+    return torch.einsum("tnchw,c->tnhw", x, x.new_tensor(LUMA))[:, :, None]

@@ -1,0 +1,225 @@
+"""The any-task generator: equivariance, the ridge head, one truth on disk, bad input, training."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import flown
+from flown import training
+from flown.anytask.config import AnyTaskConfig
+from flown.anytask.fit import fit
+from flown.anytask.model import AnyTask
+from flown.anytask.trunk import Trunk
+from flown.anytask.writer import Writer
+from flown.base.errors import FlownError
+from flown.tasks import draw_support, load
+from flown.tasks.stream import StreamConfig
+from flown.training import TrainConfig
+
+TINY = AnyTaskConfig(
+    nets={"cnn-small": 0.5, "conv4-8": 0.5},
+    numbers=8,
+    width=16,
+    depth=1,
+    heads=2,
+    tasks=StreamConfig(pools={"glyphs": 1.0}, ways=6, shots=3, images=60, queries=12),
+    training=TrainConfig(steps=6, checkpoint_every=2, validate_every=6, warmup=1, ema=0.5),
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> AnyTask:
+    """Untrained, but for rows that tokens write."""
+    made = AnyTask(TINY)
+    for name, writer in made.writers.items():
+        generator = torch.Generator().manual_seed(len(name))
+        shape = writer.head_decoder.shape
+        writer.head_decoder.data = 0.1 * torch.randn(shape, generator=generator)
+    return made.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def support() -> tuple[Tensor, Tensor]:
+    images, labels = draw_support(
+        load("digits").train, 5, 3, torch.Generator().manual_seed(0), [*range(5)]
+    )
+    return images, labels
+
+
+def test_permuted_classes_permute_what_is_written() -> None:
+    torch.manual_seed(0)
+    trunk, writer = Trunk(8, 16, 2, 2).double(), Writer("conv4-8", 16, 8).double()
+    torch.nn.init.normal_(writer.head_decoder)
+    order, ways = torch.tensor([2, 0, 3, 1]), 4
+    images = torch.randn(1, 8, 3, 32, 32, dtype=torch.float64)
+    labels = torch.tensor([[0, 0, 1, 1, 2, 2, 3, 3]])
+    x = torch.randn(1, len(writer.neurons) + ways, 8, dtype=torch.float64)
+    hidden, rows = x.split([len(writer.neurons), ways], dim=1)
+    t = torch.tensor([0.25], dtype=torch.float64)
+    places = order.argsort()[labels]  # class order[k] is now called k
+
+    def written(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        end = trunk(x, t, writer.neurons, trunk.classes(images, labels, ways))
+        features = torch.randn(1, 8, writer.features, dtype=torch.float64, generator=g())
+        head = writer.write_head(end[:, len(writer.neurons) :], features, labels)
+        return end[:, : len(writer.neurons)], head
+
+    def g() -> torch.Generator:
+        return torch.Generator().manual_seed(1)
+
+    body, head = written(x, labels)
+    body_, head_ = written(torch.cat([hidden, rows[:, order]], dim=1), places)
+    assert torch.allclose(body, body_, atol=1e-10)
+    assert torch.allclose(head[:, order], head_, atol=1e-9)
+
+
+@pytest.mark.parametrize("count", [6, 60])
+def test_the_head_is_a_ridge_regression(count: int) -> None:
+    """Fewer images than features and more of them: both are numpy's least squares."""
+    torch.manual_seed(0)
+    writer = Writer("conv4-8", 16, 8).double()
+    features = torch.randn(1, count, writer.features, dtype=torch.float64)
+    labels = torch.arange(count)[None] % 3
+    head = writer.write_head(torch.zeros(1, 3, 8, dtype=torch.float64), features, labels)
+    a = np.hstack([features[0].numpy(), np.ones((count, 1))])
+    shrink, scale = writer.ridge.bias.exp().tolist()
+    penalty = shrink * (a**2).sum() / count
+    y = np.eye(3)[labels[0].numpy()] - 1 / 3
+    stacked = np.vstack([a, np.sqrt(penalty) * np.eye(a.shape[1])])
+    wanted, *_ = np.linalg.lstsq(stacked, np.vstack([y, np.zeros((a.shape[1], 3))]), rcond=None)
+    assert np.allclose(head[0].detach().numpy(), scale * wanted.T, atol=1e-9)
+
+
+def test_the_order_of_images_is_nothing(model: AnyTask, support: tuple[Tensor, Tensor]) -> None:
+    images, labels = support
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    first, second = (
+        model.generate(images, labels, 2),
+        model.generate(images[order], labels[order], 2),
+    )
+    assert torch.allclose(first.vectors, second.vectors, atol=0.01)
+
+
+def test_the_same_seed_gives_the_same_networks(
+    model: AnyTask, support: tuple[Tensor, Tensor]
+) -> None:
+    first, again, other = (model.generate(*support, n=3, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first.vectors, again.vectors)
+    assert not torch.allclose(first.vectors, other.vectors)
+    assert not torch.allclose(first.vectors[0], first.vectors[1])
+
+
+@pytest.mark.parametrize("net", list(TINY.nets))
+def test_grey_networks_are_colour_networks_of_equal_channels(
+    model: AnyTask, support: tuple[Tensor, Tensor], net: str
+) -> None:
+    images, labels = support
+    grey = model.generate(images, labels, n=2, net=net)
+    colour = model.generate(images.expand(-1, 3, -1, -1), labels, n=2, net=net)
+    assert (grey.layout.architecture.channels, colour.layout.architecture.channels) == (1, 3)
+    found = grey.logits(grey.preprocess(images))
+    wanted = colour.logits(colour.preprocess(images.expand(-1, 3, -1, -1)))
+    assert torch.allclose(found, wanted, atol=2e-3)
+    module = grey.module(1)
+    assert torch.allclose(module(grey.preprocess(images)), found[1], atol=1e-3)
+
+
+def test_images_of_any_size_and_kind(model: AnyTask) -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(4) % 2
+    for images in (
+        torch.rand(4, 3, 50, 41),
+        torch.randint(256, (4, 1, 9, 9), dtype=torch.uint8),
+        torch.rand(4, 30, 20, dtype=torch.float64),
+        torch.rand(4, 1, 200, 100).half(),
+    ):
+        batch = model.generate(images, labels, n=3)
+        accuracies = flown.evaluate(batch, images, labels)
+        assert len(batch) == 3 and ((accuracies >= 0) & (accuracies <= 100)).all()
+
+
+def test_what_is_saved_is_what_is_loaded(
+    model: AnyTask, support: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    model.save(tmp_path / "model")
+    loaded = flown.Flown.from_pretrained(tmp_path / "model")
+    assert isinstance(loaded, AnyTask) and loaded.config == TINY
+    first, second = model.generate(*support, n=2), loaded.generate(*support, n=2)
+    assert torch.allclose(first.vectors, second.vectors, rtol=0.02, atol=0.02)  # half precision
+    loaded.save(tmp_path / "again")
+    again = AnyTask.from_pretrained(tmp_path / "again")
+    assert torch.equal(again.generate(*support, n=2).vectors, second.vectors)
+    file = tmp_path / "model" / "generator.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(FlownError, match=r"generator\.safetensors"):
+        AnyTask.from_pretrained(tmp_path / "model")
+    with pytest.raises(FlownError, match="holds no any-task generator"):
+        AnyTask.from_pretrained(tmp_path / "nothing")
+
+
+def test_bad_support_sets_are_refused(model: AnyTask, support: tuple[Tensor, Tensor]) -> None:
+    images, labels = support
+    for message, arguments in {
+        "has 7 classes, this model writes networks for 2 to 6": (images[:7], torch.arange(7)),
+        "has 1 classes": (images[:2], torch.zeros(2, dtype=torch.int64)),
+        "class 1 of 3 has no image": (images[:2], torch.tensor([0, 2])),
+        "expected 15, got": (images, labels[-3:]),
+        "has 0 classes": (images[:0], labels[:0]),
+        "floats must lie in": (images.float(), labels),
+        "NaN or Inf": (images / torch.zeros(()), labels),
+        "expected \\(N, 1 or 3, H, W\\)": (images.expand(-1, 2, -1, -1), labels),
+    }.items():
+        with pytest.raises(FlownError, match=message):
+            model.generate(*arguments)
+    with pytest.raises(FlownError, match="n: must be 1 or more"):
+        model.generate(images, labels, n=0)
+    with pytest.raises(FlownError, match="steps: must be 1 or more"):
+        model.generate(images, labels, steps=0)
+    with pytest.raises(FlownError, match="Did you mean 'conv4-8'"):
+        model.generate(images, labels, net="conv4_8")
+
+
+def test_one_image_in_two_classes_is_warned_about(
+    model: AnyTask, support: tuple[Tensor, Tensor]
+) -> None:
+    images, labels = support[0].clone(), support[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.generate(images, labels, n=1)
+    images[3] = images[0]
+    with pytest.warns(UserWarning, match="one image is in classes 0 and 1"):
+        model.generate(images, labels, n=1)
+
+
+def test_training_changes_every_part_and_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = fit(TINY, out=tmp_path / "whole")
+    fresh = AnyTask(TINY).state_dict()
+    same = [k for k, v in whole.state_dict().items() if torch.equal(v, fresh[k])]
+    assert same == [], "these parts learn nothing"
+    save = training._Run.save
+
+    def saving(self: training._Run, path: Path, step: int) -> None:
+        save(self, path, step)
+        if step == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training._Run, "save", saving)
+    with pytest.raises(KeyboardInterrupt):
+        fit(TINY, out=tmp_path / "killed")
+    monkeypatch.setattr(training._Run, "save", save)
+    resumed = fit(TINY, out=tmp_path / "killed", resume=True)
+    for (key, value), (_, wanted) in zip(
+        resumed.state_dict().items(), whole.state_dict().items(), strict=True
+    ):
+        assert torch.equal(value, wanted), key
+    with pytest.raises(FlownError, match="another config"):
+        fit(TINY.model_copy(update={"seed": 1}), out=tmp_path / "killed", resume=True)
+    assert (tmp_path / "whole" / "model" / "config.json").exists()

@@ -1,6 +1,7 @@
 """Side-by-side timings: every ratio is measured in one run, medians over several repeats."""
 
 from flown.bench.adapt import adapt
+from flown.bench.anytask import anytask
 from flown.bench.encode import encode
 from flown.bench.evaluate import evaluate
 from flown.bench.heads import heads
@@ -12,6 +13,7 @@ from flown.bench.zoo import zoo
 __all__ = [
     "BenchConfig",
     "adapt",
+    "anytask",
     "encode",
     "evaluate",
     "heads",

@@ -67,12 +67,21 @@ def demo(
 ) -> None:
     """From nothing to generated classifiers in a few minutes, on data that dependencies ship."""
     from flown.experiments.demo import demo as run
-    from flown.report import print_card
+    from flown.report import print_card, print_table
+    from flown.report.anytask import accuracies
 
-    result = run(out, seed=seed, resume=resume, overwrite=overwrite, device=device_of(device))
-    print_card(result.card, console)
-    console.print(f"{result.about['seconds']:.0f} seconds in all")
-    wrote(out / "results.json", out / "report.html", out / "run" / "model")
+    known, unseen = run(
+        out, seed=seed, resume=resume, overwrite=overwrite, device=device_of(device)
+    )
+    print_card(known.card, console)
+    print_table(
+        console,
+        "Networks for digits that no training saw, without a gradient step: accuracy, %",
+        accuracies(unseen),
+    )
+    console.print(f"{known.about['seconds']:.0f} seconds in all")
+    pages = (out / "report.html", out / "unseen.html")
+    wrote(out / "results.json", *pages, out / "run" / "model")
 
 
 @data_app.command("list", epilog="Example: FLOWN_DATA=data flown data list")
@@ -134,13 +143,17 @@ class Bench(str, Enum):
     evaluate = "evaluate"
     adapt = "adapt"
     heads = "heads"
+    anytask = "anytask"
 
 
 @app.command(epilog="Example: flown bench evaluate --out bench.json")
 def bench(
     what: Bench,
     out: Annotated[Optional[Path], typer.Option("--out")] = None,
-    model: Annotated[str, typer.Option(help="A shipped model.")] = "flown-small",
+    model: Annotated[
+        Optional[str],
+        typer.Option(help="A shipped model; flown-any for `anytask`, else flown-small."),
+    ] = None,
     repeats: int = 5,
     overwrite: Overwrite = False,
     device: Annotated[str, typer.Option(help="Of `zoo`: auto, cpu or cuda.")] = "cpu",
@@ -154,6 +167,7 @@ def bench(
 
     if out is not None:
         prepare_file(out, overwrite)
+    model = model or ("flown-any" if what is Bench.anytask else "flown-small")
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         if what is Bench.zoo:
@@ -166,6 +180,8 @@ def bench(
             rows = benches.encode(repeats)
         elif what is Bench.adapt:
             rows = benches.adapt(model, repeats, Path(scratch))
+        elif what is Bench.anytask:
+            rows = benches.anytask(model, repeats)
         elif what is Bench.heads:
             rows = benches.heads(repeats, Path(scratch))
         else:
@@ -179,7 +195,7 @@ def bench(
             Bench.adapt: 8,
             Bench.heads: 50_000,
         }
-        shipped = what in (Bench.sample, Bench.adapt)
+        shipped = what in (Bench.sample, Bench.adapt, Bench.anytask)
         config = benches.BenchConfig(
             what=what.value,
             repeats=repeats,

@@ -6,7 +6,8 @@ given the one that is best on validation classes of Omniglot and mini-ImageNet.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,9 +27,10 @@ from flown.experiments.clock import Clock
 from flown.experiments.unseen import ROWS, VALIDATION, Unseen
 from flown.generator.model import Flown
 from flown.heads.calibrate import calibration_error
-from flown.measure.fromsupport import nearest_centroid, trained
+from flown.measure.fromsupport import nearest_centroid, own_logits, percent, trained
 from flown.measure.novelty import mutual_iou
 from flown.nets import build
+from flown.report.anytask import write_study
 from flown.tasks import Episodes
 from flown.weights.batch import WeightBatch
 from flown.weights.layout import WeightLayout
@@ -106,30 +108,42 @@ def anytask(
     clock = Clock(out / "seconds.json")
     model = Flown.from_pretrained(config.model).to(device)
     known = Flown.from_pretrained(config.lookup).to(device)
-    settings = _kept(out / "settings.json", lambda: _settings(model, config))
+    settings = _kept(out / "settings.json", partial(_settings, model, config))
     clock.lap("settings")
     found: list[dict[str, Any]] = []
     with bar("any task", len(config.rows)) as update:
         for place, row in enumerate(config.rows):
             path = out / f"row-{place:02d}.json"
-            found += _kept(path, lambda row=row: _row(model, known, row, config, settings))
+            found += _kept(path, partial(measure, model, known, row, config, settings))
             clock.lap("rows")
             update(place + 1, row.name)
     counts = {"tasks": {row.name: row.tasks for row in config.rows}, "settings": settings}
     about = clock.about(config, counts, device)
     write_results(out / "results.json", "anytask", scale, about, found)
+    write_study(out / "report.html", found, about)
     return Result(found, about)
 
 
-def _kept(path: Path, make: Any) -> Any:
+def _kept(path: Path, make: Callable[[], Any]) -> Any:
     if not path.exists():
         write_json(path, make())
     return read_json(path)
 
 
-def _row(
-    model: AnyTask, known: Flown, row: Unseen, config: AnyTaskStudy, settings: dict[str, Any]
+def measure(
+    model: AnyTask,
+    known: Flown | None,
+    row: Unseen,
+    config: AnyTaskStudy,
+    settings: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
+    """The records of one row: every method on the same tasks.
+
+    Args:
+        known: the generator that looks tasks up; left out when None.
+        settings: of controls that are trained: `scratch`, a network and a rate, and `base`, by
+            network a rate for each number of steps.
+    """
     images, tasks = row.draw(config.seed)
     found: dict[str, list[Tensor]] = {}
     records = []
@@ -163,10 +177,11 @@ def _row(
     scratch = _scratch(few, settings["scratch"], config)
     found[f"scratch {settings['scratch'][0]}"] = list(scratch)
     for net in config.trained_nets:
+        starts = _bases(model, images, tasks, net, config.trained_tasks)
         for steps, rate in settings["base"][net].items():
-            moved = _moved(model, few, net, rate, int(steps))
+            (moved,) = _after(starts, few, rate, [int(steps)])
             found[f"base trained {steps} steps {net}"] = list(moved)
-    if row.ways == 10:
+    if known is not None and row.ways == 10:
         found["lookup"] = [_lookup(known, images, tasks, i) for i in range(row.tasks)]
     return records + [_record(row, method, values) for method, values in found.items()]
 
@@ -189,7 +204,10 @@ def _generated(
         generator = torch.Generator().manual_seed(i)
         labels = labels[torch.randperm(len(labels), generator=generator)]
     elif ablation == "no support":
-        support = torch.full_like(support, 128)
+        generator = torch.Generator().manual_seed(i)
+        support = torch.randint(
+            256, support.shape, generator=generator, dtype=torch.uint8, device=support.device
+        )
     batch = model.generate(support, labels, config.samples, config.seed + i, net)
     p = _predicted(batch, images[tasks.query[i]])
     targets = tasks.targets[i]
@@ -242,51 +260,54 @@ def _sized(tasks: Episodes, size: int) -> Episodes:
 
 
 def _scratch(tasks: Episodes, setting: tuple[str, float], config: AnyTaskStudy) -> Tensor:
-    """Networks from PyTorch's initialisation, trained on each support set."""
+    """Accuracies of networks from PyTorch's initialisation, trained on each support set."""
     net, rate = setting
     kind = architecture(net, tasks.support.shape[2], tasks.ways)
-    module = kind.build()
-    layout = WeightLayout.of(module, kind)
     with seeded(config.seed):
-        starts = [build(net, kind.channels, kind.outputs, kind.activation) for _ in tasks.labels]
-    vectors = torch.stack([parameters_to_vector(start.parameters()).detach() for start in starts])
-    steps = [config.scratch_steps]
-    return trained(module, layout, vectors, _sized(tasks, kind.size), rate, steps)[0]
+        fresh = [build(net, kind.channels, kind.outputs, kind.activation) for _ in tasks.labels]
+    vectors = torch.stack([parameters_to_vector(one.parameters()).detach() for one in fresh])
+    starts = WeightBatch(WeightLayout.of(fresh[0], kind), vectors)
+    return _after(starts, tasks, rate, [config.scratch_steps])[0]
 
 
-def _moved(model: AnyTask, tasks: Episodes, net: str, rate: float, steps: int) -> Tensor:
-    """The base network under a head of zeros, trained on each support set."""
-    writer = model.writer(net)
-    kind = architecture(net, tasks.support.shape[2], tasks.ways)
-    body = writer.write_body(
-        torch.zeros(1, len(writer.neurons), model.config.numbers), kind.channels
-    )
-    head = torch.zeros(1, tasks.ways, writer.features + 1)
-    batch = writer.pack({k: v.detach().cpu() for k, v in body.items()}, head, kind)
-    starts = batch.vectors.repeat(len(tasks.labels), 1)
-    sized = _sized(tasks, kind.size)
-    return trained(batch.network, batch.layout, starts, sized, rate, [steps])[0]
+def _after(starts: WeightBatch, tasks: Episodes, rate: float, steps: Sequence[int]) -> list[Tensor]:
+    """Accuracies of networks trained on each support set, after each of the numbers of steps."""
+    sized = _sized(tasks, starts.layout.architecture.size)
+    found = []
+    for vectors in trained(starts, sized.support, sized.labels, rate, steps):
+        with torch.no_grad():
+            logits = own_logits(starts, vectors, sized.query)
+        found.append(percent(logits.argmax(dim=-1), sized))
+    return found
+
+
+def _bases(model: AnyTask, images: Tensor, tasks: Episodes, net: str, count: int) -> WeightBatch:
+    """The base body under the head for each support set."""
+    batches = [
+        model.base(images[tasks.support[i]], tasks.labels[i], net)
+        for i in range(min(count, len(tasks.labels)))
+    ]
+    return batches[0].on(torch.cat([batch.vectors for batch in batches]).cpu())
 
 
 def _settings(model: AnyTask, config: AnyTaskStudy) -> dict[str, Any]:
-    """The settings of controls that are best on validation classes."""
-    tasks = [_standard(*row.draw(config.seed + 1)) for row in config.validation]
-
-    def mean(accuracies: Iterable[Tensor]) -> float:
-        return _mean([float(found.mean()) for found in accuracies])
-
+    """The settings of controls that are best on validation classes: networks, learning rates."""
+    drawn = [row.draw(config.seed + 1) for row in config.validation]
+    tasks = [_standard(*some) for some in drawn]
     options = [(net, rate) for net in config.scratch for rate in config.scratch_rates]
-    scratch = max(options, key=lambda o: mean(_scratch(some, o, config) for some in tasks))
-    base = {
-        net: {
-            steps: max(
-                config.base_rates,
-                key=lambda r: mean(_moved(model, some, net, r, steps) for some in tasks),
-            )
-            for steps in BASE_STEPS
-        }
-        for net in config.trained_nets
-    }
+    means = [_mean([float(_scratch(some, o, config).mean()) for some in tasks]) for o in options]
+    scratch = options[means.index(max(means))]
+    base: dict[str, dict[int, float]] = {}
+    for net in config.trained_nets:
+        found = []  # of each rate, the mean accuracy after each number of steps
+        for rate in config.base_rates:
+            accuracies = [
+                _after(_bases(model, *some, net, len(seen.labels)), seen, rate, BASE_STEPS)
+                for some, seen in zip(drawn, tasks, strict=True)
+            ]
+            found.append([_mean([float(a[i].mean()) for a in accuracies]) for i in range(3)])
+        best = torch.tensor(found).argmax(dim=0).tolist()
+        base[net] = {steps: config.base_rates[i] for steps, i in zip(BASE_STEPS, best, strict=True)}
     return {"scratch": scratch, "base": base}
 
 

@@ -1,21 +1,27 @@
-"""The demo: three tasks of real images that dependencies ship, from nothing to generated networks.
+"""The demo, in two acts, on real images that dependencies ship.
 
-For every task some fifty small networks are trained; a weight encoder and one conditional flow are
-fitted on all of them; fifty networks a task are generated from five images a class and measured.
+First: for each of three tasks some fifty small networks are trained; a weight encoder and one
+conditional flow are fitted on all of them; fifty networks a task are generated and measured. Then:
+`flown-any` writes networks for digits, which it never saw, from five images each.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from flown.base.provenance import write_results
 from flown.context.tokens import ContextConfig
 from flown.encoders import VAEConfig
+from flown.experiments.anytask import AnyTaskStudy, measure
 from flown.experiments.begin import begin
 from flown.experiments.retrieval import Retrieval, RetrievalConfig, present, run
+from flown.experiments.unseen import Unseen
 from flown.flow import VelocityConfig
 from flown.generator.config import FlownConfig
+from flown.generator.model import Flown
 from flown.report import write_report
+from flown.report.anytask import write_study
 from flown.training import TrainConfig
 from flown.zoo import recipe
 
@@ -45,13 +51,31 @@ def config(seed: int = 0) -> RetrievalConfig:
     return RetrievalConfig(recipes=recipes, models=48, fit=fit, seed=seed)
 
 
+def unseen(seed: int = 0) -> list[dict[str, Any]]:
+    """Networks written for digits from five images each, beside what these give otherwise."""
+    study = AnyTaskStudy(nets=("conv4-32", "cnn-small"), trained_nets=(), seed=seed)
+    row = Unseen(set="digits", tasks=5)
+    settings = {"scratch": ("cnn-small", 0.01), "base": {}}
+    return measure(Flown.from_pretrained("flown-any"), None, row, study, settings)
+
+
+class Demo(NamedTuple):
+    """Both acts: the zoo's generator, and the records of networks for unseen digits."""
+
+    known: Retrieval
+    unseen: list[dict[str, Any]]
+
+
 def demo(
     out: Path, *, seed: int = 0, resume: bool = False, overwrite: bool = False, device: str = "cpu"
-) -> Retrieval:
+) -> Demo:
     """Runs the demo and writes `results.json`, `report.html` and the model under `out`."""
     out = begin(out, "demo", "cpu", seed, resume, overwrite)
     result = run(config(seed), out, resume=resume, device=device)
-    write_results(out / "results.json", "demo", "cpu", result.about, result.card.rows())
+    written = unseen(seed)
+    rows = [*result.card.rows(), *written]
+    write_results(out / "results.json", "demo", "cpu", result.about, rows)
+    write_study(out / "unseen.html", written, result.about)
     write_report(
         out / "report.html",
         "flown: the demo",
@@ -60,4 +84,4 @@ def demo(
         result.about,
         LEAD,
     )
-    return result
+    return Demo(result, written)

@@ -1,8 +1,4 @@
-"""What a support set gives without a generator: centroids of pixels, and training on it.
-
-Functions take `Episodes` of float images that are standardised by each support set and return the
-accuracy in percent of every task's queries, (T,).
-"""
+"""What a support set gives without a generator: centroids of pixels, and training on it."""
 
 from __future__ import annotations
 
@@ -10,58 +6,60 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from flown.nets.batched import stacked
 from flown.tasks import Episodes
-from flown.weights.layout import WeightLayout
+from flown.weights.batch import WeightBatch
 
 _TASKS = 10  # at a time: small groups of networks stay in cache
 
 
 def nearest_centroid(tasks: Episodes) -> Tensor:
-    """Nearest class mean in pixels, or in whatever the images' numbers are."""
+    """Accuracies (T,) of the nearest class mean in pixels, or in whatever the numbers of images are."""
     support, query = tasks.support.flatten(2), tasks.query.flatten(2)
     member = F.one_hot(tasks.labels, tasks.ways).to(support.dtype)
     means = member.mT @ support / member.sum(dim=1)[..., None]
-    return _percent(torch.cdist(query, means).argmin(dim=-1), tasks)
+    return percent(torch.cdist(query, means).argmin(dim=-1), tasks)
 
 
 def trained(
-    net: nn.Module,
-    layout: WeightLayout,
-    starts: Tensor,
-    tasks: Episodes,
-    learning_rate: float,
-    steps: Sequence[int],
+    starts: WeightBatch, images: Tensor, labels: Tensor, learning_rate: float, steps: Sequence[int]
 ) -> list[Tensor]:
-    """Accuracies of networks trained on their support sets, after each of the numbers of `steps`.
+    """Weights (n, D) of networks trained on their own images, after each of the numbers of `steps`.
 
     Full batches, cross-entropy, Adam.
 
     Args:
-        starts: a network a task, (T, D).
+        starts: n networks.
+        images: preprocessed, (n, K, c, S, S). labels: (n, K).
         steps: in rising order.
     """
     found: list[list[Tensor]] = [[] for _ in steps]
     for first in range(0, len(starts), _TASKS):
         chosen = slice(first, first + _TASKS)
-        part = tasks.part(chosen)
-        vectors = starts[chosen].clone().requires_grad_()
+        vectors = starts.vectors[chosen].clone().requires_grad_()
         optimizer = torch.optim.Adam([vectors], learning_rate)
         for step in range(1, steps[-1] + 1):
-            logits = stacked.forward(net, layout.unpack(vectors), part.support)
-            # The sum: each network's own gradient, which Adam follows number by number.
-            loss = F.cross_entropy(logits.flatten(0, 1), part.labels.flatten(), reduction="sum")
+            with torch.enable_grad():
+                logits = own_logits(starts, vectors, images[chosen])
+                # The sum: each network's own gradient, which Adam follows number by number.
+                loss = F.cross_entropy(
+                    logits.flatten(0, 1), labels[chosen].flatten(), reduction="sum"
+                )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             if step in steps:
-                with torch.no_grad():
-                    logits = stacked.forward(net, layout.unpack(vectors), part.query)
-                found[steps.index(step)].append(_percent(logits.argmax(-1), part))
+                found[steps.index(step)].append(vectors.detach().clone())
     return [torch.cat(parts) for parts in found]
 
 
-def _percent(found: Tensor, tasks: Episodes) -> Tensor:
+def own_logits(batch: WeightBatch, vectors: Tensor, images: Tensor) -> Tensor:
+    """Logits (n, N, C) of networks (n, D) of a batch's kind, each on its own images (n, N, c, S, S)."""
+    return stacked.forward(batch.network, batch.layout.unpack(vectors), images)
+
+
+def percent(found: Tensor, tasks: Episodes) -> Tensor:
+    """Accuracy of predictions (T, W Q) on each task's queries, (T,)."""
     return 100 * (found == tasks.targets).float().mean(dim=1)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from flown.report import terminal
+from flown.report import html, terminal
 from flown.report.tables import NONE, Table
 
 Rows = Sequence[dict[str, Any]]
@@ -67,6 +70,38 @@ def print_study(rows: Rows, console: Console) -> None:
         ("Ten networks a support set", populations(rows)),
     ):
         terminal.print_table(console, title, table)
+
+
+def write_study(path: Path | str, rows: Rows, about: Mapping[str, Any]) -> None:
+    """Writes the study as one page.
+
+    Raises:
+        FlownError: the file cannot be written.
+    """
+    parts = ["<h1>Networks for tasks that nobody trained on</h1>"]
+    for title, note, table in (
+        (
+            "Written or trained",
+            "Mean accuracy in percent of queries, all networks, no gradient step, no selection; beside "
+            "the best of all controls that have the same support set, shuffled ones included.",
+            leads(rows),
+        ),
+        (
+            "Many networks of one support set",
+            "The vote of all is the mean of their predictions; IoU among: share of errors that two "
+            "networks have in common; ECE: expected calibration error of the vote.",
+            populations(rows),
+        ),
+        (
+            "Everything",
+            "Mean over tasks with half of its 95 % interval, in percent.",
+            accuracies(rows),
+        ),
+    ):
+        parts.append(f'<h2>{title}</h2><p class="note">{note}</p>{html.table_html(*table)}')
+    record = escape(json.dumps(about, indent=1, ensure_ascii=False))
+    parts.append(f"<h2>Provenance</h2><pre>{record}</pre>")
+    html.write_page(path, "flown: any task", parts)
 
 
 def _is_ours(row: dict[str, Any]) -> bool:

@@ -21,11 +21,11 @@ class AnyTaskConfig(Config):
 
     nets: dict[str, float] = Field(
         default={
-            "conv4-32": 0.5,
-            "conv4-16": 0.1,
-            "conv4-8": 0.08,
-            "cnn-medium": 0.14,
-            "cnn-small": 0.18,
+            "conv4-32": 0.38,
+            "conv4-16": 0.08,
+            "conv4-8": 0.07,
+            "cnn-medium": 0.15,
+            "cnn-small": 0.32,
         }
     )
     numbers: int = Field(default=32, ge=1)
@@ -38,7 +38,7 @@ class AnyTaskConfig(Config):
     spread: float = Field(default=0.3, ge=0)
     tasks: StreamConfig = StreamConfig()
     training: TrainConfig = TrainConfig(
-        steps=8000,
+        steps=9000,
         batch_size=16,
         learning_rate=8e-4,
         weight_decay=1e-4,

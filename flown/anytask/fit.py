@@ -70,6 +70,8 @@ def fit(
         device=device,
     )
     write_json(run.out / "history.json", history)
+    figures = {key: value for key, value in history[-1].items() if key in checks}
+    model.card = {"pools": stream.identity, "validation": figures}
     model.eval().requires_grad_(False)
     model.save(run.out / "model")
     return model

@@ -5,7 +5,8 @@
     dx/dt = (x_1^(x, t) - x) / (1 - t), a few Euler steps
     weights = writer(x_1)
 
-On disk a model is a folder: `generator.safetensors` and `config.json`, written last.
+On disk a model is a folder: `generator.safetensors`, `README.md`, the model card, and `config.json`,
+written last.
 """
 
 from __future__ import annotations
@@ -19,11 +20,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flown.anytask import modelcard
 from flown.anytask.config import AnyTaskConfig
 from flown.anytask.trunk import Trunk
 from flown.anytask.writer import Writer, architecture
 from flown.base.errors import FlownError, unknown
-from flown.base.files import halved, load_into, load_tensors, read_json, save_tensors, write_json
+from flown.base.files import (
+    halved,
+    load_into,
+    load_tensors,
+    read_json,
+    save_tensors,
+    write_json,
+    write_text,
+)
 from flown.base.seeding import seeded
 from flown.nets.architecture import Architecture
 from flown.tasks import Support, Task, check_support
@@ -175,6 +185,7 @@ class AnyTask(nn.Module):
         """Writes the model's folder, weights in half precision."""
         tensors = halved({k: v.detach().cpu() for k, v in self.state_dict().items()})
         save_tensors(Path(folder) / "generator.safetensors", tensors, {"format": FORMAT})
+        write_text(Path(folder) / "README.md", modelcard.render(self.config, self.card))
         values = {"format": FORMAT, "flown": __version__, "card": self.card}
         write_json(
             Path(folder) / "config.json", values | {"config": self.config.model_dump(mode="json")}

@@ -41,22 +41,22 @@ BASE_STEPS = (1, 5, 50)
 class AnyTaskStudy(Config):
     """`samples` networks a task, of each of `nets`.
 
-    Controls that train do so on the first `trained_tasks` of a row: `scratch` networks for
-    `scratch_steps`, the base networks of `trained_nets` for `BASE_STEPS`.
+    Controls that are trained, and other supports than a task's, see the first `few` tasks of a row:
+    `scratch` networks train for `scratch_steps`, the base networks of `trained_nets` for `BASE_STEPS`.
     """
 
     model: str = "flown-any"
     lookup: str = "flown-small"
     rows: tuple[Unseen, ...] = ROWS
     validation: tuple[Unseen, ...] = VALIDATION
-    samples: int = 10
+    samples: int = 8
     nets: tuple[str, ...] = ("conv4-32", "conv4-16", "conv4-8", "cnn-medium", "cnn-small")
     scratch: tuple[str, ...] = ("cnn-small", "conv4-8")
     scratch_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     scratch_steps: int = 200
     trained_nets: tuple[str, ...] = ("conv4-32", "cnn-small")
     base_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
-    trained_tasks: int = 50
+    few: int = 30
     seed: int = 0
 
 
@@ -166,20 +166,20 @@ def measure(
     for name in ("another task's support", "shuffled labels", "no support"):
         found[f"{name} {config.nets[0]}"] = [
             _generated(model, images, tasks, i, config.nets[0], config, name).accuracies.mean()
-            for i in range(row.tasks)
+            for i in range(min(config.few, row.tasks))
         ]
     seen = _standard(images, tasks)
     found["nearest centroid of pixels"] = list(nearest_centroid(seen))
     found["nearest centroid of the context's features"] = list(
         nearest_centroid(_features(model, seen))
     )
-    few = seen.part(slice(config.trained_tasks))
-    scratch = _scratch(few, settings["scratch"], config)
+    first = seen.part(slice(config.few))
+    scratch = _scratch(first, settings["scratch"], config)
     found[f"scratch {settings['scratch'][0]}"] = list(scratch)
     for net in config.trained_nets:
-        starts = _bases(model, images, tasks, net, config.trained_tasks)
+        starts = _bases(model, images, tasks, net, config.few)
         for steps, rate in settings["base"][net].items():
-            (moved,) = _after(starts, few, rate, [int(steps)])
+            (moved,) = _after(starts, first, rate, [int(steps)])
             found[f"base trained {steps} steps {net}"] = list(moved)
     if known is not None and row.ways == 10:
         found["lookup"] = [_lookup(known, images, tasks, i) for i in range(row.tasks)]

@@ -34,7 +34,7 @@ class Unseen(Config):
         kind = " letters" if self.letters else ""
         return f"{self.set}{part}{kind}, {self.ways}-way {self.shots}-shot"
 
-    def draw(self, seed: int, queries: int = 15) -> tuple[Tensor, Episodes]:
+    def draw(self, seed: int, queries: int = 10) -> tuple[Tensor, Episodes]:
         """All images of the set, uint8 (N, c, H, W), and tasks as rows of them.
 
         Raises:

@@ -28,6 +28,16 @@ def accuracies(rows: Rows) -> Table:
     return ["method", *columns], body
 
 
+def beside(rows: Rows, methods: Mapping[str, str]) -> Table:
+    """The same for some methods, by what their columns are called: a line a row."""
+    found = {(row["method"], row["row"]): row for row in rows}
+    body = [
+        [name, *(_cell(found.get((method, name))) for method in methods.values())]
+        for name in dict.fromkeys(row["row"] for row in rows)
+    ]
+    return ["row", *methods], body
+
+
 def populations(rows: Rows) -> Table:
     """What many networks of a support set are: the vote of all, overlap of errors, calibration."""
     body = [
@@ -67,7 +77,7 @@ def print_study(rows: Rows, console: Console) -> None:
     """Prints the leads, then everything."""
     for title, table in (
         ("Zero gradient steps on tasks nobody trained on, %", leads(rows)),
-        ("Ten networks a support set", populations(rows)),
+        ("Many networks of one support set", populations(rows)),
     ):
         terminal.print_table(console, title, table)
 

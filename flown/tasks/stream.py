@@ -33,7 +33,7 @@ class StreamConfig(Config):
     """
 
     pools: dict[str, float] = Field(
-        default={"omniglot_full": 0.35, "glyphs": 0.3, "mini_imagenet": 0.35}
+        default={"omniglot_full": 0.3, "glyphs": 0.25, "mini_imagenet": 0.45}
     )
     without: tuple[str, ...] = ("Latin/",)
     part: str = "train"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +86,7 @@ def write_study(path: Path | str, rows: Rows, about: Mapping[str, Any]) -> None:
     Raises:
         FlownError: the file cannot be written.
     """
-    parts = ["<h1>Networks for tasks that nobody trained on</h1>"]
+    parts: list[str] = []
     for title, note, table in (
         (
             "Written or trained",
@@ -108,10 +106,8 @@ def write_study(path: Path | str, rows: Rows, about: Mapping[str, Any]) -> None:
             accuracies(rows),
         ),
     ):
-        parts.append(f'<h2>{title}</h2><p class="note">{note}</p>{html.table_html(*table)}')
-    record = escape(json.dumps(about, indent=1, ensure_ascii=False))
-    parts.append(f"<h2>Provenance</h2><pre>{record}</pre>")
-    html.write_page(path, "flown: any task", parts)
+        parts += [f"<h2>{title}</h2>", html.note(note), html.table_html(*table)]
+    html.write_page(path, "Networks for tasks that nobody trained on", parts, about)
 
 
 def _is_ours(row: dict[str, Any]) -> bool:

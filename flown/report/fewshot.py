@@ -14,7 +14,7 @@ from flown.report import html
 
 _SIDE = 112  # pixels of a thumbnail
 _MOST = 500  # images that a page shows
-_CSS = """<style>
+_CSS = """
 .grid { display: flex; flex-wrap: wrap; gap: .7rem; margin: .5rem 0 1.4rem; }
 .card { width: 7.4rem; font-size: .78rem; line-height: 1.3; overflow-wrap: anywhere; color: #444; }
 .card img { width: 7rem; height: 7rem; object-fit: contain; background: #f2f2f2; display: block;
@@ -24,7 +24,7 @@ _CSS = """<style>
 .bar div { height: 100%; background: #0072B2; }
 .card b { color: #1a1a1a; font-variant-numeric: tabular-nums; }
 ul.warnings { color: #8a4500; font-size: .9rem; }
-</style>"""
+"""
 
 
 def write_labelled(path: Path | str, found: Labelled) -> None:
@@ -35,15 +35,13 @@ def write_labelled(path: Path | str, found: Labelled) -> None:
     """
     title = f"{len(found.classes)} classes from {_count(len(found.support))}"
     parts = [
-        _CSS,
-        f"<h1>{escape(title)}</h1>",
-        html._note(_lead(found)),
+        html.note(_lead(found)),
         _warnings(found),
         _figures(found),
         _queries(found),
         _support(found),
     ]
-    html.write_page(path, title, parts)
+    html.write_page(path, title, parts, css=_CSS)
 
 
 def _lead(found: Labelled) -> str:
@@ -80,7 +78,7 @@ def _figures(found: Labelled) -> str:
         "a rough figure, and never near 0."
     )
     head = ["images", "n", "right, %", "expected calibration error, %"]
-    return "<h2>How far to trust it</h2>" + html._note(note) + html.table_html(head, body)
+    return "<h2>How far to trust it</h2>" + html.note(note) + html.table_html(head, body)
 
 
 def _queries(found: Labelled) -> str:
@@ -91,7 +89,7 @@ def _queries(found: Labelled) -> str:
     rows = confidence.argsort(descending=True, stable=True)[:_MOST].tolist()
     parts = [
         "<h2>Labelled images</h2>",
-        html._note(
+        html.note(
             "Under each image its confidence and, in brackets, the class that comes second."
             + (" Green: as its folder says. Orange: another class." if _known(found) else "")
             + (
@@ -134,7 +132,7 @@ def _support(found: Labelled) -> str:
     note = "What was learnt from."
     if seen:
         note += " Under each image what a head says of it that has not seen it."
-    parts = ["<h2>Given</h2>", html._note(note)]
+    parts = ["<h2>Given</h2>", html.note(note)]
     for label, name in enumerate(found.classes):
         rows = (found.support.labels == label).nonzero().flatten().tolist()
         cards = []
@@ -152,7 +150,7 @@ def _support(found: Labelled) -> str:
 
 
 def _grid(cards: list[str]) -> str:
-    return f'<div class="grid">{"".join(cards)}</div>' if cards else html._note("None.")
+    return f'<div class="grid">{"".join(cards)}</div>' if cards else html.note("None.")
 
 
 def _card(image: Tensor, file: Path, said: str, share: float | None, text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -158,30 +157,27 @@ def write_table3(
     """
     title = f"Table 3 at the {scale} scale"
     parts = [
-        f"<h1>{escape(title)}</h1>",
-        html._note(_LEAD),
+        html.note(_LEAD),
         html.table_html(*bars(rows)),
-        html._note("Points of test accuracy; a lead is that over the best initialisation."),
-        html._figure(
+        html.note("Points of test accuracy; a lead is that over the best initialisation."),
+        html.figure(
             "Learning curves",
             curves(of),
             "Mean and, shaded, one standard deviation over a method's networks, on validation "
             "images; the axis is logarithmic from the first epoch on.",
         ),
         "<h2>Through the epochs</h2>",
-        html._note(_THROUGH),
+        html.note(_THROUGH),
         html.table_html(*through(rows)),
         "<h2>Test accuracy</h2>",
     ]
     for name in of:
         parts += [
             f"<h3>{escape(name)}</h3>",
-            html._note(_about(rows, name)),
+            html.note(_about(rows, name)),
             html.table_html(*accuracy_table(rows, name)),
         ]
-    record = escape(json.dumps(about, indent=1, ensure_ascii=False))
-    parts.append(f"<h2>Provenance</h2><pre>{record}</pre>")
-    html.write_page(path, title, parts)
+    html.write_page(path, title, parts, about)
 
 
 _LEAD = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,13 +53,10 @@ def write_report(
     Raises:
         FlownError: the file cannot be written.
     """
-    parts = [f"<h1>{escape(title)}</h1>"]
-    if lead:
-        parts.append(f'<p class="note">{escape(lead)}</p>')
-    parts += [extra, *_tables(card), *_figures(card, histories)]
+    parts = [note(lead) if lead else "", extra, *_tables(card), *_figures(card, histories)]
     parts += [
         "<h2>In detail</h2>",
-        _note(
+        note(
             f"Percent of test images. Top {card.top} networks are chosen on validation images and "
             "measured on test images. L2 ratio: distance to the nearest training network, 0 for a "
             "copy, 1 for a held-out network. Max IoU: share of errors in common with the training "
@@ -70,18 +67,33 @@ def write_report(
     ]
     for name in card.tasks:
         parts.append(f"<h3>{escape(name)}</h3>" + table_html(*tables.methods(card, name)))
-    record = escape(json.dumps(about, indent=1, ensure_ascii=False))
-    parts.append(f"<h2>Provenance</h2><pre>{record}</pre>")
-    write_page(path, title, parts)
+    write_page(path, title, parts, about)
 
 
-def write_page(path: Path | str, title: str, parts: list[str]) -> None:
-    """Writes HTML fragments as one page, whole; empty ones are left out."""
+def write_page(
+    path: Path | str,
+    title: str,
+    parts: Iterable[str],
+    about: Mapping[str, Any] | None = None,
+    css: str = "",
+) -> None:
+    """Writes HTML fragments as one page, whole, under its title; empty ones are left out.
+
+    Args:
+        about: provenance, shown in full at the end. css: rules beside those of all pages.
+
+    Raises:
+        FlownError: the file cannot be written.
+    """
+    record = ""
+    if about is not None:
+        text = json.dumps(about, indent=1, ensure_ascii=False)
+        record = f"<h2>Provenance</h2><pre>{escape(text)}</pre>"
+    body = "\n".join(part for part in (f"<h1>{escape(title)}</h1>", *parts, record) if part)
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title><style>{_CSS}</style>"
+        f"<title>{escape(title)}</title><style>{_CSS}{css}</style>"
     )
-    body = "\n".join(part for part in parts if part)
     page = f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
     write_text(path, page)
 
@@ -90,7 +102,7 @@ def _tables(card: Card) -> list[str]:
     origin = f"from {SUPPORTS} support sets of {card.shots} images a class"
     parts = [
         "<h2>Accuracy</h2>",
-        _note(
+        note(
             f"Mean ± standard deviation over all networks, none chosen, in percent of test images; "
             f"{card.n} networks a task were generated {origin if card.shots else 'unconditionally'}."
         ),
@@ -99,7 +111,7 @@ def _tables(card: Card) -> list[str]:
     if card.compares_tasks:
         parts += [
             "<h2>Contexts</h2>",
-            _note(
+            note(
                 "Networks generated for the row's task, tested on the column's images; in the last "
                 "column they were generated for the row's task from other tasks' support sets."
             ),
@@ -107,7 +119,7 @@ def _tables(card: Card) -> list[str]:
         ]
     parts += [
         "<h2>Sampling</h2>",
-        _note(
+        note(
             f"Seconds for all of a task's networks on {card.device}; NFE: evaluations of the velocity "
             "network a sample; recognised: support sets whose task the model told by itself."
         ),
@@ -155,7 +167,7 @@ def _figures(card: Card, histories: Mapping[str, History]) -> list[str]:
             "curves of rebuilt networks is what the encoder has learnt by heart.",
         ),
     ]
-    return [_figure(name, page, caption) for name, page, caption in drawn if page is not None]
+    return [figure(name, page, caption) for name, page, caption in drawn if page is not None]
 
 
 def table_html(head: list[str], body: list[list[str]]) -> str:
@@ -169,11 +181,13 @@ def table_html(head: list[str], body: list[list[str]]) -> str:
     return f'<div class="wide"><table><tr>{cells}</tr>{"".join(lines)}</table></div>'
 
 
-def _note(text: str) -> str:
+def note(text: str) -> str:
+    """A paragraph that explains."""
     return f'<p class="note">{escape(text)}</p>'
 
 
-def _figure(name: str, page: Figure, caption: str) -> str:
+def figure(name: str, page: Figure, caption: str) -> str:
+    """A titled figure with its caption."""
     image = f'<img alt="{escape(name)}" src="data:image/png;base64,{encode(page)}">'
     note = f"<figcaption>{escape(caption)}</figcaption>"
     return f"<h2>{escape(name)}</h2>\n<figure>{note}{image}</figure>"

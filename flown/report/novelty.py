@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import cycle
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from flown.base.files import write_text
 from flown.base.provenance import Row
 from flown.report import html, terminal
 from flown.report.style import LOOKS, TASK_COLOURS, legend, look, panels
@@ -101,7 +99,7 @@ def write_novelty(
     Raises:
         FlownError: the file cannot be written.
     """
-    parts = [f"<h1>{escape(title)}</h1>", html._note(_LEAD)]
+    parts = [html.note(_LEAD)]
     for metric, name, caption in (
         (
             "l2-ratio",
@@ -114,20 +112,11 @@ def write_novelty(
             "Left is new, up is accurate. Dotted: held-out networks' own mean.",
         ),
     ):
-        parts.append(html._figure(name, scatter(measured, metric), caption))
+        parts.append(html.figure(name, scatter(measured, metric), caption))
     for dataset in measured:
         parts.append(f"<h2>{escape(dataset)}</h2>")
         parts.append(html.table_html(list(HEAD), table(rows, dataset)))
-    record = escape(json.dumps(about, indent=1, ensure_ascii=False))
-    parts.append(f"<h2>Provenance</h2><pre>{record}</pre>")
-    head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title><style>{html._CSS}</style>"
-    )
-    body = "\n".join(parts)
-    write_text(
-        path, f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
-    )
+    html.write_page(path, title, parts, about)
 
 
 def scatter(measured: Measured, metric: str) -> Figure:

@@ -12,7 +12,6 @@ from rich.markup import escape as escape_markup
 from rich.table import Table
 from rich.text import Text
 
-from flown.base.files import write_text
 from flown.report import html, population_plots, tables, terminal
 from flown.report.style import encode
 from flown.zoo import Zoo
@@ -133,8 +132,7 @@ def write_population(path: Path | str, zoo: Zoo, population: Population) -> None
     count = _count(len(zoo), "checkpoint")
     looked = sum(task.looked for task in population.tasks)
     parts = [
-        f"<h1>{escape(title)}</h1>",
-        html._note(
+        html.note(
             f"{count} of {_count(len(zoo.tasks), 'task')} in {zoo.path}; the weights of {looked:,} "
             "were looked at."
         ),
@@ -145,14 +143,7 @@ def write_population(path: Path | str, zoo: Zoo, population: Population) -> None
         parts.append(html.table_html(*accuracy_rows(zoo, task.task)))
         parts.append(_list(facts(task) + named(task)))
     parts += _sections(zoo, population)
-    head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title><style>{html._CSS}{_CSS}</style>"
-    )
-    body = "\n".join(parts)
-    write_text(
-        path, f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
-    )
+    html.write_page(path, title, parts, css=_CSS)
 
 
 def _sections(zoo: Zoo, population: Population) -> Iterator[str]:
@@ -187,8 +178,8 @@ def _sections(zoo: Zoo, population: Population) -> Iterator[str]:
         ),
     ]
     for name, page, caption, instead in drawn:
-        yield html._figure(name, page, caption) if page else _missing(name, instead)
-    yield "<h2>Weights</h2>" + html._note(
+        yield html.figure(name, page, caption) if page else _missing(name, instead)
+    yield "<h2>Weights</h2>" + html.note(
         "Each tensor's weights over the sampled training networks, up to four deviations from "
         "the mean, with mean ± standard deviation."
     )
@@ -198,7 +189,7 @@ def _sections(zoo: Zoo, population: Population) -> Iterator[str]:
             f'<img alt="weights of {escape(task.task)}" '
             f'src="data:image/png;base64,{encode(histograms)}">'
             if histograms
-            else html._note("No network to look at.")
+            else html.note("No network to look at.")
         )
     yield _dead_section(population)
 
@@ -213,11 +204,11 @@ def _dead_section(population: Population) -> str:
         caption += " There is none."
     if unseen := [f"{t.task}: {t.dead_note}" for t in population.tasks if t.dead is None]:
         caption += f" Unknown for {'; '.join(unseen)}."
-    return html._figure("Dead units", page, caption) if page else _missing("Dead units", caption)
+    return html.figure("Dead units", page, caption) if page else _missing("Dead units", caption)
 
 
 def _missing(name: str, why: str) -> str:
-    return f"<h2>{escape(name)}</h2>" + html._note(why)
+    return f"<h2>{escape(name)}</h2>" + html.note(why)
 
 
 def _list(lines: Lines) -> str:

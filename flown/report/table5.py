@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -76,18 +74,15 @@ def write_table5(path: Path | str, title: str, rows: list[Row], about: Mapping[s
         for row in rows
         if row["interval"] is None
     ]
-    record = escape(json.dumps(about, indent=1, ensure_ascii=False))
     parts = [
-        f"<h1>{escape(title)}</h1>",
-        html._note(_LEAD),
+        html.note(_LEAD),
         html.table_html(*accuracies(rows)),
         "<h2>What was to be reached</h2>",
         html.table_html(*bars(rows)),
         "<h2>Other figures</h2>",
         html.table_html(["data", "method", "metric", "value"], others),
-        f"<h2>Provenance</h2><pre>{record}</pre>",
     ]
-    html.write_page(path, title, parts)
+    html.write_page(path, title, parts, about)
 
 
 _LEAD = (

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,11 +92,9 @@ def write_trajectory(path: Path, title: str, rows: Sequence[Row], about: Mapping
         FlownError: the file cannot be written.
     """
     parts = [
-        f"<h1>{escape(title)}</h1>",
-        html._note(_LEAD),
-        html._figure("Accuracy by epoch", curves(rows), "Bars: one standard deviation."),
+        html.note(_LEAD),
+        html.figure("Accuracy by epoch", curves(rows), "Bars: one standard deviation."),
     ]
     for further in sorted({r["epoch"] for r in rows if r["metric"] == "accuracy"}):
         parts += [f"<h2>{_name(further)}</h2>", html.table_html(*table(rows, further))]
-    record = escape(json.dumps(about, indent=1, ensure_ascii=False))
-    html.write_page(path, title, [*parts, f"<h2>Provenance</h2><pre>{record}</pre>"])
+    html.write_page(path, title, parts, about)

@@ -119,18 +119,32 @@ class SupportEncoder(nn.Module):
         device = self.feature_mean.device
         support, labels = support.to(device), labels.to(device)
         if queries is None:
-            rows = torch.stack([_pick(labels, k, generator) for k in range(classes)])
-            asked, targets = support[rows], labels[rows]
-        else:
-            asked, targets = queries[0].to(device), queries[1].to(device)
-            _check_all_classes(targets, classes, "queries")
-            _check_all_classes(labels, classes, "support set")
+            rows = pick_queries(labels, classes, generator)
+            return self.outputs_of_sets(support[None], labels, rows[None])[0]
+        asked, targets = queries[0].to(device), queries[1].to(device)
+        _check_all_classes(targets, classes, "queries")
+        _check_all_classes(labels, classes, "support set")
         # Every query repeats the support: large sets go through in parts.
         step = max(1, _CHUNK // (len(support) + 1))
         parts = [asked[i : i + step] for i in range(0, len(asked), step)]
         outputs = torch.cat([self.caml(support[None], labels[None], q[None])[0] for q in parts])
         total = outputs.new_zeros(classes, self.width).index_add_(0, targets, outputs)
         return total / torch.bincount(targets, minlength=classes)[:, None]
+
+    @torch.no_grad()
+    def outputs_of_sets(self, support: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+        """CAML's outputs (T, classes, width) for T support sets, one query of each class.
+
+        Args:
+            support: features (T, S, F) on the encoder's device.
+            labels: (S,), those of every set.
+            rows: (T, classes), which images of each set are its queries, as `pick_queries` gives.
+        """
+        sets = torch.arange(len(support), device=rows.device)[:, None]
+        asked, labels = support[sets, rows], labels.expand(len(support), -1)
+        step = max(1, _CHUNK // (rows.shape[1] * (support.shape[1] + 1)))
+        parts = zip(support.split(step), labels.split(step), asked.split(step), strict=True)
+        return torch.cat([self.caml(*part) for part in parts])
 
     def save(self, path: Path | str) -> None:
         """One safetensors file in half precision, the sizes in its header."""
@@ -155,6 +169,15 @@ class SupportEncoder(nn.Module):
     def pretrained(cls) -> SupportEncoder:
         """The encoder that ships with the package."""
         return load_shipped("flown.context", "support", cls.load)
+
+
+def pick_queries(labels: Tensor, classes: int, generator: torch.Generator) -> Tensor:
+    """A random row of each class (classes,) among a support set's labels (S,).
+
+    Raises:
+        FlownError: a class has no image.
+    """
+    return torch.stack([_pick(labels, k, generator) for k in range(classes)])
 
 
 def _pick(labels: Tensor, label: int, generator: torch.Generator) -> Tensor:

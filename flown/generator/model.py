@@ -27,6 +27,7 @@ from flown.base.files import read_json, write_json
 from flown.base.run import Run, digest
 from flown.base.seeding import seeded
 from flown.context import SupportEncoder
+from flown.context.support import pick_queries
 from flown.context.tokens import TOKENS, Contexts, Images, token_width
 from flown.flow.marginals import time_of
 from flown.flow.samplers import Samples, solve
@@ -168,9 +169,9 @@ class Flown(nn.Module, ModelHubMixin):
                 f"{self.classes}"
             )
         features = self.support.features(images.to(self.device))
-        generator = torch.Generator().manual_seed(seed)
+        queries = pick_queries(labels, count, torch.Generator().manual_seed(seed)).to(self.device)
         encode = TOKENS[self.config.context.tokens]
-        tokens = encode(self.support, features, labels.to(self.device), count, generator)
+        tokens = encode(self.support, features[None], labels.to(self.device), queries[None])[0]
         return nn.functional.pad(tokens, (0, 0, 0, self.classes - count))
 
     @torch.no_grad()

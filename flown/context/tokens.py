@@ -8,8 +8,7 @@ training images; evaluation draws its support sets from the validation part.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import torch
@@ -18,8 +17,7 @@ from torch import Tensor
 
 from flown.base.config import Config
 from flown.base.errors import FlownError
-from flown.context.centroids import class_means
-from flown.context.support import SupportEncoder, pick_queries
+from flown.context.support import TOKENS, SupportEncoder, pick_queries, token_width
 from flown.tasks import ClassPool, ImageData, ManyClass, Split, Task
 from flown.tasks.draw import cpu_generator
 
@@ -152,35 +150,3 @@ class Contexts:
         bank = self.sets(kinds.repeat_interleave(each).tolist(), draw)  # (kinds each, C, width)
         which = places * each + torch.randint(each, (len(tasks),), generator=draw)
         return bank[which.to(bank.device)]
-
-
-def caml_tokens(
-    support: SupportEncoder, features: Tensor, labels: Tensor, queries: Tensor
-) -> Tensor:
-    """CAML's output for a random support image of each class, (T, classes, width)."""
-    return support.outputs_of_sets(features, labels, queries)
-
-
-def centroid_tokens(
-    support: SupportEncoder, features: Tensor, labels: Tensor, queries: Tensor
-) -> Tensor:
-    """The mean feature of each class, (T, classes, F), in the support set's own frame.
-
-    The frame's origin is the mean of the classes, its unit the mean distance of an image from there.
-    """
-    means = class_means(features, labels.expand(len(features), -1), queries.shape[1])
-    centre = means.mean(dim=1, keepdim=True)
-    radius = (features - centre).norm(dim=2).mean(dim=1).clamp_min(1e-6)
-    scale = math.sqrt(features.shape[2])
-    centred: Tensor = scale * (means - centre) / radius[:, None, None]
-    return centred
-
-
-# Of T support sets with the same labels (S,): features (T, S, F) and query rows (T, classes).
-Tokens: TypeAlias = Callable[[SupportEncoder, Tensor, Tensor, Tensor], Tensor]
-TOKENS: dict[str, Tokens] = {"caml": caml_tokens, "centroid": centroid_tokens}
-
-
-def token_width(support: SupportEncoder, tokens: str) -> int:
-    """The width of one class token."""
-    return support.width if tokens == "caml" else support.config.caml.feature_dim

@@ -19,7 +19,8 @@ from flown.base.errors import FlownError, unknown
 from flown.base.seeding import seeded
 from flown.context import ContextHead
 from flown.context.head import CONTEXT_DIM
-from flown.context.tokens import Contexts, Images, token_width
+from flown.context.support import token_width
+from flown.context.tokens import Contexts, Images
 from flown.encoders import Encoder
 from flown.encoders.functional import FunctionalError
 from flown.flow.marginals import fit_path, trajectories

@@ -27,8 +27,8 @@ from flown.base.files import read_json, write_json
 from flown.base.run import Run, digest
 from flown.base.seeding import seeded
 from flown.context import SupportEncoder
-from flown.context.support import pick_queries
-from flown.context.tokens import TOKENS, Contexts, Images, token_width
+from flown.context.support import TOKENS, pick_queries, token_width
+from flown.context.tokens import Contexts, Images
 from flown.flow.marginals import time_of
 from flown.flow.samplers import Samples, solve
 from flown.generator import files, modelcard

@@ -66,12 +66,6 @@ def table(rows: Sequence[Row], dataset: str) -> list[list[str]]:
     ]
 
 
-def markdown(rows: Sequence[Row], dataset: str) -> str:
-    """The same table in Markdown."""
-    lines = [HEAD, ["---"] + ["---:"] * (len(HEAD) - 1), *table(rows, dataset)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _cell(row: Row | None) -> str:
     if row is None:
         return ""

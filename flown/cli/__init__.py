@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from flown.base.errors import FlownError
+from flown.base.printable import printable
 from flown.cli.adapt import adapt
 from flown.cli.fewshot import fewshot
 from flown.cli.finetune import finetune
@@ -228,8 +229,8 @@ def main() -> None:
 
 def _fail(message: str, code: int, debug: bool) -> NoReturn:
     if debug:
-        traceback.print_exc()
-    print(f"flown: {message}", file=sys.stderr)
+        print(printable(traceback.format_exc()), file=sys.stderr, end="")
+    print(printable(f"flown: {message}"), file=sys.stderr)
     sys.exit(code)
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from rich.console import Console
 
 from flown.base import trust
 from flown.base.errors import FlownError
+from flown.base.printable import Console
 
 console = Console()
 

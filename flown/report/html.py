@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flown.base.files import write_text
+from flown.base.printable import printable
 from flown.generator.card import SUPPORTS, Card
 from flown.report import plots, tables
 from flown.report.style import encode, look
@@ -75,15 +76,15 @@ def write_report(
     write_page(path, title, parts)
 
 
-def write_page(path: Path | str, title: str, parts: list[str]) -> None:
-    """Writes HTML fragments as one page, whole; empty ones are left out."""
+def write_page(path: Path | str, title: str, parts: list[str], css: str = "") -> None:
+    """Writes HTML fragments as one page, whole, with `css` beside our own; empty ones are left out."""
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title><style>{_CSS}</style>"
+        f"<title>{escape(title)}</title><style>{_CSS}{css}</style>"
     )
     body = "\n".join(part for part in parts if part)
     page = f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
-    write_text(path, page)
+    write_text(path, printable(page))
 
 
 def _tables(card: Card) -> list[str]:

@@ -9,9 +9,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
-from flown.base.files import write_text
+from flown.base.printable import Console
 from flown.base.provenance import Row
 from flown.report import html, terminal
 from flown.report.style import LOOKS, TASK_COLOURS, legend, look, panels
@@ -114,14 +112,7 @@ def write_novelty(
         parts.append(html.table_html(list(HEAD), table(rows, dataset)))
     record = escape(json.dumps(about, indent=1, ensure_ascii=False))
     parts.append(f"<h2>Provenance</h2><pre>{record}</pre>")
-    head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title><style>{html._CSS}</style>"
-    )
-    body = "\n".join(parts)
-    write_text(
-        path, f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
-    )
+    html.write_page(path, title, parts)
 
 
 def scatter(measured: Measured, metric: str) -> Figure:

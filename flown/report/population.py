@@ -7,12 +7,11 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.markup import escape as escape_markup
 from rich.table import Table
 from rich.text import Text
 
-from flown.base.files import write_text
+from flown.base.printable import Console
 from flown.report import html, population_plots, tables, terminal
 from flown.report.style import encode
 from flown.zoo import Zoo
@@ -145,14 +144,7 @@ def write_population(path: Path | str, zoo: Zoo, population: Population) -> None
         parts.append(html.table_html(*accuracy_rows(zoo, task.task)))
         parts.append(_list(facts(task) + named(task)))
     parts += _sections(zoo, population)
-    head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title><style>{html._CSS}{_CSS}</style>"
-    )
-    body = "\n".join(parts)
-    write_text(
-        path, f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
-    )
+    html.write_page(path, title, parts, _CSS)
 
 
 def _sections(zoo: Zoo, population: Population) -> Iterator[str]:

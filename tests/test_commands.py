@@ -86,3 +86,17 @@ def test_command_lines_of_documents_parse(page: Path) -> None:
         except Exception as error:
             said = error.format_message() if hasattr(error, "format_message") else error
             pytest.fail(f"{page.name}: flown {shlex.join(words)}: {said}")
+
+
+@pytest.mark.parametrize(("name", "command"), list(leaves()), ids=[name for name, _ in leaves()])
+def test_help_says_what_why_and_how(name: str, command: Any) -> None:
+    """A description, an example that parses, and a text for every argument and option."""
+    assert command.help, "no description"
+    assert (command.epilog or "").startswith("Example: "), "no example"
+    (words,) = flowns(f"`{command.epilog.removeprefix('Example: ')}`")
+    assert " ".join(("flown", *words)).startswith(name), "an example of another command"
+    parse(words)
+    silent = [p.name for p in command.params if not p.help]
+    assert silent == [], "no help text"
+    with pytest.raises(typer.Exit):
+        command.make_context(name, ["--help"])

@@ -42,10 +42,19 @@ Overrides = Annotated[
 ]
 
 
-class Scale(str, Enum):
+class Scales(str, Enum):
     smoke = "smoke"
     cpu = "cpu"
     paper = "paper"
+
+
+Scale = Annotated[
+    Scales,
+    typer.Option(
+        "--scale",
+        help="smoke only shows that everything runs; cpu is for two cores; paper has its sizes.",
+    ),
+]
 
 
 def device_of(name: str) -> str:

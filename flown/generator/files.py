@@ -89,7 +89,7 @@ def floats(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
     return {k: v.float() for k, v in under(prefix, tensors).items()}
 
 
-def rests(tensors: Tensors, layouts: int) -> list[dict[str, Tensor]]:
+def frozen(tensors: Tensors, layouts: int) -> list[dict[str, Tensor]]:
     """What each layout's networks share, stored as `rest.<k>.<name>`; floats in single precision."""
     return [
         {

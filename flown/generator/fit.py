@@ -100,7 +100,7 @@ def _functions(
         networks.scale,
         [zoo.place(task) for task in zoo.tasks],
         [task_images(task, images).train for task in zoo.tasks.values()],
-        [zoo.rest(task) for task in zoo.tasks],
+        [zoo.frozen(task) for task in zoo.tasks],
         device,
     )
 
@@ -134,7 +134,7 @@ def reconstruction_accuracy(
             for vectors, found in ((scaled, before), (decoded, after)):
                 raw = networks.joint.extract(sampler.scale.invert(vectors, index), layout)
                 bare = WeightBatch(
-                    networks.joint.layouts[layout], raw, rest=networks.frozen[layout]
+                    networks.joint.layouts[layout], raw, frozen=networks.frozen[layout]
                 )
                 batch = bare.calibrated(data.train.images, batch_size=_PROBE_BATCH)
                 found.append(float(evaluate(batch, x, y).mean()))

@@ -366,7 +366,7 @@ class Flown(nn.Module, ModelHubMixin):
         if config.context.mode != "none":
             with seeded(config.seed):
                 support = SupportEncoder.from_values(values["support"])
-        frozen = files.rests(tensors["encoder"], len(layouts))
+        frozen = files.frozen(tensors["encoder"], len(layouts))
         prior = files.floats("prior", tensors["flow"])
         model = cls.untrained(config, layouts, known, support, frozen, prior)
         model.epochs, model.card = tuple(values.get("epochs", ())), values.get("card", {})

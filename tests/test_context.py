@@ -22,6 +22,9 @@ from flown.context import (
     episode_accuracy,
 )
 from flown.context.backbones import features
+from flown.context.tokens import ContextConfig, Contexts
+from flown.tasks.draw import cpu_generator
+from tests import examples
 
 SMALL = BackboneConfig(widths=(8, 16), size=16)
 CONFIG = SupportConfig(
@@ -217,6 +220,42 @@ def test_mean_forgets_the_order_of_classes_and_ordered_does_not() -> None:
 def test_unknown_modes_are_refused() -> None:
     with pytest.raises(FlownError, match="Did you mean 'ordered'"):
         ContextHead(5, 12, "orderd")  # type: ignore[arg-type]
+
+
+# ---- tokens
+
+
+@pytest.mark.parametrize("tokens", ["caml", "centroid"])
+def test_sets_encoded_together_are_as_one_by_one(
+    shipped: SupportEncoder, tokens: Literal["caml", "centroid"]
+) -> None:
+    """The same images and queries, whatever else is drawn in the same call."""
+    images = {name: examples.images(name) for name in examples.TASKS}
+    tasks = [examples.task(name) for name in examples.TASKS]
+    config = ContextConfig(tokens=tokens, draws=6, shots=3)
+    contexts = Contexts(shipped, tasks, images, config, classes=10)
+    asked = [0, 2, 1, 0, 2]
+    together, draw = contexts.sets(asked, seeded(5)), seeded(5)
+    for tokens_of, place in zip(together, asked, strict=True):
+        alone = contexts.sets([place], draw)[0]
+        torch.testing.assert_close(tokens_of, alone, atol=1e-4, rtol=1e-4)
+        assert bool(alone.abs().sum(dim=1).bool().equal(torch.arange(10) < (10, 10, 2)[place]))
+    drawn = contexts.draw(torch.tensor([2, 0, 2, 1, 0]), seeded(5))
+    bank = contexts.sets([0, 0, 1, 1, 2, 2], cpu_generator(seeded(5)))
+    for found, place in zip(drawn, (2, 0, 2, 1, 0), strict=True):
+        assert any(torch.equal(found, bank[2 * place + i]) for i in (0, 1))
+
+
+def test_a_drawn_set_is_as_encoding_its_images(shipped: SupportEncoder) -> None:
+    data = examples.images("digits")
+    config = ContextConfig(shots=3, per_class=4)
+    contexts = Contexts(shipped, [examples.task()], {"digits": data}, config, classes=10)
+    draw = seeded(3)
+    rows = [(data.train.labels == k).nonzero().flatten()[:4] for k in range(10)]
+    picked = torch.cat([row[torch.randperm(4, generator=draw)[:3]] for row in rows])
+    support = data.train[picked]
+    alone = shipped.encode(support.images, support.labels, 10, draw)
+    torch.testing.assert_close(contexts.sets([0], seeded(3))[0], alone, atol=1e-4, rtol=1e-4)
 
 
 # ---- what ships

@@ -222,9 +222,9 @@ def test_subsets_with_batchnorm(tmp_path: Path) -> None:
         out=tmp_path / "nets.safetensors",
     )
     tuned = WeightBatch.load(tmp_path / "nets.safetensors")
-    for name, frozen in batch.rest.items():
+    for name, frozen in batch.frozen.items():
         if name.endswith((".weight", ".bias")):
-            assert torch.equal(tuned.rest[name], frozen)
+            assert torch.equal(tuned.frozen[name], frozen)
     assert float(result.points[-1].val.mean()) > float(result.points[0].val.mean()) + 10
     again = flown.evaluate(tuned, images.test.images, images.test.labels)
     assert torch.equal(again, result.points[-1].test)

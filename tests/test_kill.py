@@ -1,11 +1,13 @@
 """Killed at random moments, training resumes to the bits of an uninterrupted run.
 
-Real processes, really killed (SIGKILL), twenty times for a zoo, ten times each for encoder and flow.
-Between kills, every file that is there must be readable.
+Real processes, really killed (SIGKILL): in the short form a moment after a checkpoint was written, two
+times for a zoo and for a fit; in the long one at any moment, twenty times for a zoo, ten times each
+for encoder and flow. Between kills, every file that is there must be readable.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -24,8 +26,10 @@ import flown
 ZOO = """
 import sys, flown
 from flown.zoo import Recipe
-recipe = Recipe(name="k", dataset="digits", learning_rate=1e-3, batch_size=16, epochs=120, keep=(6, 120))
-flown.train_zoo(recipe, 20, sys.argv[1], resume=True)
+epochs = {epochs}
+recipe = Recipe(
+    name="k", dataset="digits", learning_rate=1e-3, batch_size=16, epochs=epochs, keep=(6, epochs))
+flown.train_zoo(recipe, {networks}, sys.argv[1], resume=True)
 """
 
 FIT = """
@@ -36,10 +40,17 @@ from flown.flow import VelocityConfig
 from flown.training import TrainConfig
 config = FlownConfig(
     encoder_training=TrainConfig(steps={encoder}, batch_size=16, checkpoint_every=20, validate_every=200),
-    velocity=VelocityConfig(channels=16, blocks=1), context=ContextConfig(draws=2),
+    velocity=VelocityConfig(channels=16, blocks=1), context=ContextConfig(draws=1),
     flow_training=TrainConfig(steps={flow}, batch_size=16, checkpoint_every=20))
 flown.Flown.fit(flown.Zoo.open(sys.argv[2]), config, out=sys.argv[1], resume=True)
 """
+
+
+def fill(script: str, **sizes: int) -> str:
+    """A script with its sizes in place."""
+    for name, size in sizes.items():
+        script = script.replace(f"{{{name}}}", str(size))
+    return script
 
 
 def start(script: str, *arguments: Path) -> subprocess.Popen[bytes]:
@@ -47,6 +58,29 @@ def start(script: str, *arguments: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-c", script, *map(str, arguments)], env=env, stderr=subprocess.DEVNULL
     )
+
+
+def stamps(folder: Path) -> set[tuple[Path, int]]:
+    """The checkpoints that are in a folder, and when each was written."""
+    found = set()
+    for path in folder.rglob("*.safetensors"):
+        with contextlib.suppress(FileNotFoundError):  # it was renamed, or its training has ended
+            if not path.name.startswith("."):
+                found.add((path, path.stat().st_mtime_ns))
+    return found
+
+
+def kill_after(process: subprocess.Popen[bytes], folder: Path, writes: int, delay: float) -> None:
+    """Kills a process some seconds after it has written so many checkpoints more."""
+    known, written = stamps(folder), 0
+    while written < writes:
+        assert process.poll() is None, "done before the kill"
+        now = stamps(folder)
+        written, known = written + len(now - known), now
+        time.sleep(0.002)
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "done before the kill"
 
 
 def readable(folder: Path) -> None:
@@ -85,21 +119,58 @@ def survives(script: str, whole: Path, killed: Path, *more: Path, times: int = 1
     assert start(script, killed, *more).wait() == 0
 
 
-@pytest.mark.slow
-def test_zoo(tmp_path: Path) -> None:
-    survives(ZOO, tmp_path / "whole", tmp_path / "killed", times=20)
-    one, two = (flown.Zoo.open(tmp_path / name) for name in ("whole", "killed"))
+def same_zoos(folder: Path) -> None:
+    one, two = (flown.Zoo.open(folder / name) for name in ("whole", "killed"))
     assert torch.equal(one.batch("digits").vectors, two.batch("digits").vectors)
     assert one.rows == two.rows
+
+
+def same_models(folder: Path) -> None:
+    one, two = (
+        flown.Flown.from_pretrained(folder / name / "model").state_dict()
+        for name in ("whole", "killed")
+    )
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.fixture(scope="module")
+def zoos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small zoo trained at once, and of the same zoo killed twice."""
+    folder, script = tmp_path_factory.mktemp("zoos"), fill(ZOO, epochs=12, networks=4)
+    assert start(script, folder / "whole").wait() == 0
+    for writes in (2, 4):
+        kill_after(start(script, folder / "killed"), folder / "killed", writes, 0.01)
+        readable(folder / "killed")
+    assert start(script, folder / "killed").wait() == 0
+    return folder
+
+
+def test_a_zoo_killed_twice(zoos: Path) -> None:
+    same_zoos(zoos)
+
+
+def test_a_fit_killed_in_encoder_and_flow(zoos: Path, tmp_path: Path) -> None:
+    """Two checkpoints are written of the encoder, four of the flow."""
+    script = fill(FIT, encoder=40, flow=80)
+    assert start(script, tmp_path / "whole", zoos / "whole").wait() == 0
+    for writes in (1, 3):
+        process = start(script, tmp_path / "killed", zoos / "whole")
+        kill_after(process, tmp_path / "killed", writes, 0.01)
+        readable(tmp_path / "killed")
+    assert start(script, tmp_path / "killed", zoos / "whole").wait() == 0
+    same_models(tmp_path)
+
+
+@pytest.mark.slow
+def test_zoo(tmp_path: Path) -> None:
+    script = fill(ZOO, epochs=120, networks=20)
+    survives(script, tmp_path / "whole", tmp_path / "killed", times=20)
+    same_zoos(tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("encoder", "flow"), [(1500, 1), (1, 2500)], ids=["encoder", "flow"])
 def test_fit(tmp_path: Path, zoo: flown.Zoo, encoder: int, flow: int) -> None:
-    script = FIT.replace("{encoder}", str(encoder)).replace("{flow}", str(flow))
+    script = fill(FIT, encoder=encoder, flow=flow)
     survives(script, tmp_path / "whole", tmp_path / "killed", zoo.path)
-    one, two = (
-        flown.Flown.from_pretrained(tmp_path / name / "model").state_dict()
-        for name in ("whole", "killed")
-    )
-    assert all(torch.equal(one[key], two[key]) for key in one)
+    same_models(tmp_path)

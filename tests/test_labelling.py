@@ -136,7 +136,7 @@ def test_pictures_of_other_sizes_do_not_meet(known: Path, new: Path) -> None:
     whole = label(known, new, backbone=OURS)
     assert whole.queries is not None and whole.probabilities is not None
     assert list(whole.queries.files) == sorted(new.iterdir())
-    z = F.normalize(Colours()(whole.queries.images[1][None]) - whole.head.rest["centre"])  # type: ignore[union-attr]
+    z = F.normalize(Colours()(whole.queries.images[1][None]) - whole.head.frozen["centre"])  # type: ignore[union-attr]
     logits = apply_heads(whole.head.vectors, z[None])[0, 0]  # type: ignore[union-attr]
     torch.testing.assert_close(logits.softmax(0), whole.probabilities[1], atol=1e-5, rtol=1e-4)
 

@@ -13,8 +13,9 @@ from flown.context.tokens import ContextConfig
 from flown.experiments.novelty import DATA, IDEAS, NoveltyConfig, Variant, config, run
 from flown.flow import VelocityConfig
 from flown.generator.config import FlownConfig
-from flown.report.novelty import markdown, table
+from flown.report.novelty import HEAD, table
 from flown.training import TrainConfig
+from tests import test_docs
 from tests.conftest import DIGITS
 
 ROOT = Path(__file__).parents[1]
@@ -84,9 +85,9 @@ def test_the_report_shows_every_variant(study: tuple[Path, list[Row]]) -> None:
     assert page.count("data:image/png;base64,") == 2
     for line in table(rows, "digits"):
         assert f"<td>{line[0]}</td>" in page
-    cells = markdown(rows, "digits").splitlines()[2].split("|")
+    cells = table(rows, "digits")[0]
     zoo = next(r for r in rows if (r["method"], r["metric"]) == ("zoo", "accuracy"))
-    assert cells[3].strip() == f"{zoo['value']:.1f} ± {zoo['std']:.1f}"
+    assert cells[2] == f"{zoo['value']:.1f} ± {zoo['std']:.1f}"
 
 
 def test_every_scale_names_its_variants() -> None:
@@ -100,7 +101,7 @@ def test_the_page_shows_the_committed_figures() -> None:
     rows = read_json(RESULTS)["rows"]
     page = (ROOT / "docs" / "novelty.md").read_text("utf-8")
     for dataset in DATA:
-        assert markdown(rows, dataset) in page
+        assert test_docs.table(HEAD, table(rows, dataset)) in page
     prose = re.sub(r"^\|.*\n", "", page.partition("## Fashion-MNIST")[2], flags=re.MULTILINE)
     shown = {f"{row['value']:.{1 if row['value'] > 2 else 2}f}" for row in rows}
     assert [number for number in re.findall(r"\d+\.\d+", prose) if number not in shown] == []

@@ -108,7 +108,7 @@ def hold_to_one_truth(name: str, out: Path, deterministic: bool) -> None:
 def alone(name: str, batch: WeightBatch, seed: int) -> nn.Module:
     """The network of a zoo's seed, trained by PyTorch alone."""
     net = construction.build_seeded(batch.layout, seed)
-    construction.fill(net, batch.rest)
+    construction.fill(net, batch.frozen)
     x, y = batch.preprocess(IMAGES.train.images[:48]), IMAGES.train.labels[:48]
     adam = torch.optim.Adam(net.parameters(), 1e-3)
     order = torch.randperm(48, generator=torch.Generator().manual_seed(seed * 1_000 + 1))
@@ -326,8 +326,8 @@ def test_subset_zoos_of_tied_weights_and_drawn_buffers(tmp_path: Path) -> None:
     for resume in (False, True):  # the second time the base is on the disk
         zoo = train_zoo(subset, 2, tmp_path / "zoo", images=IMAGES, resume=resume)
     batch, val = zoo.batch("digits"), IMAGES.val
-    assert {"5.first.bias", "6.shift"} <= batch.rest.keys()
-    assert "5.second.weight" not in batch.rest
+    assert {"5.first.bias", "6.shift"} <= batch.frozen.keys()
+    assert "5.second.weight" not in batch.frozen
     x = batch.preprocess(val.images)
     torch.testing.assert_close(batch.logits(x), by_modules(batch, x), atol=1e-5, rtol=1e-5)
     stored = [row.val_accuracy for row in zoo.rows]

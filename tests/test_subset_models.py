@@ -80,7 +80,7 @@ def test_generated_networks_are_the_rest_and_the_subset(model: flown.Flown, lone
     for i in range(3):
         by_hand = examples.ConvNorm()
         own = {name: tensor[i] for name, tensor in batch.layout.unpack(batch.vectors).items()}
-        by_hand.load_state_dict(lone.rest("digits") | own)
+        by_hand.load_state_dict(lone.frozen("digits") | own)
         update_bn(seen, by_hand)
         torch.testing.assert_close(ready.module(i)(x), by_hand.eval()(x), atol=1e-4, rtol=1e-4)
 
@@ -99,11 +99,11 @@ def test_generated_networks_are_as_good_as_the_zoos(model: flown.Flown, lone: Zo
 def test_a_kept_model_has_the_rest_once(model: flown.Flown, run: Path, tmp_path: Path) -> None:
     modelfiles.export(run / "model", tmp_path / "half")
     small = flown.Flown.from_pretrained(tmp_path / "half")
-    rest = model.generate(n=1, steps=1).rest
-    assert set(rest) == set(examples.ConvNorm().state_dict()) - set(NORMS) - OWN
-    for name, tensor in small.generate(n=1, steps=1).rest.items():
-        assert tensor.dtype == rest[name].dtype, name
-        torch.testing.assert_close(tensor, rest[name], atol=1e-3, rtol=1e-3)
+    frozen = model.generate(n=1, steps=1).frozen
+    assert set(frozen) == set(examples.ConvNorm().state_dict()) - set(NORMS) - OWN
+    for name, tensor in small.generate(n=1, steps=1).frozen.items():
+        assert tensor.dtype == frozen[name].dtype, name
+        torch.testing.assert_close(tensor, frozen[name], atol=1e-3, rtol=1e-3)
 
 
 def test_history_has_reconstructions_of_late_checkpoints(run: Path) -> None:
@@ -154,8 +154,8 @@ def test_two_tasks_have_a_rest_each(lone: Zoo, tmp_path: Path) -> None:
     for place, task in enumerate(both.tasks):
         assert both.place(task) == place, "equal layouts on other frozen tensors stay apart"
         batch = model.generate(some.images, some.labels, n=2, steps=2, layout=place)
-        for name, tensor in batch.rest.items():
-            assert torch.equal(tensor, both.rest(task)[name]), name
+        for name, tensor in batch.frozen.items():
+            assert torch.equal(tensor, both.frozen(task)[name]), name
 
 
 def test_files_of_generated_networks_are_measured(
@@ -184,6 +184,6 @@ def test_controls_keep_what_they_say() -> None:
     for name, tensor in batch.layout.unpack(made["subset-mean"].vectors).items():
         assert tensor.std(dim=1).max() < 1e-6, name
         torch.testing.assert_close(tensor[:, 0].sort().values, original[name].mean(1).sort().values)
-    assert all(set(x.rest) == set(batch.rest) for x in made.values())
+    assert all(set(x.frozen) == set(batch.frozen) for x in made.values())
     whole = WeightBatch(drawn(None).layout, drawn(None).vectors)
     assert "random-init" in fitting(whole) and "subset-mean" not in fitting(whole)

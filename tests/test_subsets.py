@@ -87,8 +87,8 @@ def drawn(subset: list[str] | None, n: int = 3) -> WeightBatch:
     layout = WeightLayout.of(net, CONV, subset)
     vectors = layout.pack({k: v[None] for k, v in net.state_dict().items() if k in layout.names})
     noise = torch.randn(n, layout.size, generator=torch.Generator().manual_seed(1))
-    rest = {k: v for k, v in net.state_dict().items() if k not in layout.names}
-    return WeightBatch(layout, vectors + 0.1 * noise, rest=rest if subset else None)
+    frozen = {k: v for k, v in net.state_dict().items() if k not in layout.names}
+    return WeightBatch(layout, vectors + 0.1 * noise, frozen=frozen if subset else None)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_calibrated_is_update_bn(subset: list[str] | None) -> None:
     for i in range(len(batch)):
         alone = examples.ConvNorm()
         own = {k: v[i] for k, v in batch.layout.unpack(batch.vectors).items()}
-        alone.load_state_dict(batch.rest | own, strict=False)
+        alone.load_state_dict(batch.frozen | own, strict=False)
         update_bn(seen, alone)
         for name, value in found.module(i).state_dict().items():
             assert torch.allclose(value, alone.state_dict()[name], rtol=1e-4, atol=1e-5), name
@@ -258,7 +258,7 @@ def test_generated_weights_are_evaluated(made: Zoo) -> None:
     images, known = examples.images("digits"), made.batch("digits")
     noise = torch.randn(3, known.layout.size, generator=torch.Generator().manual_seed(0))
     vectors = known.vectors[:3] + 0.05 * noise
-    new = WeightBatch(known.layout, vectors, rest=made.rest("digits")).calibrated(
+    new = WeightBatch(known.layout, vectors, frozen=made.frozen("digits")).calibrated(
         images.train.images
     )
     found = flown.evaluate(new, images.test.images, images.test.labels)
@@ -324,7 +324,7 @@ def test_whole_networks_with_batchnorm_train(tmp_path: Path) -> None:
     images = examples.images("digits")
     zoo = train_zoo(whole, 2, tmp_path / "zoo", images=images)
     batch = zoo.batch("digits").calibrated(images.train.images, batch_size=16)
-    assert isinstance(batch.module(0), nn.Module) and not batch.rest
+    assert isinstance(batch.module(0), nn.Module) and not batch.frozen
     stored = torch.tensor([row.val_accuracy for row in zoo.rows])
     measured = flown.evaluate(batch, images.val.images, images.val.labels)
     assert torch.allclose(measured, stored, atol=2.6)

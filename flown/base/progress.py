@@ -7,8 +7,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from flown.base.printable import Console, printable
 
 _LOG_EVERY = 20.0  # seconds
 
@@ -40,6 +41,6 @@ def _logger(label: str, total: int) -> Callable[[int, str], None]:
         if done < total and time.monotonic() - last < _LOG_EVERY:
             return
         last = time.monotonic()
-        print(f"{label}: {done}/{total} {note}".rstrip(), file=sys.stderr, flush=True)
+        print(printable(f"{label}: {done}/{total} {note}".rstrip()), file=sys.stderr, flush=True)
 
     return update

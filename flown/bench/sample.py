@@ -42,7 +42,7 @@ def sample(name: str, repeats: int, scratch: Path, networks: int = 100) -> list[
     parts = fit_flow(learnt, model.space, model.source(), contexts, config, scratch, True, "cpu")
     rival, head = parts.velocity, parts.head
     assert head is not None
-    task, one = known[0].id, contexts.one(0, torch.Generator().manual_seed(0))[None]
+    task, one = known[0].id, contexts.sets([0], torch.Generator().manual_seed(0))
     context = model.head(one)
     test = images[task].test
     x0 = torch.randn(networks, *model.space.shape, generator=torch.Generator().manual_seed(0))

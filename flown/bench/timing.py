@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from flown.base.config import Config
+from flown.base.printable import Console
 from flown.base.provenance import Row, provenance, write_results
 
 

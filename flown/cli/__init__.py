@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from flown.base.errors import FlownError
+from flown.base.printable import printable
 from flown.cli.adapt import adapt
 from flown.cli.fewshot import fewshot
 from flown.cli.finetune import finetune
@@ -36,6 +37,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Flow matching on neural-network weights: zoos, weight encoders, generated classifiers.",
+    epilog="Example: flown generate --support digits --out nets.safetensors",
 )
 data_app = typer.Typer(
     no_args_is_help=True,
@@ -44,6 +46,7 @@ data_app = typer.Typer(
         "may hold NAME.npz files: uint8 train_images (N, H, W) or (N, H, W, 3), integer train_labels, "
         "test_images, test_labels, and class_names."
     ),
+    epilog="Example: flown data show digits",
 )
 app.add_typer(data_app, name="data")
 app.add_typer(zoo_app, name="zoo")
@@ -96,7 +99,9 @@ def data_list() -> None:
 
 
 @data_app.command("show", epilog="Example: flown data show digits")
-def data_show(name: str) -> None:
+def data_show(
+    name: Annotated[str, typer.Argument(help="A data set's name or a folder.")],
+) -> None:
     """Shapes, split sizes and class names of a data set, by name or folder."""
     from flown import tasks as data
 
@@ -106,7 +111,7 @@ def data_show(name: str) -> None:
 
 @app.command(epilog="Example: flown evaluate nets.safetensors --data mnist5k --zoo zoo")
 def evaluate(
-    file: Path,
+    file: Annotated[Path, typer.Argument(help="Networks, as `generate` wrote them.")],
     data: Annotated[str, typer.Option(help="A data set's name or a folder.")],
     zoo: Annotated[Optional[Path], typer.Option(help="For novelty.")] = None,
     top: Annotated[int, typer.Option(help="Chosen on validation.")] = 5,
@@ -126,7 +131,11 @@ def evaluate(
 
 
 @app.command(epilog="Example: flown export run/model --out small")
-def export(model: Path, out: Out, overwrite: Overwrite = False) -> None:
+def export(
+    model: Annotated[Path, typer.Argument(help="A model's folder.")],
+    out: Out,
+    overwrite: Overwrite = False,
+) -> None:
     """Copy a model in half precision, half the size, for shipping."""
     from flown.base.files import prepare_output
     from flown.generator import files as modelfiles
@@ -148,13 +157,13 @@ class Bench(str, Enum):
 
 @app.command(epilog="Example: flown bench evaluate --out bench.json")
 def bench(
-    what: Bench,
-    out: Annotated[Optional[Path], typer.Option("--out")] = None,
+    what: Annotated[Bench, typer.Argument(help="What is timed.")],
+    out: Annotated[Optional[Path], typer.Option("--out", help="A JSON file of the rows.")] = None,
     model: Annotated[
         Optional[str],
         typer.Option(help="A shipped model; flown-any for `anytask`, else flown-small."),
     ] = None,
-    repeats: int = 5,
+    repeats: Annotated[int, typer.Option(help="Of which the median counts.")] = 5,
     overwrite: Overwrite = False,
     device: Annotated[str, typer.Option(help="Of `zoo`: auto, cpu or cuda.")] = "cpu",
 ) -> None:
@@ -228,8 +237,8 @@ def main() -> None:
 
 def _fail(message: str, code: int, debug: bool) -> NoReturn:
     if debug:
-        traceback.print_exc()
-    print(f"flown: {message}", file=sys.stderr)
+        print(printable(traceback.format_exc()), file=sys.stderr, end="")
+    print(printable(f"flown: {message}"), file=sys.stderr)
     sys.exit(code)
 
 

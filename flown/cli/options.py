@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from rich.console import Console
 
 from flown.base import trust
 from flown.base.errors import FlownError
+from flown.base.printable import Console
 
 console = Console()
 
@@ -42,10 +42,19 @@ Overrides = Annotated[
 ]
 
 
-class Scale(str, Enum):
+class Scales(str, Enum):
     smoke = "smoke"
     cpu = "cpu"
     paper = "paper"
+
+
+Scale = Annotated[
+    Scales,
+    typer.Option(
+        "--scale",
+        help="smoke only shows that everything runs; cpu is for two cores; paper has its sizes.",
+    ),
+]
 
 
 def device_of(name: str) -> str:

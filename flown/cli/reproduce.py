@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from enum import Enum
 from importlib import import_module
-from typing import Any
+from typing import Annotated, Any
 
-from flown.cli.options import Device, Out, Overwrite, Resume, Scale, Seed, console, device_of, wrote
+import typer
+
+from flown.cli.options import (
+    Device,
+    Out,
+    Overwrite,
+    Resume,
+    Scale,
+    Scales,
+    Seed,
+    console,
+    device_of,
+    wrote,
+)
 
 
 class Experiment(str, Enum):
@@ -22,9 +35,9 @@ class Experiment(str, Enum):
 
 
 def reproduce(
-    table: Experiment,
+    table: Annotated[Experiment, typer.Argument(help="A table of the paper, or a study.")],
     out: Out,
-    scale: Scale = Scale.cpu,
+    scale: Scale = Scales.cpu,
     seed: Seed = 0,
     resume: Resume = False,
     overwrite: Overwrite = False,

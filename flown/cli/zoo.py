@@ -16,6 +16,7 @@ from flown.cli.options import (
     Overwrite,
     Resume,
     Scale,
+    Scales,
     Seed,
     Trust,
     console,
@@ -23,15 +24,20 @@ from flown.cli.options import (
     wrote,
 )
 
-app = typer.Typer(no_args_is_help=True, help="Populations of trained networks.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Populations of trained networks.",
+    epilog="Example: flown zoo train demo-digits --models 16 --out zoo",
+)
+_Zoo = Annotated[Path, typer.Argument(help="A zoo's folder.")]
 
 
 @app.command("train", epilog="Example: flown zoo train demo-digits --models 16 --out zoo")
 def zoo_train(
-    recipe: str,
+    recipe: Annotated[str, typer.Argument(help="A name, or a YAML file of a recipe's keys.")],
     out: Out,
-    models: int = 100,
-    scale: Scale = Scale.cpu,
+    models: Annotated[int, typer.Option(help="How many networks.")] = 100,
+    scale: Scale = Scales.cpu,
     seed: Seed = 0,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -67,7 +73,7 @@ def zoo_train(
 
 @app.command("inspect", epilog="Example: flown zoo inspect zoo --report zoo.html")
 def zoo_inspect(
-    path: Path,
+    path: _Zoo,
     verify: Annotated[
         bool, typer.Option("--verify", help="Read all weights; exit with 1 if any is damaged.")
     ] = False,
@@ -110,20 +116,22 @@ class Format(str, Enum):
     ),
 )
 def zoo_import(
-    path: Path,
+    path: Annotated[Path, typer.Argument(help="A file or folder of checkpoints.")],
     out: Out,
     net: Annotated[str, typer.Option(help="A name, or package.module:function, which is run.")],
     data: Annotated[str, typer.Option(help="What the networks were trained on.")],
-    form: Annotated[Format, typer.Option("--format")] = Format.checkpoints,
+    form: Annotated[
+        Format, typer.Option("--format", help="State dicts, or a folder of the Model Zoos' trials.")
+    ] = Format.checkpoints,
     mapping: Annotated[
         Optional[Path], typer.Option(help="YAML or JSON, theirs: ours; null drops a tensor.")
     ] = None,
     epochs: Annotated[
         Optional[list[int]], typer.Option("--epoch", help="Of Model Zoos' trials, only these.")
     ] = None,
-    activation: str = "tanh",
-    mean: float = 0.5,
-    std: float = 0.5,
+    activation: Annotated[str, typer.Option(help="Between the networks' layers.")] = "tanh",
+    mean: Annotated[float, typer.Option(help="Taken off pixels in [0, 1].")] = 0.5,
+    std: Annotated[float, typer.Option(help="What pixels are divided by then.")] = 0.5,
     size: Annotated[Optional[int], typer.Option(help="Side of the images.")] = None,
     grey: bool = typer.Option(False, help="One channel, from colour images."),
     seed: Seed = 0,
@@ -176,7 +184,7 @@ def zoo_import(
 
 @app.command("align", epilog="Example: flown zoo align zoo --out aligned")
 def zoo_align(
-    path: Path,
+    path: _Zoo,
     out: Out,
     seed: Seed = 0,
     overwrite: Overwrite = False,
@@ -203,7 +211,7 @@ def zoo_align(
 
 
 @app.command("convert", epilog="Example: flown zoo convert old-zoo --out zoo")
-def zoo_convert(path: Path, out: Out, overwrite: Overwrite = False, trust: Trust = None) -> None:
+def zoo_convert(path: _Zoo, out: Out, overwrite: Overwrite = False, trust: Trust = None) -> None:
     """A zoo of flown 0.1 in today's format; the weights stay what they are."""
     from flown.zoo.convert import convert
 
@@ -216,7 +224,7 @@ def zoo_convert(path: Path, out: Out, overwrite: Overwrite = False, trust: Trust
 
 @app.command("join", epilog="Example: flown zoo join zoo-a zoo-b --out zoo")
 def zoo_join(
-    paths: list[Path],
+    paths: Annotated[list[Path], typer.Argument(help="Folders of zoos.")],
     out: Out,
     overwrite: Overwrite = False,
     epochs: Annotated[

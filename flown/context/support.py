@@ -1,16 +1,18 @@
-"""The frozen part of the context: backbone and CAML, from labelled images to class outputs.
+"""The frozen part of the context: backbone and CAML, from labelled images to class tokens.
 
     support images --backbone, standardise--> features; for each class k a query q_k of that class
     o_k = CAML(support, labels, q_k),  averaged over the class's queries      (FLoWN 2.2, A.4.2)
 
-Nothing here is trained with the flow; a `ContextHead` turns the class outputs into one vector.
+or a class's token is the mean of its features. Nothing here is trained with the flow; a `ContextHead`
+turns the tokens into one vector.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from flown.base.errors import FlownError
 from flown.base.frozen import load_frozen, load_shipped, save_frozen
 from flown.context.backbones import Backbone, BackboneConfig, features
 from flown.context.caml import CAML, CAMLConfig
+from flown.context.centroids import class_means
 
 _CHUNK = 4096  # tokens through CAML at once
 
@@ -119,18 +122,32 @@ class SupportEncoder(nn.Module):
         device = self.feature_mean.device
         support, labels = support.to(device), labels.to(device)
         if queries is None:
-            rows = torch.stack([_pick(labels, k, generator) for k in range(classes)])
-            asked, targets = support[rows], labels[rows]
-        else:
-            asked, targets = queries[0].to(device), queries[1].to(device)
-            _check_all_classes(targets, classes, "queries")
-            _check_all_classes(labels, classes, "support set")
+            rows = pick_queries(labels, classes, generator)
+            return self.outputs_of_sets(support[None], labels, rows[None])[0]
+        asked, targets = queries[0].to(device), queries[1].to(device)
+        _check_all_classes(targets, classes, "queries")
+        _check_all_classes(labels, classes, "support set")
         # Every query repeats the support: large sets go through in parts.
         step = max(1, _CHUNK // (len(support) + 1))
         parts = [asked[i : i + step] for i in range(0, len(asked), step)]
         outputs = torch.cat([self.caml(support[None], labels[None], q[None])[0] for q in parts])
         total = outputs.new_zeros(classes, self.width).index_add_(0, targets, outputs)
         return total / torch.bincount(targets, minlength=classes)[:, None]
+
+    @torch.no_grad()
+    def outputs_of_sets(self, support: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+        """CAML's outputs (T, classes, width) for T support sets, one query of each class.
+
+        Args:
+            support: features (T, S, F) on the encoder's device.
+            labels: (S,), those of every set.
+            rows: (T, classes), which images of each set are its queries, as `pick_queries` gives.
+        """
+        sets = torch.arange(len(support), device=rows.device)[:, None]
+        asked, labels = support[sets, rows], labels.expand(len(support), -1)
+        step = max(1, _CHUNK // (rows.shape[1] * (support.shape[1] + 1)))
+        parts = zip(support.split(step), labels.split(step), asked.split(step), strict=True)
+        return torch.cat([self.caml(*part) for part in parts])
 
     def save(self, path: Path | str) -> None:
         """One safetensors file in half precision, the sizes in its header."""
@@ -155,6 +172,40 @@ class SupportEncoder(nn.Module):
     def pretrained(cls) -> SupportEncoder:
         """The encoder that ships with the package."""
         return load_shipped("flown.context", "support", cls.load)
+
+
+def centroid_tokens(
+    support: SupportEncoder, features: Tensor, labels: Tensor, queries: Tensor
+) -> Tensor:
+    """The mean feature of each class, (T, classes, F), in the support set's own frame.
+
+    The frame's origin is the mean of the classes, its unit the mean distance of an image from there.
+    """
+    means = class_means(features, labels.expand(len(features), -1), queries.shape[1])
+    centre = means.mean(dim=1, keepdim=True)
+    radius = (features - centre).norm(dim=2).mean(dim=1).clamp_min(1e-6)
+    scale = math.sqrt(features.shape[2])
+    centred: Tensor = scale * (means - centre) / radius[:, None, None]
+    return centred
+
+
+# Of T support sets with the same labels (S,): features (T, S, F) and query rows (T, classes).
+Tokens: TypeAlias = Callable[[SupportEncoder, Tensor, Tensor, Tensor], Tensor]
+TOKENS: dict[str, Tokens] = {"caml": SupportEncoder.outputs_of_sets, "centroid": centroid_tokens}
+
+
+def token_width(support: SupportEncoder, tokens: str) -> int:
+    """The width of one class token."""
+    return support.width if tokens == "caml" else support.config.caml.feature_dim
+
+
+def pick_queries(labels: Tensor, classes: int, generator: torch.Generator) -> Tensor:
+    """A random row of each class (classes,) among a support set's labels (S,).
+
+    Raises:
+        FlownError: a class has no image.
+    """
+    return torch.stack([_pick(labels, k, generator) for k in range(classes)])
 
 
 def _pick(labels: Tensor, label: int, generator: torch.Generator) -> Tensor:

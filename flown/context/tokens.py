@@ -8,18 +8,16 @@ training images; evaluation draws its support sets from the validation part.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from flown.base.config import Config
 from flown.base.errors import FlownError
-from flown.context.support import SupportEncoder
+from flown.context.support import TOKENS, SupportEncoder, pick_queries, token_width
 from flown.tasks import ClassPool, ImageData, ManyClass, Split, Task
 from flown.tasks.draw import cpu_generator
 
@@ -109,15 +107,36 @@ class Contexts:
             self._features[dataset, rotation] = torch.cat(found)
         return self._features[dataset, rotation]
 
-    def one(self, task: int, generator: torch.Generator) -> Tensor:
-        """The tokens (C, width) of one support set of a task, by its place among `tasks`."""
-        chosen = self.tasks[task]
-        places, shots = chosen.places(self.images[chosen.dataset]), self.config.shots
-        rows = self._pool(chosen.dataset).draw_places(places, shots, generator)
-        features = self._table(chosen.dataset, chosen.rotation)[rows].to(self.device)
-        labels = torch.arange(len(places), device=self.device).repeat_interleave(shots)
-        tokens = self.encode(self.support, features, labels, len(places), generator)
-        return F.pad(tokens, (0, 0, 0, self.classes - len(places)))
+    def sets(self, tasks: Sequence[int], generator: torch.Generator) -> Tensor:
+        """The tokens (N, C, width) of a support set for each of N tasks, by place among `tasks`.
+
+        Sets are drawn one after another, and encoded together where they have as many classes.
+        """
+        chosen = [self.tasks[place] for place in tasks]
+        features, queries = zip(*(self._set(task, generator) for task in chosen), strict=True)
+        width = token_width(self.support, self.config.tokens)
+        tokens = torch.zeros(len(chosen), self.classes, width, device=self.device)
+        sizes = torch.tensor([len(task.classes) for task in chosen])
+        for size in sizes.unique().tolist():
+            labels = self._labels(size).to(self.device)
+            members = (sizes == size).nonzero().flatten().tolist()
+            found = torch.stack([features[i] for i in members]).to(self.device)
+            asked = torch.stack([queries[i] for i in members]).to(self.device)
+            tokens[members, :size] = self.encode(self.support, found, labels, asked)
+        return tokens
+
+    def _labels(self, classes: int) -> Tensor:
+        """Labels (classes K,) of a support set's images."""
+        return torch.arange(classes).repeat_interleave(self.config.shots)
+
+    def _set(self, task: Task, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Features (S, F) of a random support set, and the rows (classes,) of its queries."""
+        places = task.places(self.images[task.dataset])
+        rows = self._pool(task.dataset).draw_places(places, self.config.shots, generator)
+        labels = self._labels(len(places))
+        picks = self.config.tokens == "caml"  # a class's mean asks about no image
+        queries = pick_queries(labels, len(places), generator) if picks else rows[: len(places)]
+        return self._table(task.dataset, task.rotation)[rows], queries
 
     def draw(self, tasks: Tensor, generator: torch.Generator) -> Tensor:
         """Tokens (B, C, width) for networks of tasks (B,); networks of a task share support sets.
@@ -128,48 +147,6 @@ class Contexts:
         draw = cpu_generator(generator)
         kinds, places = tasks.cpu().unique(return_inverse=True)
         each = max(1, self.config.draws // len(kinds))
-        bank = torch.stack(
-            [torch.stack([self.one(int(kind), draw) for _ in range(each)]) for kind in kinds]
-        )  # (kinds, each, C, width)
-        which = torch.randint(each, (len(tasks),), generator=draw)
-        return bank[places.to(bank.device), which.to(bank.device)]
-
-
-def caml_tokens(
-    support: SupportEncoder,
-    features: Tensor,
-    labels: Tensor,
-    classes: int,
-    generator: torch.Generator,
-) -> Tensor:
-    """CAML's output for a random support image of each class, (classes, width)."""
-    return support.outputs(features, labels, classes, generator)
-
-
-def centroid_tokens(
-    support: SupportEncoder,
-    features: Tensor,
-    labels: Tensor,
-    classes: int,
-    generator: torch.Generator,
-) -> Tensor:
-    """The mean feature of each class, (classes, F), in the support set's own frame.
-
-    The frame's origin is the mean of the classes, its unit the mean distance of an image from there.
-    """
-    total = features.new_zeros(classes, features.shape[1]).index_add_(0, labels, features)
-    means = total / torch.bincount(labels, minlength=classes)[:, None]
-    centre = means.mean(dim=0)
-    radius = (features - centre).norm(dim=1).mean().clamp_min(1e-6)
-    scale = math.sqrt(features.shape[1])
-    centred: Tensor = scale * (means - centre) / radius
-    return centred
-
-
-Tokens: TypeAlias = Callable[[SupportEncoder, Tensor, Tensor, int, torch.Generator], Tensor]
-TOKENS: dict[str, Tokens] = {"caml": caml_tokens, "centroid": centroid_tokens}
-
-
-def token_width(support: SupportEncoder, tokens: str) -> int:
-    """The width of one class token."""
-    return support.width if tokens == "caml" else support.config.caml.feature_dim
+        bank = self.sets(kinds.repeat_interleave(each).tolist(), draw)  # (kinds each, C, width)
+        which = places * each + torch.randint(each, (len(tasks),), generator=draw)
+        return bank[which.to(bank.device)]

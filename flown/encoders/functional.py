@@ -103,7 +103,7 @@ class FunctionalError:
     def _logits(self, raw: Tensor, task: int, images: Tensor) -> Tensor:
         index = self.layouts[task]
         layout = self.joint.layouts[index]
-        batch = WeightBatch(layout, self.joint.extract(raw, index), rest=self.frozen[task])
+        batch = WeightBatch(layout, self.joint.extract(raw, index), frozen=self.frozen[task])
         return batch.logits(layout.architecture.preprocess(images))
 
     def _error(self, logits: Tensor, target: Tensor, labels: Tensor) -> Tensor:

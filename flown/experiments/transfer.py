@@ -61,7 +61,7 @@ def from_default_init(
 ) -> WeightBatch:
     """The control that needs no generator: `count` networks from PyTorch's initialisation."""
     fresh = random_init(like, count, torch.Generator().manual_seed(seed))
-    starts = WeightBatch(like.layout, fresh.vectors.to(like.vectors), rest=like.rest)
+    starts = WeightBatch(like.layout, fresh.vectors.to(like.vectors), frozen=like.frozen)
     return _trained(starts, images, evaluations, batch_size, seed)
 
 
@@ -77,7 +77,9 @@ def from_best(
     images, trained on, `count` times in other orders of the images."""
     val = evaluate(samples.calibrated(images.train.images), images.val.images, images.val.labels)
     best = int(val.argmax())
-    starts = WeightBatch(samples.layout, samples.vectors[best].repeat(count, 1), rest=samples.rest)
+    starts = WeightBatch(
+        samples.layout, samples.vectors[best].repeat(count, 1), frozen=samples.frozen
+    )
     return _trained(starts, images, evaluations, batch_size, seed)
 
 
@@ -85,13 +87,13 @@ def _trained(
     starts: WeightBatch, images: ImageData, evaluations: int, batch_size: int, seed: int
 ) -> WeightBatch:
     """`starts` trained for so many batches each; rate and stopping chosen on validation images."""
-    layout, rest, n = starts.layout, starts.rest or None, len(starts)
+    layout, frozen, n = starts.layout, starts.frozen or None, len(starts)
     rates = [rate for rate in RATES for _ in range(n)]
-    net = construction.fill(layout.architecture.build(), starts.rest).eval()
+    net = construction.fill(layout.architecture.build(), starts.frozen).eval()
     batchnorm.by_batch(net, batchnorm.layers(net))
     x = (
         images.train.images
-        if rest
+        if frozen
         else layout.architecture.preprocess(images.train.images).contiguous()
     )
     device = starts.vectors.device
@@ -104,7 +106,7 @@ def _trained(
         rates,
         [0.0] * len(rates),
         device.type,
-        rest,
+        frozen,
     )
     orders = torch.stack(
         [_order(len(x), evaluations * batch_size, seed * 1_000 + i) for i in range(n)]
@@ -116,7 +118,7 @@ def _trained(
         for first, last in zip([0, *stops], stops, strict=False):
             rows = orders[:, first * batch_size : last * batch_size]
             engine.run(rows, images.train.labels[rows], first)
-            now = WeightBatch(layout, engine.vectors, rest=rest)
+            now = WeightBatch(layout, engine.vectors, frozen=frozen)
             val = evaluate(
                 now.calibrated(images.train.images), images.val.images, images.val.labels
             ).cpu()
@@ -126,7 +128,7 @@ def _trained(
             update(last, f"validation accuracy {float(best.max()):.1f} %")
     chosen = int(best.view(len(RATES), n).mean(dim=1).argmax())
     vectors = kept[chosen * n : (chosen + 1) * n]
-    return WeightBatch(layout, vectors, {"rate": RATES[chosen]}, rest=rest)
+    return WeightBatch(layout, vectors, {"rate": RATES[chosen]}, frozen=frozen)
 
 
 def _order(images: int, count: int, seed: int) -> Tensor:

@@ -211,7 +211,7 @@ class Objective(nn.Module):
         some = self.images.train[rows]
         x, y = (t.to(self.model.device) for t in (some.images, some.labels))
         own, seen = self.layout.unpack(batch.vectors), self.layout.architecture.preprocess(x)
-        logits = stacked.forward(self.net, own, seen.to(batch.vectors), batch.rest)  # (n, B, C)
+        logits = stacked.forward(self.net, own, seen.to(batch.vectors), batch.frozen)  # (n, B, C)
         each = F.cross_entropy(logits.flatten(0, 1), y.repeat(len(batch)), reduction="none")
         losses: Tensor = each.unflatten(0, (len(batch), -1)).mean(dim=1)
         return -losses

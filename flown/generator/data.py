@@ -57,7 +57,7 @@ class TrainingSet:
         train.scale.fit(train.blocks())
         others.scale = train.scale
         frozen = tuple(
-            WeightBatch(x, torch.empty(0, x.size), rest=chosen.rest_of(i)).bare().rest
+            WeightBatch(x, torch.empty(0, x.size), frozen=chosen.frozen_of(i)).bare().frozen
             for i, x in enumerate(chosen.layouts)
         )
         return cls(chosen.joint, chosen.tasks, train.scale, train, others, frozen)

@@ -19,6 +19,7 @@ from flown.base.files import (
     write_json,
     write_text,
 )
+from flown.base.printable import printable
 from flown.tasks import TaskTable
 
 FORMAT = "flown-model-2"
@@ -45,7 +46,7 @@ def write(
     for part in PARTS:
         save_tensors(folder / f"{part}.safetensors", parts[part])
     tasks.write(folder / "tasks.jsonl")
-    write_text(folder / "README.md", readme)
+    write_text(folder / "README.md", printable(readme))
     write_json(folder / "config.json", {"format": FORMAT, **values})
 
 
@@ -88,7 +89,7 @@ def floats(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
     return {k: v.float() for k, v in under(prefix, tensors).items()}
 
 
-def rests(tensors: Tensors, layouts: int) -> list[dict[str, Tensor]]:
+def frozen(tensors: Tensors, layouts: int) -> list[dict[str, Tensor]]:
     """What each layout's networks share, stored as `rest.<k>.<name>`; floats in single precision."""
     return [
         {

@@ -19,7 +19,8 @@ from flown.base.errors import FlownError, unknown
 from flown.base.seeding import seeded
 from flown.context import ContextHead
 from flown.context.head import CONTEXT_DIM
-from flown.context.tokens import Contexts, Images, token_width
+from flown.context.support import token_width
+from flown.context.tokens import Contexts, Images
 from flown.encoders import Encoder
 from flown.encoders.functional import FunctionalError
 from flown.flow.marginals import fit_path, trajectories
@@ -99,7 +100,7 @@ def _functions(
         networks.scale,
         [zoo.place(task) for task in zoo.tasks],
         [task_images(task, images).train for task in zoo.tasks.values()],
-        [zoo.rest(task) for task in zoo.tasks],
+        [zoo.frozen(task) for task in zoo.tasks],
         device,
     )
 
@@ -133,7 +134,7 @@ def reconstruction_accuracy(
             for vectors, found in ((scaled, before), (decoded, after)):
                 raw = networks.joint.extract(sampler.scale.invert(vectors, index), layout)
                 bare = WeightBatch(
-                    networks.joint.layouts[layout], raw, rest=networks.frozen[layout]
+                    networks.joint.layouts[layout], raw, frozen=networks.frozen[layout]
                 )
                 batch = bare.calibrated(data.train.images, batch_size=_PROBE_BATCH)
                 found.append(float(evaluate(batch, x, y).mean()))

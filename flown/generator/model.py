@@ -27,7 +27,8 @@ from flown.base.files import read_json, write_json
 from flown.base.run import Run, digest
 from flown.base.seeding import seeded
 from flown.context import SupportEncoder
-from flown.context.tokens import TOKENS, Contexts, Images, token_width
+from flown.context.support import TOKENS, pick_queries, token_width
+from flown.context.tokens import Contexts, Images
 from flown.flow.marginals import time_of
 from flown.flow.samplers import Samples, solve
 from flown.generator import files, modelcard
@@ -168,9 +169,9 @@ class Flown(nn.Module, ModelHubMixin):
                 f"{self.classes}"
             )
         features = self.support.features(images.to(self.device))
-        generator = torch.Generator().manual_seed(seed)
+        queries = pick_queries(labels, count, torch.Generator().manual_seed(seed)).to(self.device)
         encode = TOKENS[self.config.context.tokens]
-        tokens = encode(self.support, features, labels.to(self.device), count, generator)
+        tokens = encode(self.support, features[None], labels.to(self.device), queries[None])[0]
         return nn.functional.pad(tokens, (0, 0, 0, self.classes - count))
 
     @torch.no_grad()
@@ -365,7 +366,7 @@ class Flown(nn.Module, ModelHubMixin):
         if config.context.mode != "none":
             with seeded(config.seed):
                 support = SupportEncoder.from_values(values["support"])
-        frozen = files.rests(tensors["encoder"], len(layouts))
+        frozen = files.frozen(tensors["encoder"], len(layouts))
         prior = files.floats("prior", tensors["flow"])
         model = cls.untrained(config, layouts, known, support, frozen, prior)
         model.epochs, model.card = tuple(values.get("epochs", ())), values.get("card", {})

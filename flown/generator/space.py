@@ -81,7 +81,7 @@ class LatentSpace(nn.Module):
         chosen = self.joint.layouts[layout]
         if not torch.isfinite(vectors).all():
             raise FlownError(f"decoding gave NaN or Inf weights of {chosen.net}")
-        return WeightBatch(chosen, vectors, rest=self.frozen[layout])
+        return WeightBatch(chosen, vectors, frozen=self.frozen[layout])
 
     def source(self, config: FlownConfig, prior: Mapping[str, Tensor]) -> flow.Source:
         """The flow's source distribution p0.

@@ -231,7 +231,7 @@ class _Method:
             "temperature": self.tau,
             "classes": list(classes),
         }
-        return WeightBatch(layout, weights, made, rest={"centre": self.centre}, task=about)
+        return WeightBatch(layout, weights, made, frozen={"centre": self.centre}, task=about)
 
     def probabilities(self, queries: Pictures) -> Tensor:
         """Probabilities (N, C) of pictures."""

@@ -180,7 +180,7 @@ def _check(batch: WeightBatch, images: ImageData) -> None:
 
 def _plan(batch: WeightBatch, images: ImageData, config: FinetuneConfig) -> dict[str, Any]:
     """What decides the result's bits, but for the code."""
-    weights = [batch.vectors, *batch.rest.values()]
+    weights = [batch.vectors, *batch.frozen.values()]
     return {
         "config": config.model_dump(mode="json"),
         "data": images.name,
@@ -206,14 +206,14 @@ class _Run:
                 f"{config.batch_size}; lower the batch size"
             )
         self.batch = batch.to(device).calibrated(self.train.images, batch_size=config.batch_size)
-        layout, rest = self.batch.layout, self.batch.rest
-        net = construction.fill(layout.architecture.build(), rest)
-        frozen = any(name not in layout.names for name, _ in net.named_parameters())
-        own = [x for x in batchnorm.layers(net) if f"{x}.running_mean" not in rest]
-        x = self.train.images if frozen else layout.architecture.preprocess(self.train.images)
+        layout, frozen = self.batch.layout, self.batch.frozen
+        net = construction.fill(layout.architecture.build(), frozen)
+        subset = any(name not in layout.names for name, _ in net.named_parameters())
+        own = [x for x in batchnorm.layers(net) if f"{x}.running_mean" not in frozen]
+        x = self.train.images if subset else layout.architecture.preprocess(self.train.images)
         rates, decays = [config.learning_rate] * len(batch), [config.weight_decay] * len(batch)
         self.engine = trainer(
-            batchnorm.by_batch(net.train(not frozen), own),
+            batchnorm.by_batch(net.train(not subset), own),
             layout,
             self.batch.vectors,
             x,
@@ -221,7 +221,7 @@ class _Run:
             rates,
             decays,
             device,
-            rest if frozen else None,
+            frozen if subset else None,
         )
         self.scale = config.scale(self.steps)
         self.points: list[Point] = []
@@ -276,7 +276,7 @@ class _Run:
             layout,
             self.engine.vectors.clone(),
             origin,
-            self.batch.rest,
+            self.batch.frozen,
             task=Task.of(images),
         )
         return own.calibrated(self.train.images, batch_size=self.config.batch_size)

@@ -27,10 +27,7 @@ class Lookup:
         generator = torch.Generator().manual_seed(seed)
         self.tasks = contexts.tasks
         self.means = torch.stack(
-            [
-                torch.stack([contexts.one(i, generator) for _ in range(DRAWS)]).mean(dim=0)
-                for i in range(len(contexts.tasks))
-            ]
+            [contexts.sets([i] * DRAWS, generator).mean(dim=0) for i in range(len(contexts.tasks))]
         )
 
     def task(self, tokens: Tensor, classes: int) -> str:

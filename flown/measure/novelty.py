@@ -82,11 +82,6 @@ def held_out_distance(training: Tensor, held_out: Tensor) -> float:
     return unit
 
 
-def l2_ratio(generated: Tensor, training: Tensor, held_out: Tensor) -> Tensor:
-    """Distance to the nearest training network in units of a held-out network's, (n,)."""
-    return nearest_distance(generated, training) / held_out_distance(training, held_out)
-
-
 def iou(wrong: Tensor, others: Tensor) -> Tensor:
     """Intersection over union of wrong-prediction masks (n, N) and (m, N), as (n, m).
 

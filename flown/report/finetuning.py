@@ -7,8 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
+from flown.base.printable import Console
 from flown.base.provenance import Row
 from flown.measure.finetune import Point
 from flown.report import html, terminal

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flown.base.files import write_text
+from flown.base.printable import printable
 from flown.generator.card import SUPPORTS, Card
 from flown.report import plots, tables
 from flown.report.style import encode, look
@@ -95,7 +96,7 @@ def write_page(
         f"<title>{escape(title)}</title><style>{_CSS}{css}</style>"
     )
     page = f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
-    write_text(path, page)
+    write_text(path, printable(page))
 
 
 def _tables(card: Card) -> list[str]:

@@ -8,8 +8,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
+from flown.base.printable import Console
 from flown.base.provenance import Row
 from flown.report import html, terminal
 from flown.report.style import LOOKS, TASK_COLOURS, legend, look, panels
@@ -62,12 +61,6 @@ def table(rows: Sequence[Row], dataset: str) -> list[list[str]]:
         ]
         for (variant, method), metrics in found.items()
     ]
-
-
-def markdown(rows: Sequence[Row], dataset: str) -> str:
-    """The same table in Markdown."""
-    lines = [HEAD, ["---"] + ["---:"] * (len(HEAD) - 1), *table(rows, dataset)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _cell(row: Row | None) -> str:

@@ -7,11 +7,11 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.markup import escape as escape_markup
 from rich.table import Table
 from rich.text import Text
 
+from flown.base.printable import Console
 from flown.report import html, population_plots, tables, terminal
 from flown.report.style import encode
 from flown.zoo import Zoo

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from flown.base.printable import Console
 from flown.base.provenance import Row
 from flown.report import html, terminal
 from flown.report.tables import NONE, Table

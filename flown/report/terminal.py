@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from flown.base.printable import Console
 from flown.generator.card import Card
 from flown.report import tables
 from flown.report.style import look

@@ -32,7 +32,7 @@ class WeightBatch:
 
     Args:
         vectors: (n, D).
-        rest: what the layout leaves out and all networks share, by state_dict name, `(*shape)`:
+        frozen: what the layout leaves out and all networks share, by state_dict name, `(*shape)`:
             frozen parameters, and buffers that a fresh network does not have.
         buffers: BatchNorm statistics of each network's own, `(n, *shape)`; see `calibrated`.
         task: what the networks are for, where they are for one thing and it is known.
@@ -43,7 +43,7 @@ class WeightBatch:
         layout: WeightLayout,
         vectors: Tensor,
         provenance: Mapping[str, Any] | None = None,
-        rest: Mapping[str, Tensor] | None = None,
+        frozen: Mapping[str, Tensor] | None = None,
         buffers: Mapping[str, Tensor] | None = None,
         task: Task | None = None,
     ) -> None:
@@ -54,7 +54,7 @@ class WeightBatch:
         self.vectors = vectors
         self.provenance = dict(provenance or {})
         self.task = task
-        self.rest = {name: tensor.to(vectors.device) for name, tensor in (rest or {}).items()}
+        self.frozen = {name: tensor.to(vectors.device) for name, tensor in (frozen or {}).items()}
         self.buffers = {k: tensor.to(vectors.device) for k, tensor in (buffers or {}).items()}
 
     def __len__(self) -> int:
@@ -62,15 +62,15 @@ class WeightBatch:
 
     def __getitem__(self, rows: slice | list[int] | Tensor) -> WeightBatch:
         buffers = {name: tensor[rows] for name, tensor in self.buffers.items()}
-        return self._like(self.vectors[rows], self.rest, buffers)
+        return self._like(self.vectors[rows], self.frozen, buffers)
 
     def __repr__(self) -> str:
         return f"WeightBatch({len(self)} x {self.name}, D={self.layout.size})"
 
     def _like(
-        self, vectors: Tensor, rest: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
+        self, vectors: Tensor, frozen: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
     ) -> WeightBatch:
-        return WeightBatch(self.layout, vectors, self.provenance, rest, buffers, self.task)
+        return WeightBatch(self.layout, vectors, self.provenance, frozen, buffers, self.task)
 
     @property
     def name(self) -> str:
@@ -83,25 +83,25 @@ class WeightBatch:
         return self.layout.architecture.build().eval().to(self.vectors.device)
 
     def _check_parameters(self) -> None:
-        known = {*self.layout.names, *self.rest}
+        known = {*self.layout.names, *self.frozen}
         missing = [name for name, _ in self.network.named_parameters() if name not in known]
         if missing:
             raise FlownError(
                 f"{self.name}: a subset of the network, {len(missing)} of its tensors "
                 f"('{missing[0]}', ...) are missing; pass the frozen rest: "
-                "WeightBatch(..., rest=zoo.rest(task))"
+                "WeightBatch(..., frozen=zoo.frozen(task))"
             )
 
     @cached_property
     def _constants(self) -> dict[str, Tensor]:
         """Buffers that the architecture alone decides; raises where anything else is unknown."""
         self._check_parameters()
-        known = {*self.rest, *self.buffers}
+        known = {*self.frozen, *self.buffers}
         for name in sorted(construction.drawn(self.layout.architecture) - known):
             raise FlownError(
                 f"{self.name}: its constructor draws buffer "
                 f"'{name}' at random, and these networks' is not known; pass it: "
-                "WeightBatch(..., rest={name: buffer})"
+                "WeightBatch(..., frozen={name: buffer})"
             )
         for name in batchnorm.layers(self.network):
             if f"{name}.running_mean" not in known:
@@ -119,7 +119,7 @@ class WeightBatch:
 
     def on(self, vectors: Tensor) -> WeightBatch:
         """Other networks (m, D) of the same layout on the same frozen rest."""
-        return WeightBatch(self.layout, vectors, rest=self.rest, task=self.task)
+        return WeightBatch(self.layout, vectors, frozen=self.frozen, task=self.task)
 
     def bare(self) -> WeightBatch:
         """The same networks without the BatchNorm statistics that depend on their weights."""
@@ -128,8 +128,8 @@ class WeightBatch:
         shape = self.layout.architecture.input_shape
         images = torch.zeros(2, *shape, device=self.vectors.device)
         own = batchnorm.influenced(self.network, self.layout.names, images)
-        rest = {name: tensor for name, tensor in self.rest.items() if name not in own}
-        return self._like(self.vectors, rest, {})
+        frozen = {name: tensor for name, tensor in self.frozen.items() if name not in own}
+        return self._like(self.vectors, frozen, {})
 
     def state_dict(self, i: int) -> dict[str, Tensor]:
         """The i-th network's state dict; a copy.
@@ -139,7 +139,7 @@ class WeightBatch:
                 at random are missing.
         """
         own = self.layout.unpack(self.vectors[i][None])
-        tensors = self._constants | self.rest | {name: tensor[0] for name, tensor in own.items()}
+        tensors = self._constants | self.frozen | {name: tensor[0] for name, tensor in own.items()}
         tensors |= {name: tensor[i] for name, tensor in self.buffers.items()}
         for name, first in construction.second_names(self.network).items():
             tensors[name] = tensors[first]  # of one weight under two names
@@ -165,7 +165,7 @@ class WeightBatch:
         """
         _ = self._constants  # whatever is missing is named
         own = self.layout.unpack(self.vectors) | self.buffers
-        return stacked.forward(self.network, own, images, self.rest)
+        return stacked.forward(self.network, own, images, self.frozen)
 
     def calibrated(
         self, images: Tensor, batches: int = 50, batch_size: int = 64, seed: int = 0
@@ -173,7 +173,7 @@ class WeightBatch:
         """The same networks with BatchNorm statistics estimated anew; unchanged without BatchNorm.
 
         Statistics that generated weights have no influence on are the same in all networks and
-        become part of `rest`.
+        become part of `frozen`.
 
         Args:
             images: uint8 (N, c, H, W) *training* images; labels are not needed, test images must
@@ -191,11 +191,11 @@ class WeightBatch:
         own, shared = batchnorm.statistics(
             self.network,
             self.layout.unpack(self.vectors),
-            self.rest,
+            self.frozen,
             (architecture.preprocess(some.to(device)) for some in chosen),
         )
-        rest = {name: tensor for name, tensor in self.rest.items() if name not in own}
-        return self._like(self.vectors, rest | shared, own)
+        frozen = {name: tensor for name, tensor in self.frozen.items() if name not in own}
+        return self._like(self.vectors, frozen | shared, own)
 
     def save(self, path: Path | str) -> None:
         """Writes the safetensors file whole.
@@ -204,7 +204,7 @@ class WeightBatch:
             FlownError: a weight is NaN or Inf, or the file cannot be written.
         """
         tensors = self.layout.unpack(self.vectors)
-        tensors |= {f"rest/{name}": tensor for name, tensor in self.rest.items()}
+        tensors |= {f"rest/{name}": tensor for name, tensor in self.frozen.items()}
         tensors |= {f"buffers/{name}": tensor for name, tensor in self.buffers.items()}
         check_finite(tensors, path)
         metadata = {
@@ -247,4 +247,4 @@ class WeightBatch:
 
     def to(self, device: torch.device | str) -> WeightBatch:
         """The same networks on another device."""
-        return self._like(self.vectors.to(device), self.rest, self.buffers)
+        return self._like(self.vectors.to(device), self.frozen, self.buffers)

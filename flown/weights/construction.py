@@ -98,20 +98,20 @@ def drawn_once(layout: WeightLayout, seed: int) -> dict[str, Tensor]:
 
 
 def check_buffers_stay(
-    net: nn.Module, name: str, images: Tensor, rest: Mapping[str, Tensor] | None = None
+    net: nn.Module, name: str, images: Tensor, frozen: Mapping[str, Tensor] | None = None
 ) -> None:
     """Raises FlownError where a forward pass, in the network's present mode, changes a buffer.
 
     Args:
         name: the network's.
         images: preprocessed, (B, c, H, W).
-        rest: as `stacked.forward`'s.
+        frozen: as `stacked.forward`'s.
     """
-    before = {key: buffer for key, buffer in net.named_buffers() if key not in (rest or {})}
+    before = {key: buffer for key, buffer in net.named_buffers() if key not in (frozen or {})}
     if not before:
         return
     after = {key: buffer.clone() for key, buffer in before.items()}
-    given = {**(rest or {}), **after}
+    given = {**(frozen or {}), **after}
     _run(net, given, images)
     for key, buffer in before.items():
         if not (_same(buffer, after[key]) and _same(buffer, given[key])):

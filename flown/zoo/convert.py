@@ -13,7 +13,7 @@ from flown.nets.architecture import Architecture
 from flown.tasks.task import Task
 from flown.weights.layout import WeightLayout
 from flown.zoo.rows import Row
-from flown.zoo.store import Zoo, rest_file
+from flown.zoo.store import Zoo, frozen_file
 
 OLD = "flown-zoo-1"
 
@@ -41,7 +41,7 @@ def convert(source: Path | str, out: Path | str, overwrite: bool = False) -> Zoo
         _copy(source / shard, out / shard)
     for task, number in numbers.items():
         if (frozen := source / f"rest-{task}.safetensors").exists():
-            _copy(frozen, rest_file(out, number))
+            _copy(frozen, frozen_file(out, number))
     kept = {key: value for key, value in about.items() if key not in ("format", "layouts")}
     return Zoo.write(out, layouts, tasks, rows, kept)
 

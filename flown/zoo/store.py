@@ -57,7 +57,7 @@ class Zoo:
         self.rows = tuple(rows)
         self.about = about
         self._mapped: dict[str, Mapped] = {}
-        self._rest: dict[int, dict[str, Tensor]] = {}
+        self._frozen: dict[int, dict[str, Tensor]] = {}
 
     @classmethod
     def open(cls, path: Path | str) -> Zoo:
@@ -157,10 +157,10 @@ class Zoo:
         rows: list[Row] = []
         for zoo in zoos:
             for index, layout in enumerate(zoo.layouts):
-                frozen = zoo.rest_of(index)
+                frozen = zoo.frozen_of(index)
                 place = _place(layout, frozen, layouts)
                 if frozen:
-                    save_tensors(rest_file(out, place), frozen)
+                    save_tensors(frozen_file(out, place), frozen)
                 places = [i for i, row in enumerate(zoo.rows) if row.layout == index]
                 for start in range(0, len(places), _ROWS):
                     chosen = places[start : start + _ROWS]
@@ -264,20 +264,20 @@ class Zoo:
             self.layouts[index],
             self.read(self.places[task]),
             {"zoo": str(self.path)},
-            self.rest_of(index),
+            self.frozen_of(index),
             task=self.tasks[task],
         )
 
-    def rest(self, task: str) -> dict[str, Tensor]:
+    def frozen(self, task: str) -> dict[str, Tensor]:
         """What networks of a subset share, by state_dict name; nothing for whole networks."""
-        return self.rest_of(self.place(task))
+        return self.frozen_of(self.place(task))
 
-    def rest_of(self, layout: int) -> dict[str, Tensor]:
-        """As `rest`, of the networks of a layout."""
-        if layout not in self._rest:
-            path = rest_file(self.path, layout)
-            self._rest[layout] = load_tensors(path)[0] if path.exists() else {}
-        return self._rest[layout]
+    def frozen_of(self, layout: int) -> dict[str, Tensor]:
+        """As `frozen`, of the networks of a layout."""
+        if layout not in self._frozen:
+            path = frozen_file(self.path, layout)
+            self._frozen[layout] = load_tensors(path)[0] if path.exists() else {}
+        return self._frozen[layout]
 
     def read(self, places: Sequence[int]) -> Tensor:
         """The weights (n, D) of some `rows`, by their places, all of one layout.
@@ -379,7 +379,7 @@ class Zoo:
         return found
 
 
-def rest_file(folder: Path, layout: int) -> Path:
+def frozen_file(folder: Path, layout: int) -> Path:
     """Where a subset zoo keeps what the networks of a layout share."""
     return folder / f"rest-{layout}.safetensors"
 

@@ -86,13 +86,13 @@ def influenced(net: nn.Module, tensors: Collection[str], images: Tensor) -> set[
 def statistics(
     net: nn.Module,
     tensors: Mapping[str, Tensor],
-    rest: Mapping[str, Tensor],
+    frozen: Mapping[str, Tensor],
     batches: Iterable[Tensor],
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Running statistics of n networks under their state_dict names.
 
     Args:
-        net: the architecture. tensors, rest: as `stacked.forward`'s.
+        net: the architecture. tensors, frozen: as `stacked.forward`'s.
         batches: preprocessed images (B, c, H, W) each, shown to all networks.
 
     Returns:
@@ -108,10 +108,10 @@ def statistics(
 
     def one(some: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
         found.clear()
-        torch.func.functional_call(seen, {**rest, **some}, (x,))
+        torch.func.functional_call(seen, {**frozen, **some}, (x,))
         return dict(found)
 
-    size = stacked.GROUP * (4 if rest else 1)
+    size = stacked.GROUP * (4 if frozen else 1)
     every = partial(stacked.each, seen, one, dict(tensors), size=size)
     means: dict[str, Tensor] = {}
     own: set[str] = set()

@@ -40,7 +40,7 @@ def forward(
     net: nn.Module,
     tensors: Mapping[str, Tensor],
     images: Tensor,
-    rest: Mapping[str, Tensor] | None = None,
+    frozen: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Logits of n networks.
 
@@ -48,34 +48,36 @@ def forward(
         net: the architecture; its own weights are not used.
         tensors: parameters by name, each (n, *shape).
         images: (B, c, H, W) shown to all, or (n, B, c, H, W), each network its own.
-        rest: tensors by name that all networks share, each (*shape).
+        frozen: tensors by name that all networks share, each (*shape).
 
     Returns:
         Logits (n, B, C).
     """
     n = len(next(iter(tensors.values())))
     own, cpu = images.ndim == 5, images.device.type == "cpu"
-    layers = None if rest else plain.layers(net)
+    layers = None if frozen else plain.layers(net)
     if layers and cpu and not own and n and not (torch.is_grad_enabled() and images.requires_grad):
         found = _compiled(net, tensors, images)
         if found is not None:
             return found
     if layers and not plain.agrees(net, images.shape[-3:], "stacked", partial(_forward, layers)):
         layers = None
-    size, most = chunk(net, n, images, bool(rest), general=not layers)
+    size, most = chunk(net, n, images, bool(frozen), general=not layers)
     parts = []
     for start in range(0, n, size):
         chosen = {name: tensor[start : start + size] for name, tensor in tensors.items()}
         seen = [images[start : start + size]] if own else images.split(most)
         logits = [
-            _forward(layers, chosen, x) if layers else _general(net, chosen, x, rest or {})
+            _forward(layers, chosen, x) if layers else _general(net, chosen, x, frozen or {})
             for x in seen
         ]
         parts.append(logits[0] if len(logits) == 1 else torch.cat(logits, dim=1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def chunk(net: nn.Module, n: int, images: Tensor, rest: bool, *, general: bool) -> tuple[int, int]:
+def chunk(
+    net: nn.Module, n: int, images: Tensor, frozen: bool, *, general: bool
+) -> tuple[int, int]:
     """How many of n networks, and of the images shown to all, go through at once.
 
     On a CPU groups of networks stay in cache. On a GPU no layer's output has more numbers than
@@ -85,11 +87,11 @@ def chunk(net: nn.Module, n: int, images: Tensor, rest: bool, *, general: bool) 
 
     Args:
         images: (B, c, H, W), or (n, B, c, H, W).
-        rest: whether networks share tensors, so that layers before the first that differs run once.
+        frozen: whether networks share tensors, so that layers before the first that differs run once.
         general: whether networks go through `vmap`, whose copies of images are what costs on a CPU.
     """
     cpu = images.device.type == "cpu"
-    networks = (4 * GROUP if rest else GROUP) if cpu else max(1, n)
+    networks = (4 * GROUP if frozen else GROUP) if cpu else max(1, n)
     whole = torch.is_grad_enabled() or any(module.training for module in net.modules())
     if images.ndim == 5:
         return networks, max(1, images.shape[1])
@@ -243,10 +245,10 @@ def _looped(
 
 
 def _general(
-    net: nn.Module, tensors: Mapping[str, Tensor], images: Tensor, rest: Mapping[str, Tensor]
+    net: nn.Module, tensors: Mapping[str, Tensor], images: Tensor, frozen: Mapping[str, Tensor]
 ) -> Tensor:
     def one(some: dict[str, Tensor], x: Tensor) -> Any:
-        return torch.func.functional_call(net, {**rest, **some}, (x,))
+        return torch.func.functional_call(net, {**frozen, **some}, (x,))
 
     logits: Tensor = each(net, one, dict(tensors), images)
     return logits

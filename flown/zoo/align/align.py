@@ -93,7 +93,7 @@ def align_zoo(
         some = [zoo.rows[place] for place in zoo.places[task]]
         batch = zoo.batch(task)
         layout = batch.layout
-        if shared := construction.constants(batch.network).keys() & batch.rest.keys():
+        if shared := construction.constants(batch.network).keys() & batch.frozen.keys():
             raise FlownError(
                 f"{zoo.path}: networks for task '{task}' share buffer '{min(shared)}', which a "
                 "permutation of one network might have to change"

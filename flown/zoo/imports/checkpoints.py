@@ -30,7 +30,7 @@ from flown.zoo.imports import modelzoos, statefiles
 from flown.zoo.imports.modelzoos import Found, Skipped
 from flown.zoo.imports.statefiles import Fitted, Naming
 from flown.zoo.rows import Row, checksum
-from flown.zoo.store import Zoo, rest_file
+from flown.zoo.store import Zoo, frozen_file
 from flown.zoo.train.shard import splits
 
 __all__ = ["Skipped", "from_checkpoints", "from_modelzoos"]
@@ -242,7 +242,7 @@ class _Import:
         split = splits(models, seed, held_out)
         rows = [row._replace(split=split[row.model]) for row in writer.rows]
         if self.constants:
-            save_tensors(rest_file(out, 0), self.constants)
+            save_tensors(frozen_file(out, 0), self.constants)
         write_json(out / "import.json", self._report(rows))
         about = {
             "import": {"format": self.kind, "source": str(self.path)},

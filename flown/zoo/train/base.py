@@ -22,7 +22,7 @@ from flown.base.seeding import seeded
 from flown.tasks import ImageData, ManyClass
 from flown.weights import construction
 from flown.weights.layout import WeightLayout
-from flown.zoo.store import rest_file
+from flown.zoo.store import frozen_file
 from flown.zoo.train.recipes import Recipe
 
 _ADAM = ("step", "exp_avg", "exp_avg_sq")
@@ -64,8 +64,8 @@ class Base:
             self._checkpoint(net, adam, epoch)
             yield epoch
         tensors = _state(net)
-        rest = {name: value for name, value in tensors.items() if name not in self.layout.names}
-        save_tensors(rest_file(self.out, 0), rest)
+        frozen = {name: value for name, value in tensors.items() if name not in self.layout.names}
+        save_tensors(frozen_file(self.out, 0), frozen)
         save_tensors(start_file(self.out), {name: tensors[name] for name in self.layout.names})
         self._progress.unlink(missing_ok=True)
 
@@ -120,8 +120,8 @@ def start_file(out: Path) -> Path:
 def load_base(layout: WeightLayout, out: Path) -> tuple[Tensor, dict[str, Tensor]]:
     """Where training of the subset begins, (1, D), and the frozen rest."""
     start, _ = load_tensors(start_file(out))
-    rest, _ = load_tensors(rest_file(out, 0))
-    return layout.pack({name: tensor[None] for name, tensor in start.items()}), rest
+    frozen, _ = load_tensors(frozen_file(out, 0))
+    return layout.pack({name: tensor[None] for name, tensor in start.items()}), frozen
 
 
 def _state(net: nn.Module) -> dict[str, Tensor]:

@@ -129,20 +129,20 @@ class Shard:
         self.seeds = [plan.model_seed(model) for model in self.members]
         self.steps = self.lessons.count // self.recipe.batch_size  # an epoch
         self.start: Tensor | None = None
-        self.rest: dict[str, Tensor] | None = None
+        self.frozen: dict[str, Tensor] | None = None
         self.shared = construction.drawn_once(layout, plan.base_seed)  # buffers of whole networks
         if self.recipe.subset is not None:
-            self.start, self.rest = load_base(layout, out)
+            self.start, self.frozen = load_base(layout, out)
         self.net = self._trained()
 
     def _trained(self) -> nn.Module:
         """The network in training mode; of a frozen rest no layer is in it."""
         net = construction.fill(self.layout.architecture.build(), self.shared).train(
-            self.rest is None
+            self.frozen is None
         )
         norms = batchnorm.layers(net)
         own = [x for x in norms if {f"{x}.weight", f"{x}.bias"} & set(self.layout.names)]
-        return batchnorm.by_batch(net, own if self.rest is not None else norms)
+        return batchnorm.by_batch(net, own if self.frozen is not None else norms)
 
     @property
     def done(self) -> bool:
@@ -154,7 +154,7 @@ class Shard:
             yield self.recipe.epochs
             return
         # Networks with a frozen rest are large, and so are their inputs.
-        self.lessons.prepare(self.layout.architecture if self.rest is None else None)
+        self.lessons.prepare(self.layout.architecture if self.frozen is None else None)
         variants = [self.recipe.variant(model) for model in self.members]
         engine = trainer(
             self.net,
@@ -165,18 +165,18 @@ class Shard:
             [v.learning_rate for v in variants],
             [v.weight_decay for v in variants],
             self.device,
-            self.rest,
+            self.frozen,
         )
         kept: Kept = {}
         for epoch in range(self._restore(engine, kept) + 1, self._last + 1):
             for step in self._epoch(engine, epoch):
                 kept[step] = (engine.vectors.cpu().clone(),)
-                if self.rest is None:
+                if self.frozen is None:
                     kept[step] += self._accuracies(engine.vectors)
                     self.note = f"validation accuracy {float(kept[step][2].mean()):.1f} %"
             self._checkpoint(engine, epoch, kept)
             yield epoch
-        if self.rest is not None:  # at once: what is frozen then runs once for all checkpoints
+        if self.frozen is not None:  # at once: what is frozen then runs once for all checkpoints
             vectors = torch.cat([entry[0] for entry in kept.values()])
             found = self._accuracies(vectors.to(self.device))
             split = zip(*(accuracy.split(len(self.members)) for accuracy in found), strict=True)
@@ -233,7 +233,7 @@ class Shard:
     @torch.no_grad()
     def _accuracies(self, vectors: Tensor) -> tuple[Tensor, ...]:
         """Training and validation accuracies (n,), BatchNorm calibrated on batches like training's."""
-        batch = WeightBatch(self.layout, vectors, rest=self.rest or self.shared)
+        batch = WeightBatch(self.layout, vectors, frozen=self.frozen or self.shared)
         if self.lessons.seen is None:
             return tuple(self._own_accuracies(batch, part) for part in ("train", "val"))
         batch = batch.calibrated(self.lessons.seen, batch_size=self.recipe.batch_size)

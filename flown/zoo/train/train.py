@@ -20,7 +20,7 @@ from flown.version import __version__
 from flown.weights import construction
 from flown.weights.layout import WeightLayout
 from flown.zoo.rows import read_rows
-from flown.zoo.store import Zoo, rest_file
+from flown.zoo.store import Zoo, frozen_file
 from flown.zoo.train.base import Base, start_file
 from flown.zoo.train.cluster import train_shards
 from flown.zoo.train.lessons import lessons
@@ -88,7 +88,7 @@ def train_zoo(
     run.plan["classes"] = None if recipe.tasks else list(images.classes)
     run.write()
     if recipe.subset is None and (shared := construction.drawn_once(layout, plan.base_seed)):
-        save_tensors(rest_file(out, 0), shared)
+        save_tensors(frozen_file(out, 0), shared)
     if recipe.subset is not None:
         base = Base(recipe, layout, images, out, plan.base_seed, device)
         with bar(f"base of {recipe.name}", recipe.base_epochs) as update:

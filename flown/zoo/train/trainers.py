@@ -50,26 +50,26 @@ def trainer(
     rates: Sequence[float],
     decays: Sequence[float],
     device: str,
-    rest: Mapping[str, Tensor] | None = None,
+    frozen: Mapping[str, Tensor] | None = None,
 ) -> Trainer:
     """The fastest trainer for these networks.
 
     Args:
         net: the architecture. vectors: (n, D), where training begins.
-        x: images (N, c, H, W), preprocessed; with `rest` also uint8, preprocessed batch by batch.
+        x: images (N, c, H, W), preprocessed; with `frozen` also uint8, preprocessed batch by batch.
         rates, decays: learning rate and weight decay of each network.
-        rest: frozen tensors by name, where the layout is of a subset.
+        frozen: the other tensors by name, where the layout is of a subset.
 
     Raises:
         FlownError: a forward pass in the mode that `net` is in changes a buffer.
     """
-    if device == "cpu" and rest is None:
+    if device == "cpu" and frozen is None:
         found = Threads.of(net, vectors, x, batch, rates, decays)
         if found is not None:
             return found
-    made = Stacked(net, layout, vectors, x, batch, rates, decays, device, rest)
+    made = Stacked(net, layout, vectors, x, batch, rates, decays, device, frozen)
     seen = prepared(layout.architecture, made.x[:2])
-    construction.check_buffers_stay(made.net, layout.net, seen, made.rest)
+    construction.check_buffers_stay(made.net, layout.net, seen, made.frozen)
     return made
 
 
@@ -151,10 +151,10 @@ class Stacked:
         rates: Sequence[float],
         decays: Sequence[float],
         device: str,
-        rest: Mapping[str, Tensor] | None = None,
+        frozen: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.net, self.layout, self.batch = net.to(device), layout, batch
-        self.rest = {name: tensor.to(device) for name, tensor in (rest or {}).items()}
+        self.frozen = {name: tensor.to(device) for name, tensor in (frozen or {}).items()}
         self.x = x.contiguous().to(device)
         self.vectors = vectors.to(device, copy=True)
         self.moments = self.vectors.new_zeros(len(vectors), 2, vectors.shape[1])
@@ -173,9 +173,9 @@ class Stacked:
     def _step(self, rows: Tensor, labels: Tensor, step: int, rates: Tensor) -> Tensor:
         leaf = self.vectors.detach().requires_grad_()
         # One order for all, and what is frozen runs once for all.
-        once = bool(self.rest) and bool((rows == rows[0]).all())
+        once = bool(self.frozen) and bool((rows == rows[0]).all())
         images = prepared(self.layout.architecture, self.x[rows[0] if once else rows])
-        logits = stacked.forward(self.net, self.layout.unpack(leaf), images, self.rest)
+        logits = stacked.forward(self.net, self.layout.unpack(leaf), images, self.frozen)
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
         losses: Tensor = loss.unflatten(0, labels.shape).mean(dim=1)  # (n,)
         (grad,) = torch.autograd.grad(losses.sum(), leaf)

@@ -79,7 +79,7 @@ def test_the_pool_shows_each_network_its_tasks_images(glyphs: ManyClass) -> None
         images = lessons.task(model).images(glyphs)
         for part, split in (("train", images.train), ("val", images.val)):
             rows, labels = lessons.lesson(model, part)
-            pool = lessons.train if part == "train" else lessons.val
+            pool = lessons.images(part)
             seen = {
                 (label, image.numpy().tobytes())
                 for label, image in zip(labels.tolist(), pool[rows], strict=True)

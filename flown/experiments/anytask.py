@@ -49,14 +49,14 @@ class AnyTaskStudy(Config):
     lookup: str = "flown-small"
     rows: tuple[Unseen, ...] = ROWS
     validation: tuple[Unseen, ...] = VALIDATION
-    samples: int = 8
-    nets: tuple[str, ...] = ("conv4-32", "conv4-16", "conv4-8", "cnn-medium", "cnn-small")
+    samples: int = 6
+    nets: tuple[str, ...] = ("conv4-32", "conv4-8", "cnn-medium", "cnn-small")
     scratch: tuple[str, ...] = ("cnn-small", "conv4-8")
     scratch_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     scratch_steps: int = 200
-    trained_nets: tuple[str, ...] = ("conv4-32", "cnn-small")
+    trained_nets: tuple[str, ...] = ("conv4-8", "cnn-small")
     base_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
-    few: int = 30
+    few: int = 20
     seed: int = 0
 
 
@@ -163,9 +163,10 @@ def measure(
             }
         )
         found[f"base body {net}"] = [_base(model, images, tasks, i, net) for i in range(row.tasks)]
+    pair = config.model_copy(update={"samples": 2})
     for name in ("another task's support", "shuffled labels", "no support"):
         found[f"{name} {config.nets[0]}"] = [
-            _generated(model, images, tasks, i, config.nets[0], config, name).accuracies.mean()
+            _generated(model, images, tasks, i, config.nets[0], pair, name).accuracies.mean()
             for i in range(min(config.few, row.tasks))
         ]
     seen = _standard(images, tasks)

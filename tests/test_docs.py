@@ -9,6 +9,7 @@ import pytest
 
 from flown.base.files import read_json
 from flown.base.provenance import Row
+from flown.report import anytask
 
 ROOT = Path(__file__).parents[1]
 SETS = ("mnist", "fashion_mnist", "cifar10", "natural10")
@@ -181,3 +182,40 @@ def table5() -> str:
 @pytest.mark.parametrize("write", [table1, table2, table3, table4, table5])
 def test_tables_are_those_of_the_results(write: Callable[[], str]) -> None:
     assert write() in (ROOT / "docs" / "tables.md").read_text("utf-8"), write()
+
+
+METHODS = {
+    "conv4-32": "flown-any conv4-32",
+    "cnn-small": "flown-any cnn-small",
+    "centroid of pixels": "nearest centroid of pixels",
+    "base body": "base body conv4-32",
+    "scratch": "scratch conv4-8",
+    "base conv4-8, 5 steps": "base trained 5 steps conv4-8",
+    "base conv4-8, 50 steps": "base trained 50 steps conv4-8",
+    "lookup": "lookup",
+}
+ABLATIONS = {
+    "its support": "flown-any conv4-32",
+    "another task's": "another task's support conv4-32",
+    "labels shuffled": "shuffled labels conv4-32",
+    "noise": "no support conv4-32",
+}
+
+
+def unseen(name: str) -> str:
+    """A table of docs/any-task.md."""
+    rows = results("anytask")
+    made = {
+        "leads": anytask.leads,
+        "populations": lambda rows: anytask.populations(
+            [row for row in rows if str(row["method"]).endswith(("conv4-32", "cnn-small"))]
+        ),
+        "methods": lambda rows: anytask.beside(rows, METHODS),
+        "ablations": lambda rows: anytask.beside(rows, ABLATIONS),
+    }
+    return table(*made[name](rows))
+
+
+@pytest.mark.parametrize("name", ["leads", "populations", "methods", "ablations"])
+def test_tables_of_unseen_tasks_are_those_of_the_results(name: str) -> None:
+    assert unseen(name) in (ROOT / "docs" / "any-task.md").read_text("utf-8"), unseen(name)

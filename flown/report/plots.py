@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from flown.generator.card import Card, TaskCard
 from flown.report.style import LOOKS, SOURCE, TASK_COLOURS, figure, legend, look, panels
 from flown.training import History
+from flown.weights.geometry import principal
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -222,17 +222,12 @@ def latents(card: Card) -> Figure | None:
     """Zoo, held-out networks, source, samples and their paths in the zoo's two main directions."""
     if not all("zoo" in task.latents for task in card.tasks.values()):
         return None
-    every = torch.cat([task.latents["zoo"] for task in card.tasks.values()])
-    centre = every.mean(dim=0)
-    directions = torch.linalg.svd(every - centre, full_matrices=False)[2][:2].T  # (L, 2)
-    if directions.shape[1] < 2:
+    zoos = torch.cat([task.latents["zoo"] for task in card.tasks.values()])
+    plane = principal(zoos)
+    if plane is None:
         return None
-
-    def project(x: Tensor) -> Any:
-        return ((x - centre) @ directions).numpy()
-
     page, axes = panels(len(card.tasks), 5.4, 4.2, room=0.5)
-    background = project(every)
+    background = plane.project(zoos)
     for axis, (name, task) in zip(axes, card.tasks.items(), strict=True):
         if len(card.tasks) > 1:
             axis.scatter(*background.T, s=7, color="#DDDDDD", lw=0, label="zoos of all tasks")
@@ -243,7 +238,7 @@ def latents(card: Card) -> Figure | None:
             ("samples", look("flown"), 18),
         ):
             if part in task.latents:
-                points = project(task.latents[part])
+                points = plane.project(task.latents[part])
                 axis.scatter(
                     *points.T,
                     s=size,
@@ -257,7 +252,7 @@ def latents(card: Card) -> Figure | None:
         if task.path is not None:
             for i in range(task.path.shape[1]):
                 axis.plot(
-                    *project(task.path[:, i]).T,
+                    *plane.project(task.path[:, i]).T,
                     color=look("flown").colour,
                     lw=0.7,
                     alpha=0.55,

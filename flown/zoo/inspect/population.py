@@ -22,6 +22,7 @@ from flown import tasks as data
 from flown.base.errors import FlownError
 from flown.tasks import ImageData
 from flown.weights.batch import WeightBatch
+from flown.weights.geometry import distances, principal
 from flown.weights.layout import WeightLayout
 from flown.zoo.inspect.activity import Layer, dead_units
 from flown.zoo.rows import Row, checksum
@@ -297,7 +298,7 @@ def _paths(zoo: Zoo, chosen: list[list[int]], limit: int) -> list[int]:
 def _distances(train: Tensor, held_out: Tensor) -> Distances:
     """Of networks (m, D) and (h, D)."""
     m = len(train)
-    among, across = _cdist(train, train), _cdist(held_out, train)
+    among, across = distances(train, train), distances(held_out, train)
     pairs = among[tuple(torch.triu_indices(m, m, 1))]
     others = among.fill_diagonal_(torch.inf)
     return Distances(
@@ -307,29 +308,13 @@ def _distances(train: Tensor, held_out: Tensor) -> Distances:
     )
 
 
-def _cdist(a: Tensor, b: Tensor) -> Tensor:
-    """L2 distances (n, m) of (n, D) and (m, D), in double precision, without doubling them all."""
-    total = torch.zeros(len(a), len(b), dtype=torch.double)
-    if total.numel():
-        for x, y in zip(a.split(1 << 16, dim=1), b.split(1 << 16, dim=1), strict=True):
-            exact = "donot_use_mm_for_euclid_dist"  # the matrix form loses half the digits
-            total += torch.cdist(x.double(), y.double(), compute_mode=exact).square()
-    return total.sqrt()
-
-
 def _plane(rows: list[Row], vectors: Tensor) -> Plane | None:
-    """Principal components of (n, D) through their inner products (n, n); None of too few."""
-    if len(rows) < 3:
+    """Principal components of (n, D); None of too few."""
+    found = principal(vectors) if len(rows) > 2 else None
+    if found is None:
         return None
-    x = vectors - vectors.mean(dim=0)
-    values, directions = torch.linalg.eigh((x @ x.T).double())
-    values, directions = values.clamp_min(0).flip(0), directions.flip(1)[:, :2]
-    if not values[0] > 0:
-        return None
-    signs = directions.gather(0, directions.abs().argmax(dim=0)[None]).sign()  # else arbitrary
-    points = directions * signs * values[:2].sqrt()
-    first, second = (100 * values[:2] / values.sum()).tolist()
-    return Plane(tuple(rows), points, (first, second))
+    first, second = found.explained.tolist()
+    return Plane(tuple(rows), found.project(vectors).double(), (first, second))
 
 
 def _histograms(layout: WeightLayout, vectors: Tensor) -> tuple[Histogram, ...]:

@@ -186,7 +186,7 @@ def test_the_command_with_what_ships(
     arguments = ("fewshot", known, "--label", new, "--out", out)
     assert call(monkeypatch, *arguments) == 0
     text = capsys.readouterr().out
-    assert "9 images left out in turn: 100.0 % right" in text and "torn.png" in text
+    assert "9 images left out in turn: accuracy 100.0 %" in text and "torn.png" in text
     rows = read(out / "predictions.csv")
     assert len(rows) == 12 and all(row["class"] in row["file"] for row in rows)
     assert call(monkeypatch, *arguments) == 2

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Annotated, NoReturn, Optional
 
 import typer
-from rich.table import Table
 
 from flown.base.errors import FlownError
+from flown.base.terminal import print_table, say
 from flown.cli.adapt import adapt
 from flown.cli.fewshot import fewshot
 from flown.cli.finetune import finetune
@@ -68,7 +68,7 @@ def demo(
 
     result = run(out, seed=seed, resume=resume, overwrite=overwrite, device=device_of(device))
     print_card(result.card, console)
-    console.print(f"{result.about['seconds']:.0f} seconds in all")
+    say(console, f"{result.about['seconds']:.0f} seconds in all")
     wrote(out / "results.json", out / "report.html", out / "run" / "model")
 
 
@@ -77,10 +77,11 @@ def data_list() -> None:
     """Every data set that has a name, and where it comes from."""
     from flown import tasks as data
 
-    table = Table("name", "from", "here", "note")
-    for source in data.available():
-        table.add_row(source.name, source.origin, "yes" if source.present else "no", source.note)
-    console.print(table)
+    body = [
+        [source.name, source.origin, "yes" if source.present else "no", source.note]
+        for source in data.available()
+    ]
+    print_table(console, "", (["name", "from", "here", "note"], body), prose=True)
 
 
 @data_app.command("show", epilog="Example: flown data show digits")
@@ -89,7 +90,7 @@ def data_show(name: str) -> None:
     from flown import tasks as data
 
     for key, value in data.summary(name).items():
-        console.print(f"{key}: {value}", highlight=False, soft_wrap=True)
+        say(console, f"{key}: {value}")
 
 
 @app.command(epilog="Example: flown fit --zoo zoo --out run --set encoder_training.steps=500")
@@ -128,7 +129,7 @@ def fit(
     for record in model.history.get("encoder", [])[-1:]:
         figures = {k: v for k, v in record.items() if k not in ("step", "loss")}
         for name, value in figures.items():
-            console.print(f"{name}: {value:.1f} % mean validation accuracy", highlight=False)
+            say(console, f"{name}: {value:.1f} % mean validation accuracy")
     wrote(out / "model")
 
 
@@ -178,14 +179,9 @@ def generate(
     )
     samples.batch.provenance |= {"model": model}
     samples.batch.to("cpu").save(out)
-    console.print(
-        f"{n} x {samples.batch.name}: {samples.seconds:.2f} s, NFE {samples.nfe}",
-        highlight=False,
-    )
+    say(console, f"{n} x {samples.batch.name}: {samples.seconds:.2f} s, NFE {samples.nfe}")
     if warning is not None:
-        console.print(
-            f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True
-        )
+        say(console, f"warning: {warning}", "yellow")
     wrote(out)
 
 
@@ -207,7 +203,7 @@ def evaluate(
     from flown.experiments.evaluation import evaluate_file
 
     for line in evaluate_file(file, data, zoo, top, epochs or ()):
-        console.print(line, highlight=False, soft_wrap=True)
+        say(console, line)
 
 
 @app.command(epilog="Example: flown export run/model --out small")

@@ -6,6 +6,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from flown.base.terminal import say
 from flown.cli.options import (
     Device,
     Out,
@@ -68,10 +69,8 @@ def adapt(
         device=device_of(device),
     )
     for record in new.history["adapt"]:
-        console.print(
-            f"step {record['step']:.0f}: {record['val']:.1f} % mean validation accuracy",
-            highlight=False,
-        )
+        accuracy = f"{record['val']:.1f} % mean validation accuracy"
+        say(console, f"step {record['step']:.0f}: {accuracy}")
     if config.training.choose and reward is None:
-        console.print("what did best is kept", highlight=False)
+        say(console, "the best of these is kept")
     wrote(out / "model")

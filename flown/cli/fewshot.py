@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from flown.base.terminal import say
 from flown.cli.options import Out, Overwrite, Seed, console, wrote
 
 
@@ -47,13 +48,11 @@ def fewshot(
         prepare_file(out / name, overwrite)
     found = labelling.label(folder, label, backbone=backbone, head=head, shots=shots, seed=seed)
     for warning in found.warnings:
-        console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
+        say(console, f"warning: {warning}", "yellow")
     for name, count, accuracy, error in found.figures():
-        console.print(
-            f"{count} images {name}: {accuracy:.1f} % right, expected calibration error "
-            f"{error:.1f} %",
-            highlight=False,
-            soft_wrap=True,
+        say(
+            console,
+            f"{count} images {name}: accuracy {accuracy:.1f} %, expected calibration error {error:.1f} %",
         )
     written = found.save(out)
     write_labelled(out / "index.html", found)

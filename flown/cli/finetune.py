@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from flown.base.terminal import say
 from flown.cli.options import Device, Out, Overwrite, Resume, Seed, Trust, console, device_of, wrote
 
 
@@ -77,5 +78,5 @@ def finetune(
             if point.test is not None:
                 spread = f" ± {float(point.test.std()):.1f}" if len(point.test) > 1 else ""
                 said += f", {float(point.test.mean()):.1f}{spread} % of test images"
-            console.print(said, highlight=False)
+            say(console, said)
     wrote(out, curves_file(out))

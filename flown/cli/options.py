@@ -11,6 +11,7 @@ from rich.console import Console
 
 from flown.base import trust
 from flown.base.errors import FlownError
+from flown.base.terminal import say
 
 console = Console()
 
@@ -70,4 +71,4 @@ def device_of(name: str) -> str:
 def wrote(*paths: Path) -> None:
     """Prints where results are."""
     for path in paths:
-        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+        say(console, f"wrote {path}")

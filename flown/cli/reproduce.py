@@ -6,6 +6,7 @@ from enum import Enum
 from importlib import import_module
 from typing import Any
 
+from flown.base.terminal import print_table
 from flown.cli.options import Device, Out, Overwrite, Resume, Scale, Seed, console, device_of, wrote
 
 
@@ -58,7 +59,7 @@ def _show(table: Experiment, result: Any) -> None:
         from flown.experiments.table4 import summary
 
         title = "Test accuracy of networks generated for another data set, %"
-        report.print_table(console, title, summary(result))
+        print_table(console, title, summary(result))
     elif table is Experiment.table5:
         from flown.report.table5 import print_table5
 
@@ -66,7 +67,7 @@ def _show(table: Experiment, result: Any) -> None:
     elif table is Experiment.trajectory:
         from flown.report.trajectory import table as by_epoch
 
-        report.print_table(console, "Test accuracy at each epoch's time, %", by_epoch(result, 0))
+        print_table(console, "Test accuracy at each epoch's time, %", by_epoch(result, 0))
     elif table is Experiment.novelty:
         report.print_study(result, console)
     else:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from rich.table import Table
 
 from flown.base.errors import FlownError
+from flown.base.terminal import print_table, say
 from flown.cli.options import (
     Device,
     Out,
@@ -61,7 +61,7 @@ def zoo_train(
         device=device_of(device),
         ray=ray,
     )
-    console.print(zoo_table(made))
+    print_table(console, "", zoo_table(made))
     wrote(out)
 
 
@@ -87,12 +87,12 @@ def zoo_inspect(
     reports.print_accuracies(zoo, console)
     if verify and (damage := zoo.verify()):
         for line in damage:
-            console.print(line, highlight=False, soft_wrap=True, markup=False)
+            say(console, line)
         raise typer.Exit(1)
     population = describe(zoo, everything=verify)
     reports.print_population(population, console)
     if verify:
-        console.print(f"{len(zoo)} checkpoints read, all as written", highlight=False)
+        say(console, f"{len(zoo)} checkpoints read, all as written")
     if report is not None:
         reports.write_population(report, zoo, population)
         wrote(report)
@@ -164,13 +164,11 @@ def zoo_import(
         made, skipped = from_checkpoints(
             path, architecture, task, out, mapping=mapping, seed=seed, overwrite=overwrite
         )
-    console.print(zoo_table(made))
-    for one in skipped[:10]:  # names in foreign files are not markup
-        console.print(
-            f"skipped {one.path}: {one.reason}", markup=False, highlight=False, soft_wrap=True
-        )
+    print_table(console, "", zoo_table(made))
+    for file in skipped[:10]:
+        say(console, f"skipped {file.path}: {file.reason}")
     if len(skipped) > 10:
-        console.print(f"and {len(skipped) - 10} more, all in {out / 'import.json'}")
+        say(console, f"and {len(skipped) - 10} more, all in {out / 'import.json'}")
     wrote(out)
 
 
@@ -189,16 +187,15 @@ def zoo_align(
 
     source = Zoo.open(path)
     made = align_zoo(source, out, seed=seed, overwrite=overwrite)
-    table = Table(
-        "task", "pairwise distance", "networks %", "midpoints of pairs %", "mean of all %"
-    )
+    head = ["task", "pairwise distance", "networks %", "midpoints of pairs %", "mean of all %"]
+    body = []
     for task, before, after in compare(source, made, pairs, seed):
         figures = (
             f"{getattr(before, k):.1f} -> {getattr(after, k):.1f}"
             for k in ("distance", "models", "midpoints", "mean")
         )
-        table.add_row(task, *figures)
-    console.print(table)
+        body.append([task, *figures])
+    print_table(console, "", (head, body))
     wrote(out)
 
 
@@ -208,9 +205,7 @@ def zoo_convert(path: Path, out: Out, overwrite: Overwrite = False, trust: Trust
     from flown.zoo.convert import convert
 
     made = convert(path, out, overwrite)
-    console.print(
-        f"{len(made)} checkpoints for {len(made.tasks)} tasks", highlight=False, markup=False
-    )
+    say(console, f"{len(made)} checkpoints for {len(made.tasks)} tasks")
     wrote(out)
 
 
@@ -230,5 +225,5 @@ def zoo_join(
     from flown.zoo import Zoo
 
     zoos = [Zoo.open(path).select(epochs=epochs) for path in paths]
-    console.print(zoo_table(Zoo.join(zoos, out, overwrite)))
+    print_table(console, "", zoo_table(Zoo.join(zoos, out, overwrite)))
     wrote(out)

@@ -25,8 +25,7 @@ from flown.experiments.retrieval import present
 from flown.experiments.unconditional import Cell, Unconditional, UnconditionalConfig, run
 from flown.flow import VelocityConfig
 from flown.generator.config import FlownConfig
-from flown.report import write_report
-from flown.report.html import table_html
+from flown.report import Section, write_report
 from flown.report.style import look
 from flown.training import TrainConfig
 from flown.zoo import Recipe, recipe
@@ -199,7 +198,7 @@ def table1(
         {},
         result.about,
         _LEAD,
-        extra=_summary(rows),
+        section=_summary(rows),
     )
     return result
 
@@ -218,7 +217,7 @@ def _beside_paper(row: Row) -> Row:
     return {**row, "paper": PAPER.get(place)}
 
 
-def _summary(rows: list[Row]) -> str:
+def _summary(rows: list[Row]) -> Section:
     """The table itself: a line a cell; original, FLoWN and p-diff, all and best, and what they cost."""
     found = {
         (r["net"], r["encoder"], r["dataset"], r["method"], r["metric"], r["selection"] == "all"): r
@@ -244,10 +243,10 @@ def _summary(rows: list[Row]) -> str:
         *(f"{x}: best" for x in names),
         *(f"{x}: s (NFE)" for x in names[1:]),
     ]
-    return (
-        '<h2>Table 1</h2><p class="note">Test accuracy, %: mean ± standard deviation over all networks, '
-        "and the one that is best on validation images; in brackets the paper's best, on full data. "
-        "Seconds to sample all networks, and evaluations of the network for each. Where several "
-        "trainings are learnt from, means also differ by which of them samples happen to fall to.</p>"
-        f"{table_html(head, body)}"
+    note = (
+        "Test accuracy, %: mean ± standard deviation over all networks, and the network that is best on "
+        "validation images; in brackets the paper's best, on full data. Seconds to sample all networks, "
+        "and evaluations of the velocity network for each. Where a generator learns from several "
+        "trainings, means also depend on which training a sample resembles."
     )
+    return Section("Table 1", note, (head, body))

@@ -21,8 +21,7 @@ from flown.flow import VelocityConfig
 from flown.generator.card import Card, report_card
 from flown.generator.config import FlowConfig, FlownConfig
 from flown.generator.model import Flown
-from flown.report import write_report
-from flown.report.html import table_html
+from flown.report import Section, write_report
 from flown.tasks import ImageData, Split, three_way
 from flown.training import TrainConfig
 from flown.zoo import Recipe, recipe
@@ -101,7 +100,7 @@ def table2(
         result.model.history,
         result.about,
         _LEAD,
-        extra=_summary(rows),
+        section=_summary(rows),
     )
     return result
 
@@ -176,7 +175,7 @@ def _many_as_one() -> ImageData:
     return three_way(PRIOR_SET, names, Split(many.images[rows], labels), None)
 
 
-def _summary(rows: list[Row]) -> str:
+def _summary(rows: list[Row]) -> Section:
     """The table itself: methods by data sets, all networks and the chosen five, beside the paper."""
     datasets = list(dict.fromkeys(row["dataset"] for row in rows))
     methods = list(dict.fromkeys(row["method"] for row in rows if row["metric"] == "accuracy"))
@@ -197,7 +196,8 @@ def _summary(rows: list[Row]) -> str:
             if any(cells):
                 body.append([method, "all" if everything else "chosen by validation", *cells])
     head = ["method", "networks", *(f"{name}, %" for name in datasets)]
-    return (
-        '<h2>Table 2</h2><p class="note">Mean test accuracy ± standard deviation over networks; in '
-        f"brackets the paper's figure (its best five, on full data).</p>{table_html(head, body)}"
+    note = (
+        "Mean test accuracy ± standard deviation over networks; in brackets the paper's figure (its "
+        "best five, on full data)."
     )
+    return Section("Table 2", note, (head, body))

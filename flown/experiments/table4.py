@@ -28,8 +28,7 @@ from flown.generator.adapt import AdaptConfig, adapt, sample
 from flown.generator.card import Card, TaskCard
 from flown.generator.model import Flown
 from flown.measure.reference import Evaluator, Measured, at_most, deviation
-from flown.report import write_report
-from flown.report.html import table_html
+from flown.report import Section, write_report
 from flown.tasks import ImageData
 from flown.training import TrainConfig
 from flown.weights.batch import WeightBatch
@@ -256,7 +255,7 @@ def table4(
         {},
         about,
         _LEAD,
-        extra=_summary(results),
+        section=_summary(results),
     )
     return results
 
@@ -402,11 +401,11 @@ def _cell(m: Measured) -> str:
     return f"{m.test.mean():.1f}" + ("" if spread is None else f" ± {spread:.1f}")
 
 
-def _summary(results: list[Transfer]) -> str:
+def _summary(results: list[Transfer]) -> Section:
     notes = "; ".join(f"{x.name}: {x.evaluations} gradient evaluations" for x in results)
-    return (
-        '<h2>Table 4</h2><p class="note">Mean test accuracy ± standard deviation over networks. '
-        "Classes that both data sets have are matched by name (automobile is car); the target's other "
-        "classes take the network's other outputs in the data sets' own orders. "
-        f"{notes}.</p>{table_html(*summary(results))}"
+    note = (
+        "Mean test accuracy ± standard deviation over networks. Classes that both data sets have are "
+        "matched by name (automobile is car); the target's other classes take the network's other "
+        f"outputs in the order of each data set. {notes}."
     )
+    return Section("Table 4", note, summary(results))

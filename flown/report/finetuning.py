@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from flown.base.provenance import Row
+from flown.base.terminal import Table, print_table
 from flown.measure.finetune import Point
-from flown.report import html, terminal
+from flown.report.page import write_page
 from flown.report.style import legend, look, panels
-from flown.report.tables import NONE, Table
+from flown.report.tables import NONE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -135,17 +134,13 @@ def _ahead(row: Row) -> str:
 
 
 def print_table3(rows: list[Row], console: Console) -> None:
-    """Prints every data set's table, then the bars."""
+    """Prints the table of every data set, then the bars."""
     for name in dict.fromkeys(row["dataset"] for row in rows):
-        terminal.print_table(
-            console,
-            f"{name}: test accuracy, %, by epochs of fine-tuning",
-            accuracy_table(rows, name),
-        )
-    terminal.print_table(
-        console, "A flow through several epochs: points ahead of the other", through(rows)
-    )
-    terminal.print_table(console, "Generated networks against what was to be reached", bars(rows))
+        title = f"{name}: test accuracy, %, by epochs of fine-tuning"
+        print_table(console, title, accuracy_table(rows, name), look("flown").label)
+    title = "A flow through several epochs: points ahead of the other"
+    print_table(console, title, through(rows))
+    print_table(console, "Generated networks against their targets", bars(rows))
 
 
 def write_table3(
@@ -156,45 +151,16 @@ def write_table3(
     Raises:
         FlownError: the file cannot be written.
     """
-    title = f"Table 3 at the {scale} scale"
-    parts = [
-        f"<h1>{escape(title)}</h1>",
-        html._note(_LEAD),
-        html.table_html(*bars(rows)),
-        html._note("Points of test accuracy; a lead is that over the best initialisation."),
-        html._figure(
-            "Learning curves",
-            curves(of),
-            "Mean and, shaded, one standard deviation over a method's networks, on validation "
-            "images; the axis is logarithmic from the first epoch on.",
-        ),
-        "<h2>Through the epochs</h2>",
-        html._note(_THROUGH),
-        html.table_html(*through(rows)),
-        "<h2>Test accuracy</h2>",
-    ]
-    for name in of:
-        parts += [
-            f"<h3>{escape(name)}</h3>",
-            html._note(_about(rows, name)),
-            html.table_html(*accuracy_table(rows, name)),
-        ]
-    record = escape(json.dumps(about, indent=1, ensure_ascii=False))
-    parts.append(f"<h2>Provenance</h2><pre>{record}</pre>")
-    html.write_page(path, title, parts)
-
-
-_LEAD = (
-    "Networks generated from random support sets, trained further beside initialisations, networks "
-    "of the zoo and their mean: the same images in the same order, the same batches, and the "
-    "learning rate that the best initialisation does best with on validation images."
-)
-_THROUGH = (
-    "How many points of test accuracy networks from a flow through several epochs of the zoo's "
-    "trainings are ahead of those from the flow to the last epochs alone, by epochs of fine-tuning, "
-    "± the standard error of the differences in pairs; negative epochs are counted from the last. The "
-    "stop is chosen, for each data set, on validation images."
-)
+    write_page(
+        path,
+        "finetuning.html",
+        f"Table 3 at the {scale} scale",
+        bars=bars(rows),
+        curves=curves(of),
+        through=through(rows),
+        accuracies=[(name, _about(rows, name), accuracy_table(rows, name)) for name in of],
+        about=about,
+    )
 
 
 def _about(rows: list[Row], dataset: str) -> str:

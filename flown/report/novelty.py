@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from html import escape
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from flown.base.files import write_text
 from flown.base.provenance import Row
-from flown.report import html, terminal
+from flown.base.terminal import print_table
+from flown.report.page import write_page
 from flown.report.style import LOOKS, TASK_COLOURS, legend, look, panels
 
 if TYPE_CHECKING:
@@ -34,15 +32,6 @@ HEAD = (
 )
 _METRICS = ("accuracy", "agreement", "l2-ratio", "l2-ratio-aligned", "max-iou", "diversity-iou")
 _LABELS = {"flown": "samples", "latent-gaussian": "random latents"}
-_LEAD = (
-    "Can a generator return networks that work and that nobody trained? Accuracy: mean ± standard "
-    "deviation over networks, percent of test images, none chosen. Agreement: percent of test images "
-    "on which a reconstruction says what its original says; of held-out networks, what they share "
-    "with a training network on average. L2 ratio: distance to the nearest training network in units "
-    "of held-out networks' own; aligned: the same after taking that network's order of units. "
-    "Largest IoU: errors shared with the training network that is most alike; among: with the row's "
-    "other networks, the lower the more diverse."
-)
 
 
 def label(method: str) -> str:
@@ -86,11 +75,8 @@ def _cell(row: Row | None) -> str:
 def print_study(rows: Sequence[Row], console: Console) -> None:
     """Prints every data set's table."""
     for dataset in dict.fromkeys(row["dataset"] for row in rows):
-        terminal.print_table(
-            console,
-            f"{dataset}: accuracy on test images, and novelty",
-            (list(HEAD), table(rows, dataset)),
-        )
+        title = f"{dataset}: accuracy on test images, and novelty"
+        print_table(console, title, (list(HEAD), table(rows, dataset)))
 
 
 def write_novelty(
@@ -101,32 +87,14 @@ def write_novelty(
     Raises:
         FlownError: the file cannot be written.
     """
-    parts = [f"<h1>{escape(title)}</h1>", html._note(_LEAD)]
-    for metric, name, caption in (
-        (
-            "l2-ratio",
-            "Accuracy against distance",
-            "Right is new, up is accurate. Dotted: held-out networks' own mean.",
-        ),
-        (
-            "max-iou",
-            "Accuracy against errors in common with the most similar training network",
-            "Left is new, up is accurate. Dotted: held-out networks' own mean.",
-        ),
-    ):
-        parts.append(html._figure(name, scatter(measured, metric), caption))
-    for dataset in measured:
-        parts.append(f"<h2>{escape(dataset)}</h2>")
-        parts.append(html.table_html(list(HEAD), table(rows, dataset)))
-    record = escape(json.dumps(about, indent=1, ensure_ascii=False))
-    parts.append(f"<h2>Provenance</h2><pre>{record}</pre>")
-    head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title><style>{html._CSS}</style>"
-    )
-    body = "\n".join(parts)
-    write_text(
-        path, f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
+    write_page(
+        path,
+        "novelty.html",
+        title,
+        distance=scatter(measured, "l2-ratio"),
+        errors=scatter(measured, "max-iou"),
+        tables=[(dataset, (list(HEAD), table(rows, dataset))) for dataset in measured],
+        about=about,
     )
 
 

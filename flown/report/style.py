@@ -103,7 +103,7 @@ def legend(page: Figure, axes: Any, columns: int) -> None:
 
 
 def encode(page: Figure) -> str:
-    """The figure as a PNG in base64."""
+    """The figure as a PNG, a data URI."""
     buffer = io.BytesIO()
     page.savefig(buffer, format="png", dpi=130)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

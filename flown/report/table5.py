@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from flown.base.provenance import Row
-from flown.report import html, terminal
-from flown.report.tables import NONE, Table
+from flown.base.terminal import Table, print_table
+from flown.report.page import write_page
+from flown.report.tables import NONE
 
 _UNDER = 5  # points that generated heads may lie under the linear probe
 
@@ -59,10 +58,9 @@ def bars(rows: list[Row]) -> Table:
 
 def print_table5(rows: list[Row], console: Console) -> None:
     """Prints accuracies, then the bars."""
-    terminal.print_table(
-        console, "5-way 1-shot accuracy, % of queries, 95 % intervals over tasks", accuracies(rows)
-    )
-    terminal.print_table(console, "Generated heads against what was to be reached", bars(rows))
+    title = "5-way 1-shot accuracy, % of queries, 95 % intervals over tasks"
+    print_table(console, title, accuracies(rows))
+    print_table(console, "Generated heads against their targets", bars(rows))
 
 
 def write_table5(path: Path | str, title: str, rows: list[Row], about: Mapping[str, Any]) -> None:
@@ -76,26 +74,12 @@ def write_table5(path: Path | str, title: str, rows: list[Row], about: Mapping[s
         for row in rows
         if row["interval"] is None
     ]
-    record = escape(json.dumps(about, indent=1, ensure_ascii=False))
-    parts = [
-        f"<h1>{escape(title)}</h1>",
-        html._note(_LEAD),
-        html.table_html(*accuracies(rows)),
-        "<h2>What was to be reached</h2>",
-        html.table_html(*bars(rows)),
-        "<h2>Other figures</h2>",
-        html.table_html(["data", "method", "metric", "value"], others),
-        f"<h2>Provenance</h2><pre>{record}</pre>",
-    ]
-    html.write_page(path, title, parts)
-
-
-_LEAD = (
-    "Accuracy on the queries of 5-way 1-shot tasks, mean and 95 % interval over tasks; every method sees "
-    "the same tasks. Generated heads: the mean over all samples of a task, the three with the least "
-    "loss on the support, and the three that do best on the queries themselves, which is the paper's "
-    "protocol and nothing a user could do. '+5': after five steps of AdamW on the support. "
-    "In brackets: the paper's figure, on its own backbone and full data. D2NWG is a diffusion on the same "
-    "latent with the same network and as many steps of training: d2nwg predicts the noise, as published, "
-    "d2nwg-v what does not magnify a network's error where there is much noise."
-)
+    write_page(
+        path,
+        "table5.html",
+        title,
+        accuracies=accuracies(rows),
+        bars=bars(rows),
+        others=(["data", "method", "metric", "value"], others),
+        about=about,
+    )

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from flown.base.terminal import Table
 from flown.generator.card import Card
 from flown.measure.reference import Measured
 from flown.report.plots import ordered
 from flown.report.style import look
 
-Table = tuple[list[str], list[list[str]]]
 NONE = "–"
 
 

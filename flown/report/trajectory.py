@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flown.base.provenance import Row
-from flown.report import html
+from flown.base.terminal import Table
+from flown.report.page import write_page
 from flown.report.style import TASK_COLOURS, Look, legend, look, panels
-from flown.report.tables import NONE, Table
+from flown.report.tables import NONE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,12 +22,6 @@ _LOOKS = {
     "spline": Look("through the epochs, spline", TASK_COLOURS[2], "^"),
     "metric": Look("through the epochs, metric", TASK_COLOURS[3], "D"),
 }
-_LEAD = (
-    "A flow whose path leads through the checkpoints of the zoo's trainings is at the time t = k / K "
-    "among networks of the k-th kept epoch, so that generation may stop at any of them. Beside the "
-    "zoo's own accuracies, and beside a flow to the last epoch alone whose networks are decoded at "
-    "the same times. Mean ± standard deviation over networks, percent of test images, none chosen."
-)
 
 
 def _name(further: int) -> str:
@@ -93,12 +86,6 @@ def write_trajectory(path: Path, title: str, rows: Sequence[Row], about: Mapping
     Raises:
         FlownError: the file cannot be written.
     """
-    parts = [
-        f"<h1>{escape(title)}</h1>",
-        html._note(_LEAD),
-        html._figure("Accuracy by epoch", curves(rows), "Bars: one standard deviation."),
-    ]
-    for further in sorted({r["epoch"] for r in rows if r["metric"] == "accuracy"}):
-        parts += [f"<h2>{_name(further)}</h2>", html.table_html(*table(rows, further))]
-    record = escape(json.dumps(about, indent=1, ensure_ascii=False))
-    html.write_page(path, title, [*parts, f"<h2>Provenance</h2><pre>{record}</pre>"])
+    further = sorted({r["epoch"] for r in rows if r["metric"] == "accuracy"})
+    tables = [(_name(epochs), table(rows, epochs)) for epochs in further]
+    write_page(path, "trajectory.html", title, curves=curves(rows), tables=tables, about=about)

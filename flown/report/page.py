@@ -1,0 +1,80 @@
+"""Pages: a jinja2 template each, one self-contained file; nothing is fetched, nothing runs.
+
+Templates are in `templates/`. Each extends `base.html`, the one shell; `parts.html` has tables and
+figures. Everything that is put into a template is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from flown.base.files import write_text
+from flown.base.terminal import Table
+from flown.report.style import encode, look
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_SIDE = 112  # pixels of a thumbnail
+
+
+class Section(NamedTuple):
+    """A table of an experiment's own, with a heading and a note."""
+
+    title: str
+    note: str
+    table: Table
+
+
+def write_page(path: Path | str, template: str, title: str, **values: Any) -> None:
+    """Writes a page, whole.
+
+    Args:
+        values: what the template names; `about` is the provenance at its end.
+
+    Raises:
+        FlownError: the file cannot be written.
+    """
+    write_text(path, _environment().get_template(template).render(title=title, **values))
+
+
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.globals["generated"] = look("flown").label  # rows that tables set off
+    environment.filters |= {"png": encode, "record": _record, "thumbnail": _thumbnail}
+    return environment
+
+
+def _record(about: Mapping[str, Any]) -> str:
+    return json.dumps(about, indent=1, ensure_ascii=False)
+
+
+def _thumbnail(image: Tensor) -> str:
+    """A JPEG as a data URI; small images are enlarged by whole pixels, so that they stay sharp."""
+    from PIL import Image
+
+    pixels = image.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
+    picture = Image.fromarray(pixels)
+    longest = max(picture.size)
+    scale = _SIDE / longest if longest > _SIDE else max(1, _SIDE // longest)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    method = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
+    buffer = io.BytesIO()
+    picture.resize(size, method).save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -12,6 +12,7 @@ import typer
 
 from flown.base.errors import FlownError
 from flown.base.terminal import print_table, say
+from flown.base.text import plain
 from flown.cli.adapt import adapt
 from flown.cli.fewshot import fewshot
 from flown.cli.finetune import finetune
@@ -300,10 +301,13 @@ def main() -> None:
     sys.exit(code or 0)
 
 
+_LINES = "\n\t"  # a message may have lines
+
+
 def _fail(message: str, code: int, debug: bool) -> NoReturn:
     if debug:
-        traceback.print_exc()
-    print(f"flown: {message}", file=sys.stderr)
+        print(plain(traceback.format_exc(), keep=_LINES), file=sys.stderr, end="")
+    print(f"flown: {plain(message, keep=_LINES)}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -1,7 +1,8 @@
 """Pages: a jinja2 template each, one self-contained file; nothing is fetched, nothing runs.
 
 Templates are in `templates/`. Each extends `base.html`, the one shell; `parts.html` has tables and
-figures. Everything that is put into a template is escaped.
+figures. Everything that is put into a template is escaped, and has no
+control characters.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import functools
 import io
 import json
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from flown.base.files import write_text
 from flown.base.terminal import Table
+from flown.base.text import plain
 from flown.report.style import encode, look
 
 if TYPE_CHECKING:
@@ -55,10 +58,18 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=_finalize,
     )
     environment.globals["generated"] = look("flown").label  # rows that tables set off
     environment.filters |= {"png": encode, "record": _record, "thumbnail": _thumbnail}
     return environment
+
+
+def _finalize(value: Any) -> Any:
+    """Called on every value before it is escaped; what a macro returns is escaped already."""
+    if isinstance(value, Markup) or not isinstance(value, str | PurePath):
+        return value
+    return plain(str(value), keep="\n\t")
 
 
 def _record(about: Mapping[str, Any]) -> str:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from flown.base.text import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,6 +53,19 @@ STARTS = {
 }
 SOURCE = Look("source", "#A9A9A9", ".")
 TASK_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
+
+
+# Tried where the usual font has no glyph; whichever are installed.
+_FONTS = (
+    "Noto Sans CJK JP",
+    "Noto Sans CJK SC",
+    "WenQuanYi Micro Hei",
+    "Hiragino Sans",
+    "Microsoft YaHei",
+    "Malgun Gothic",
+    "Arial Unicode MS",
+)
+_FORMULA = "$\\mathdefault{"  # how matplotlib writes powers of ten on an axis
 
 
 def look(method: str) -> Look:
@@ -103,7 +119,32 @@ def legend(page: Figure, axes: Any, columns: int) -> None:
 
 
 def encode(page: Figure) -> str:
-    """The figure as a PNG, a data URI."""
+    """The figure as a PNG, a data URI. Names in it are drawn as they are, dollars included.
+
+    A sign that none of the fonts has is drawn as a box.
+    """
+    _write_names_out(page)
     buffer = io.BytesIO()
-    page.savefig(buffer, format="png", dpi=130)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from", UserWarning)
+        page.savefig(buffer, format="png", dpi=130)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _write_names_out(page: Figure) -> None:
+    """Text without control characters and formulas, in fonts that know more scripts if there are any."""
+    from matplotlib import font_manager
+    from matplotlib.text import Text
+
+    for axis in (axis for axes in page.axes for axis in (axes.xaxis, axes.yaxis)):
+        names = [label.get_text() for label in axis.get_ticklabels()]
+        if any(plain(name) != name for name in names):
+            axis.set_ticks(axis.get_ticklocs(), [plain(name) for name in names])
+    installed = set(font_manager.get_font_names())
+    others = [name for name in _FONTS if name in installed]
+    for text in page.findobj(Text):
+        assert isinstance(text, Text)
+        if not text.get_text().startswith(_FORMULA):
+            text.set_parse_math(False)
+        text.set_text(plain(text.get_text(), keep="\n"))
+        text.set_fontfamily([*text.get_fontfamily(), *others])

@@ -17,6 +17,7 @@ from flown.cli.adapt import adapt
 from flown.cli.fewshot import fewshot
 from flown.cli.finetune import finetune
 from flown.cli.options import (
+    Data,
     Device,
     Out,
     Overrides,
@@ -45,14 +46,6 @@ data_app = typer.Typer(
         "test_images, test_labels, and class_names."
     ),
 )
-app.add_typer(data_app, name="data")
-app.add_typer(zoo_app, name="zoo")
-app.command(
-    epilog="Example: flown finetune nets.safetensors --data digits --out tuned.safetensors"
-)(finetune)
-app.command(epilog="Example: flown reproduce table2 --scale smoke --out table2")(reproduce)
-app.command(epilog="Example: flown adapt flown-small --data usps --out run")(adapt)
-app.command(epilog="Example: flown fewshot photos --label new --out labelled")(fewshot)
 
 
 @app.command(epilog="Example: flown demo --out demo-out")
@@ -86,7 +79,9 @@ def data_list() -> None:
 
 
 @data_app.command("show", epilog="Example: flown data show digits")
-def data_show(name: str) -> None:
+def data_show(
+    name: Annotated[str, typer.Argument(help="A data set's name or a folder of images.")],
+) -> None:
     """Shapes, split sizes and class names of a data set, by name or folder."""
     from flown import tasks as data
 
@@ -96,12 +91,17 @@ def data_show(name: str) -> None:
 
 @app.command(epilog="Example: flown fit --zoo zoo --out run --set encoder_training.steps=500")
 def fit(
-    config: Annotated[Optional[Path], typer.Argument(help="YAML or JSON.")] = None,
+    config: Annotated[
+        Optional[Path], typer.Argument(help="Settings, YAML or JSON; by default those for a CPU.")
+    ] = None,
     *,
-    zoo: Annotated[list[Path], typer.Option("--zoo", help="A zoo; repeat for several tasks.")],
+    zoo: Annotated[list[Path], typer.Option("--zoo", help="A zoo's folder; repeat for several.")],
     out: Out,
     overrides: Overrides = None,
-    seed: Annotated[Optional[int], typer.Option()] = None,
+    seed: Annotated[
+        Optional[int],
+        typer.Option(help="All randomness follows from it; by default the settings'."),
+    ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     device: Device = "auto",
@@ -137,23 +137,30 @@ def fit(
 @app.command(epilog="Example: flown generate flown-small --support photos/ --out nets.safetensors")
 def generate(
     model: Annotated[str, typer.Argument(help="A folder, a shipped model, a hub id.")],
-    support: Annotated[str, typer.Option(help="A data set's name or a folder.")],
+    support: Annotated[
+        str, typer.Option(help="Labelled images: a data set's name, or a folder of them.")
+    ],
     out: Out,
-    n: Annotated[int, typer.Option("-n", help="How many networks.")] = 50,
-    shots: Annotated[int, typer.Option(help="Images a class, from a named set.")] = 5,
+    n: Annotated[int, typer.Option("-n", help="How many networks to generate.")] = 50,
+    shots: Annotated[int, typer.Option(help="Images of each class, drawn from a named set.")] = 5,
     seed: Seed = 0,
-    solver: str = "euler",
-    steps: int = 100,
-    guidance: float = 1.0,
+    solver: Annotated[
+        str,
+        typer.Option(help="euler, midpoint, heun, rk4 or dopri5; ddpm or ddim for a diffusion."),
+    ] = "euler",
+    steps: Annotated[int, typer.Option(help="Steps of the solver; dopri5 takes its own.")] = 100,
+    guidance: Annotated[
+        float, typer.Option(help="Strength of classifier-free guidance; 1 is without.")
+    ] = 1.0,
     layout: Annotated[
         Optional[int],
         typer.Option(
-            help="Which of the model's layouts; by default what the support set asks for."
+            help="Number of one of the model's layouts; by default the one that suits the support set."
         ),
     ] = None,
     until: Annotated[
         Optional[float],
-        typer.Option(help="Stop at an epoch, of a model whose flow.path leads through epochs."),
+        typer.Option(help="Stop at this epoch; for a model whose flow.path leads through epochs."),
     ] = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
@@ -188,14 +195,17 @@ def generate(
 
 @app.command(epilog="Example: flown evaluate nets.safetensors --data mnist5k --zoo zoo")
 def evaluate(
-    file: Path,
-    data: Annotated[str, typer.Option(help="A data set's name or a folder.")],
-    zoo: Annotated[Optional[Path], typer.Option(help="For novelty.")] = None,
-    top: Annotated[int, typer.Option(help="Chosen on validation.")] = 5,
+    file: Annotated[Path, typer.Argument(help="Networks, as `generate` writes them.")],
+    data: Data,
+    zoo: Annotated[
+        Optional[Path], typer.Option(help="The zoo that novelty is measured against.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many networks to choose on validation images.")] = 5,
     epochs: Annotated[
         Optional[list[int]],
         typer.Option(
-            "--epoch", help="The zoo's epochs that the generator was fitted on; -1 is the last."
+            "--epoch",
+            help="An epoch of the zoo that the generator was fitted on, -1 the last; repeat for several.",
         ),
     ] = None,
     trust: Trust = None,
@@ -208,7 +218,11 @@ def evaluate(
 
 
 @app.command(epilog="Example: flown export run/model --out small")
-def export(model: Path, out: Out, overwrite: Overwrite = False) -> None:
+def export(
+    model: Annotated[Path, typer.Argument(help="The folder of a model.")],
+    out: Out,
+    overwrite: Overwrite = False,
+) -> None:
     """Copy a model in half precision, half the size, for shipping."""
     from flown.base.files import prepare_output
     from flown.generator import files as modelfiles
@@ -218,6 +232,8 @@ def export(model: Path, out: Out, overwrite: Overwrite = False) -> None:
 
 
 class Bench(str, Enum):
+    """What can be timed."""
+
     zoo = "zoo"
     store = "store"
     sample = "sample"
@@ -229,12 +245,14 @@ class Bench(str, Enum):
 
 @app.command(epilog="Example: flown bench evaluate --out bench.json")
 def bench(
-    what: Bench,
-    out: Annotated[Optional[Path], typer.Option("--out")] = None,
-    model: Annotated[str, typer.Option(help="A shipped model.")] = "flown-small",
-    repeats: int = 5,
+    what: Annotated[Bench, typer.Argument(help="What is timed.")],
+    out: Annotated[Optional[Path], typer.Option("--out", help="A JSON file for the rows.")] = None,
+    model: Annotated[
+        str, typer.Option(help="A shipped model, for `sample` and `adapt`.")
+    ] = "flown-small",
+    repeats: Annotated[int, typer.Option(help="Timings of each candidate.")] = 5,
     overwrite: Overwrite = False,
-    device: Annotated[str, typer.Option(help="Of `zoo`: auto, cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda; for `zoo` alone.")] = "cpu",
 ) -> None:
     """Time one thing against another, side by side in one run; medians of several repeats."""
     import tempfile
@@ -280,6 +298,17 @@ def bench(
         )
         benches.write(out, config, time.monotonic() - start, rows)
         wrote(out)
+
+
+for command, example in (
+    (finetune, "finetune nets.safetensors --data digits --out tuned.safetensors"),
+    (adapt, "adapt flown-small --data usps --out run"),
+    (fewshot, "fewshot photos --label new --out labelled"),
+    (reproduce, "reproduce table2 --scale smoke --out table2"),
+):
+    app.command(epilog=f"Example: flown {example}")(command)
+app.add_typer(data_app, name="data")
+app.add_typer(zoo_app, name="zoo")
 
 
 def main() -> None:

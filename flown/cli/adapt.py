@@ -8,6 +8,7 @@ import typer
 
 from flown.base.terminal import say
 from flown.cli.options import (
+    Data,
     Device,
     Out,
     Overrides,
@@ -23,16 +24,19 @@ from flown.cli.options import (
 
 def adapt(
     model: Annotated[str, typer.Argument(help="A folder, a shipped model, a hub id.")],
-    data: Annotated[str, typer.Option(help="A data set's name or a folder.")],
+    data: Data,
     out: Out,
     layout: Annotated[
         Optional[int],
-        typer.Option(help="Which of the model's layouts; by default what the data asks for."),
+        typer.Option(
+            help="Number of one of the model's layouts; by default the one that suits the data."
+        ),
     ] = None,
     method: Annotated[
         str,
         typer.Option(
-            help="solver: gradients through it. adjoint: adjoint matching, closer to what was."
+            help="solver: gradients through the solver; adjoint: adjoint matching, which stays "
+            "closer to the old generator."
         ),
     ] = "solver",
     reward: Annotated[

@@ -19,19 +19,23 @@ def fewshot(
     label: Annotated[
         Optional[Path],
         typer.Option(
-            "--label", help="Images to label; in sub-folders named like classes, if known."
+            "--label",
+            help="Images to label, in sub-folders named like classes where those are known.",
         ),
     ] = None,
     backbone: Annotated[
         Optional[str],
         typer.Option(
             help="resnet12-small, context, timm/NAME, a file, package.module:function (which is run); "
-            "by default what the head does best with."
+            "by default the one that suits the head."
         ),
     ] = None,
-    head: Annotated[str, typer.Option(help="centroid, ridge, probe, flow or caml.")] = "centroid",
+    head: Annotated[
+        str, typer.Option(help="How a head is made: centroid, ridge, probe, flow or caml.")
+    ] = "centroid",
     shots: Annotated[
-        Optional[int], typer.Option(help="Use as many random images a class; by default all.")
+        Optional[int],
+        typer.Option(help="Random images of each class to learn from; by default all."),
     ] = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,

@@ -17,9 +17,13 @@ console = Console()
 
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
 Seed = Annotated[int, typer.Option("--seed", help="All randomness follows from it.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue what was interrupted.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")]
+Device = Annotated[
+    str, typer.Option("--device", help="auto (a GPU if there is one), cpu, cuda or cuda:1.")
+]
+Data = Annotated[str, typer.Option("--data", help="A data set's name or a folder of images.")]
+ZooPath = Annotated[Path, typer.Argument(metavar="ZOO", help="The folder of a zoo.")]
 
 
 def allow_all(names: list[str] | None) -> list[str] | None:
@@ -39,14 +43,23 @@ Trust = Annotated[
     ),
 ]
 Overrides = Annotated[
-    Optional[list[str]], typer.Option("--set", help="key.sub=value, as often as needed.")
+    Optional[list[str]],
+    typer.Option("--set", help="Change a setting, key.sub=value; repeat for several."),
 ]
 
 
 class Scale(str, Enum):
+    """How large a run is."""
+
     smoke = "smoke"
     cpu = "cpu"
     paper = "paper"
+
+
+ScaleOption = Annotated[
+    Scale,
+    typer.Option("--scale", help="smoke: a minute, cpu: hours on a CPU, paper: as published."),
+]
 
 
 def device_of(name: str) -> str:

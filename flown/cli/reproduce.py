@@ -4,13 +4,28 @@ from __future__ import annotations
 
 from enum import Enum
 from importlib import import_module
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from flown.base.terminal import print_table
-from flown.cli.options import Device, Out, Overwrite, Resume, Scale, Seed, console, device_of, wrote
+from flown.cli.options import (
+    Device,
+    Out,
+    Overwrite,
+    Resume,
+    Scale,
+    ScaleOption,
+    Seed,
+    console,
+    device_of,
+    wrote,
+)
 
 
 class Experiment(str, Enum):
+    """What can be reproduced."""
+
     table1 = "table1"
     table2 = "table2"
     table3 = "table3"
@@ -22,9 +37,9 @@ class Experiment(str, Enum):
 
 
 def reproduce(
-    table: Experiment,
+    table: Annotated[Experiment, typer.Argument(help="A table of the paper, or a study.")],
     out: Out,
-    scale: Scale = Scale.cpu,
+    scale: ScaleOption = Scale.cpu,
     seed: Seed = 0,
     resume: Resume = False,
     overwrite: Overwrite = False,

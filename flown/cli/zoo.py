@@ -16,8 +16,10 @@ from flown.cli.options import (
     Overwrite,
     Resume,
     Scale,
+    ScaleOption,
     Seed,
     Trust,
+    ZooPath,
     console,
     device_of,
     wrote,
@@ -28,10 +30,10 @@ app = typer.Typer(no_args_is_help=True, help="Populations of trained networks.")
 
 @app.command("train", epilog="Example: flown zoo train demo-digits --models 16 --out zoo")
 def zoo_train(
-    recipe: str,
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, or a YAML file of its keys.")],
     out: Out,
-    models: int = 100,
-    scale: Scale = Scale.cpu,
+    models: Annotated[int, typer.Option(help="How many networks to train.")] = 100,
+    scale: ScaleOption = Scale.cpu,
     seed: Seed = 0,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -41,7 +43,7 @@ def zoo_train(
         typer.Option(help="Train on a Ray cluster: `auto` starts one here, an address joins one."),
     ] = None,
 ) -> None:
-    """Train many networks at once by a recipe (its name, or a YAML file of its keys).
+    """Train many networks at once by a recipe.
 
     A recipe whose `net` is package.module:function runs that code: read a recipe before you use it.
     """
@@ -67,11 +69,13 @@ def zoo_train(
 
 @app.command("inspect", epilog="Example: flown zoo inspect zoo --report zoo.html")
 def zoo_inspect(
-    path: Path,
+    path: ZooPath,
     verify: Annotated[
         bool, typer.Option("--verify", help="Read all weights; exit with 1 if any is damaged.")
     ] = False,
-    report: Annotated[Optional[Path], typer.Option(help="An HTML file to draw it into.")] = None,
+    report: Annotated[
+        Optional[Path], typer.Option(help="An HTML file for tables and figures.")
+    ] = None,
     overwrite: Overwrite = False,
     trust: Trust = None,
 ) -> None:
@@ -99,6 +103,8 @@ def zoo_inspect(
 
 
 class Format(str, Enum):
+    """What a folder of checkpoints holds."""
+
     checkpoints = "checkpoints"
     modelzoos = "modelzoos"
 
@@ -110,22 +116,32 @@ class Format(str, Enum):
     ),
 )
 def zoo_import(
-    path: Path,
+    path: Annotated[Path, typer.Argument(help="The folder of checkpoints.")],
     out: Out,
-    net: Annotated[str, typer.Option(help="A name, or package.module:function, which is run.")],
-    data: Annotated[str, typer.Option(help="What the networks were trained on.")],
-    form: Annotated[Format, typer.Option("--format")] = Format.checkpoints,
+    net: Annotated[
+        str, typer.Option(help="A network's name, or package.module:function, which is run.")
+    ],
+    data: Annotated[
+        str, typer.Option(help="The data set, or folder, that the networks were trained on.")
+    ],
+    form: Annotated[
+        Format, typer.Option("--format", help="State dicts, or trials of Model Zoos.")
+    ] = Format.checkpoints,
     mapping: Annotated[
-        Optional[Path], typer.Option(help="YAML or JSON, theirs: ours; null drops a tensor.")
+        Optional[Path],
+        typer.Option(help="YAML or JSON of tensor names, theirs: ours; null drops a tensor."),
     ] = None,
     epochs: Annotated[
-        Optional[list[int]], typer.Option("--epoch", help="Of Model Zoos' trials, only these.")
+        Optional[list[int]],
+        typer.Option("--epoch", help="Only this epoch of Model Zoos' trials; repeat for several."),
     ] = None,
-    activation: str = "tanh",
-    mean: float = 0.5,
-    std: float = 0.5,
-    size: Annotated[Optional[int], typer.Option(help="Side of the images.")] = None,
-    grey: bool = typer.Option(False, help="One channel, from colour images."),
+    activation: Annotated[str, typer.Option(help="Activation of the networks.")] = "tanh",
+    mean: Annotated[float, typer.Option(help="Mean that pixels in [0, 1] were scaled by.")] = 0.5,
+    std: Annotated[float, typer.Option(help="Deviation that they were scaled by.")] = 0.5,
+    size: Annotated[
+        Optional[int], typer.Option(help="Side of the images; by default the data set's.")
+    ] = None,
+    grey: Annotated[bool, typer.Option("--grey", help="Colour images are made grey.")] = False,
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
@@ -174,11 +190,13 @@ def zoo_import(
 
 @app.command("align", epilog="Example: flown zoo align zoo --out aligned")
 def zoo_align(
-    path: Path,
+    path: ZooPath,
     out: Out,
     seed: Seed = 0,
     overwrite: Overwrite = False,
-    pairs: Annotated[int, typer.Option(help="Whose midpoints are measured.")] = 100,
+    pairs: Annotated[
+        int, typer.Option(help="How many pairs of networks have their midpoint measured.")
+    ] = 100,
     trust: Trust = None,
 ) -> None:
     """Bring a zoo's networks into one order of units and signs; what they compute stays the same."""
@@ -200,7 +218,7 @@ def zoo_align(
 
 
 @app.command("convert", epilog="Example: flown zoo convert old-zoo --out zoo")
-def zoo_convert(path: Path, out: Out, overwrite: Overwrite = False, trust: Trust = None) -> None:
+def zoo_convert(path: ZooPath, out: Out, overwrite: Overwrite = False, trust: Trust = None) -> None:
     """A zoo of flown 0.1 in today's format; the weights stay what they are."""
     from flown.zoo.convert import convert
 
@@ -211,12 +229,14 @@ def zoo_convert(path: Path, out: Out, overwrite: Overwrite = False, trust: Trust
 
 @app.command("join", epilog="Example: flown zoo join zoo-a zoo-b --out zoo")
 def zoo_join(
-    paths: list[Path],
+    paths: Annotated[list[Path], typer.Argument(metavar="ZOOS", help="The folders of zoos.")],
     out: Out,
     overwrite: Overwrite = False,
     epochs: Annotated[
         Optional[list[int]],
-        typer.Option("--epoch", help="Only these epochs; -1 is each task's last."),
+        typer.Option(
+            "--epoch", help="Only this epoch, -1 the last of each task; repeat for several."
+        ),
     ] = None,
     trust: Trust = None,
 ) -> None:

@@ -132,7 +132,7 @@ def _row(
     n: int = _BASE.networks,
     epoch: int | None = None,
     std: float | None = None,
-    **more: float,
+    **extra: float,
 ) -> Row:
     chosen = "all" if repeats is None else f"median of {repeats}"
     return {
@@ -145,5 +145,5 @@ def _row(
         "selection": chosen,
         "epoch": epoch,
         "paper": None,
-        **more,
+        **extra,
     }

@@ -58,8 +58,8 @@ def _attend(of: RelationalAttention, nodes: Tensor, edges: Tensor) -> Tensor:
     )
     along = torch.cat([p, r, gain, value])
     back = torch.cat([r, p, gain_back, value_back])
-    both = torch.cat([edges, edges.transpose(1, 2)], dim=-1)  # (n, V, V, 2 edge)
-    eq, ek, em, ev = F.linear(both, torch.cat([along, back], dim=1)).chunk(4, dim=-1)
+    pairs = torch.cat([edges, edges.transpose(1, 2)], dim=-1)  # (n, V, V, 2 edge)
+    eq, ek, em, ev = F.linear(pairs, torch.cat([along, back], dim=1)).chunk(4, dim=-1)
     queries = (q[:, :, None] + eq).unflatten(-1, heads)
     keys = (k[:, None] + ek).unflatten(-1, heads)
     values = (v[:, None] * (1 + em) + ev).unflatten(-1, heads)
@@ -129,9 +129,9 @@ def encode(repeats: int, net: str = NET, batch: int = BATCH) -> list[Row]:
     """
     config = GraphConfig.published()
     case = Case(net, batch, config)
-    mine, theirs = case.call("flown", False), case.call("dense", False)
-    if not torch.allclose(mine, theirs, rtol=1e-4, atol=1e-4):
-        worst = float((mine - theirs).abs().max())
+    layers, dense = case.call("flown", False), case.call("dense", False)
+    if not torch.allclose(layers, dense, rtol=1e-4, atol=1e-4):
+        worst = float((layers - dense).abs().max())
         raise RuntimeError(f"bench encode: layers and dense reference differ by {worst:.2g}")
     rows: list[Row] = []
     for backward, what in ((False, "forward"), (True, "forward-backward")):

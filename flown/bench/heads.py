@@ -37,13 +37,15 @@ def heads(repeats: int, scratch: Path, tasks: int = 50_000, compared: int = _COM
     start = time.perf_counter()
     zoo = train_heads(features, labels, classes, scratch / "heads", config)
     whole = time.perf_counter() - start
-    some = shard_tasks(features, ClassPool(labels, classes), HeadsConfig(tasks=compared, seed=1), 0)
-    first = _fresh(compared, some.ways, generator)
-    candidates = {"flown": partial(probe, some.support, some.ways, start=first)}
+    shard = shard_tasks(
+        features, ClassPool(labels, classes), HeadsConfig(tasks=compared, seed=1), 0
+    )
+    first = _fresh(compared, shard.ways, generator)
+    candidates = {"flown": partial(probe, shard.support, shard.ways, start=first)}
     for threads in sorted({1, torch.get_num_threads()}):
         for way in ("fused", "foreach", "single"):
             candidates[f"loop-{way}-{threads}-threads"] = partial(
-                loop, some.support, some.ways, first, way, threads
+                loop, shard.support, shard.ways, first, way, threads
             )
     rows = timed_rows(medians(candidates, repeats), "flown", compared)
     rows.append(
@@ -58,15 +60,15 @@ def heads(repeats: int, scratch: Path, tasks: int = 50_000, compared: int = _COM
     )
     del rows[-1]["ratio"]
     for name in ("flown", f"loop-fused-{torch.get_num_threads()}-threads"):
-        found = apply_heads(candidates[name](), some.query).argmax(dim=2)
-        each = 100 * (found == some.targets).float().mean(dim=1)
+        found = apply_heads(candidates[name](), shard.query).argmax(dim=2)
+        accuracy = 100 * (found == shard.targets).float().mean(dim=1)
         rows.append(
             {
                 **rows[0],
                 "method": name.split("-")[0],
                 "metric": "accuracy",
-                "std": float(each.std()),
-                "value": float(each.mean()),
+                "std": float(accuracy.std()),
+                "value": float(accuracy.mean()),
                 "n": compared,
                 "selection": "all",
             }

@@ -55,7 +55,7 @@ def sample(name: str, repeats: int, scratch: Path, networks: int = 100) -> list[
         eps, generator = rival.bind(head(one)), torch.Generator().manual_seed(1)
         return denoise(eps, x0, generator=generator).x
 
-    def theirs() -> torch.Tensor:
+    def torchdiffeq_euler() -> torch.Tensor:
         grid = torch.linspace(0, 1, 101)
         found: torch.Tensor = odeint(
             lambda t, x: model.velocity(x, t.expand(networks), many), x0, grid, method="euler"
@@ -66,7 +66,7 @@ def sample(name: str, repeats: int, scratch: Path, networks: int = 100) -> list[
         seconds = medians(
             {
                 "flown-euler-100": lambda: euler(100),
-                "torchdiffeq-euler-100": theirs,
+                "torchdiffeq-euler-100": torchdiffeq_euler,
                 "ddpm-1000": ddpm,
             },
             repeats,

@@ -81,7 +81,7 @@ class _Contest:
         """What the loop is tried with."""
         cores = [1] if self.device != "cpu" else sorted({1, torch.get_num_threads()})
         plain = itertools.product(cores, (False, True), (False, True))
-        return [*(Setting(*some) for some in plain), Setting(cores[-1], True, True, True)]
+        return [*(Setting(*values) for values in plain), Setting(cores[-1], True, True, True)]
 
     def loop(self, setting: Setting, models: int, epochs: int = 1) -> Tensor:
         """The plain loop over models; returns their weights (n, D)."""
@@ -182,13 +182,13 @@ def _accuracies(contest: _Contest, best: Setting) -> Iterator[Row]:
             None,
             std=float(found[name].std()),
         )
-    ours, theirs = found.values()
-    error = ((ours.var() + theirs.var()) / MODELS).sqrt()
+    compiled, loop = found.values()
+    error = ((compiled.var() + loop.var()) / MODELS).sqrt()
     yield _row(
         contest.recipe.net,
         "flown",
         "difference in standard errors",
-        float((ours.mean() - theirs.mean()) / error),
+        float((compiled.mean() - loop.mean()) / error),
         MODELS,
         None,
     )
@@ -220,7 +220,7 @@ def _growth(contest: _Contest, repeats: int) -> Iterator[Row]:
 
 
 def _row(
-    net: str, method: str, metric: str, value: float, n: int, repeats: int | None, **more: float
+    net: str, method: str, metric: str, value: float, n: int, repeats: int | None, **extra: float
 ) -> Row:
     chosen = "all" if repeats is None else f"median of {repeats}"
     return {
@@ -234,5 +234,5 @@ def _row(
         "selection": chosen,
         "epoch": None,
         "paper": None,
-        **more,
+        **extra,
     }

@@ -91,9 +91,9 @@ def finetune(
     )
     for point in result.points:
         if point.test is not None or not point.epoch:
-            said = f"epoch {point.epoch}: {float(point.val.mean()):.1f} % of validation images"
+            line = f"epoch {point.epoch}: {float(point.val.mean()):.1f} % of validation images"
             if point.test is not None:
                 spread = f" ± {float(point.test.std()):.1f}" if len(point.test) > 1 else ""
-                said += f", {float(point.test.mean()):.1f}{spread} % of test images"
-            say(console, said)
+                line += f", {float(point.test.mean()):.1f}{spread} % of test images"
+            say(console, line)
     wrote(out, curves_file(out))

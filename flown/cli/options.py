@@ -76,8 +76,8 @@ def device_of(name: str) -> str:
     if name != "cpu" and (kind != "cuda" or (":" in name and not index.isdecimal())):
         raise FlownError(f"--device {name}: choose auto, cpu, cuda or cuda:1 and so on")
     if kind == "cuda" and int(index or 0) >= count:
-        here = f"{count} of them, from cuda:0" if count else "none"
-        raise FlownError(f"--device {name}: torch sees no such GPU here, it sees {here}")
+        present = f"{count} of them, from cuda:0" if count else "none"
+        raise FlownError(f"--device {name}: torch sees no such GPU here, it sees {present}")
     return name
 
 

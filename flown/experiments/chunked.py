@@ -118,12 +118,12 @@ def run(settings: ChunkedExperiment, out: Path, device: str) -> Retrieval:
         device=device,
         images=images,
     )
-    clock.lap("zoo")
+    clock.record("zoo")
     by_task = {images.name: images}
     model = Flown.fit(
         made, settings.fit, out=out / "run", images=by_task, resume=True, device=device
     )
-    clock.lap("fit")
+    clock.record("fit")
     card = report_card(
         model,
         made,
@@ -140,7 +140,7 @@ def run(settings: ChunkedExperiment, out: Path, device: str) -> Retrieval:
         "weights": made.joint.size,
         "zoo": made.identity,
     }
-    clock.lap("measuring")
+    clock.record("measuring")
     return Retrieval(made, model, card, clock.about(settings, counts, device))
 
 

@@ -39,8 +39,8 @@ def evaluate_file(
     evaluator, task = Evaluator(images), ""
     if zoo_path:
         zoo = Zoo.open(zoo_path)
-        own = batch.task.id if batch.task else ""
-        task = next(x for x in (own, name, *zoo.tasks) if x in zoo.tasks)
+        task_id = batch.task.id if batch.task else ""
+        task = next(x for x in (task_id, name, *zoo.tasks) if x in zoo.tasks)
         batch.layout.check_same_weights(zoo.layout(task), str(zoo_path))
         evaluator = Reference(images, zoo, task, epochs=epochs)
     found = evaluator.measure(batch)

@@ -175,10 +175,10 @@ class _Aligned(Reference):
 
     def model(self, model: Flown, n: int, steps: int, seed: int) -> dict[str, Points]:
         """Reconstructions, samples of the flow, and decoded latents from N(0, I)."""
-        some, generator = self.train[:n], torch.Generator().manual_seed(seed)
+        originals, generator = self.train[:n], torch.Generator().manual_seed(seed)
         drawn = torch.randn(n, *model.space.shape, generator=generator)
         return {
-            "reconstruction-train": self.points(model.reconstruct(some), some),
+            "reconstruction-train": self.points(model.reconstruct(originals), originals),
             "reconstruction-held-out": self.points(model.reconstruct(self.unseen), self.unseen),
             "flown": self.points(model.generate(n=n, seed=seed, steps=steps)),
             "latent-gaussian": self.points(model.decode(drawn)),
@@ -225,7 +225,7 @@ def run(settings: NoveltyConfig, out: Path, scale: str, device: str = "cpu") -> 
                 "test": len(images.test),
                 "zoo": trained.identity,
             }
-            clock.lap(name)
+            clock.record(name)
             update(done, name)
     about = clock.about(settings, counts, device)
     rows = _rows(measured)

@@ -67,7 +67,7 @@ def run(config: RetrievalConfig, out: Path, *, resume: bool, device: str) -> Ret
     """Zoo, fit, report card."""
     clock = Clock(out / "seconds.json")
     whole = build_zoo(config.recipes, config.models, out, config.seed, resume)
-    clock.lap("zoo")
+    clock.record("zoo")
     images = {task: data.load(task) for task in whole.tasks}
     model = Flown.fit(
         whole,
@@ -78,12 +78,12 @@ def run(config: RetrievalConfig, out: Path, *, resume: bool, device: str) -> Ret
         overwrite=True,
         device=device,
     )
-    clock.lap("fit")
+    clock.record("fit")
     card = report_card(
         model, whole, images, n=config.samples, top=config.top, seed=config.seed, steps=config.steps
     )
     counts = {**card.counts, "checkpoints": len(whole), "zoo": whole.identity}
-    clock.lap("measuring")
+    clock.record("measuring")
     about = clock.about(config, counts, device)
     model.card = {"rows": [row for row in card.rows() if row["metric"] == "accuracy"]}
     model.save_pretrained(str(out / "run" / "model"))

@@ -51,9 +51,9 @@ def generated(
     """A network from each support set, all of one layout."""
     batches = [
         model.generate(
-            some.images, some.labels, 1, seed + i, steps=steps, layout=layout, until=until
+            support.images, support.labels, 1, seed + i, steps=steps, layout=layout, until=until
         )
-        for i, some in enumerate(supports)
+        for i, support in enumerate(supports)
     ]
     joined = torch.cat([batch.vectors for batch in batches]).cpu()
     return WeightBatch(batches[0].layout, joined, batches[0].provenance, task=batches[0].task)

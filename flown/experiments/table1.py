@@ -26,7 +26,7 @@ from flown.experiments.unconditional import Cell, Unconditional, UnconditionalCo
 from flown.flow import VelocityConfig
 from flown.generator.config import FlownConfig
 from flown.report import Section, write_report
-from flown.report.style import look
+from flown.report.style import style_of
 from flown.training import TrainConfig
 from flown.zoo import Recipe, recipe
 
@@ -92,16 +92,18 @@ _SUBSETS: dict[str, tuple[str, ...]] = {
 
 def config(scale: str, seed: int = 0) -> UnconditionalConfig:
     """The experiment at a scale; `paper` has the published sizes and is meant for a GPU."""
-    here = present()
-    datasets = ["mnist", "cifar10", "stl10" if "stl10" in here else "natural10"]
-    datasets += ["cifar100"] if "cifar100" in here else []
+    available = present()
+    datasets = ["mnist", "cifar10", "stl10" if "stl10" in available else "natural10"]
+    datasets += ["cifar100"] if "cifar100" in available else []
     if scale == "smoke":
         return UnconditionalConfig(
             cells=(whole("vae", datasets[0], scale, seed),), steps=10, ddpm_steps=50, seed=seed
         )
     cells = [whole(encoder, dataset, scale, seed) for encoder in ENCODERS for dataset in datasets]
-    less: dict[str, Any] = {"samples": 20, "images": 1000} if scale == "cpu" else {}
-    cells += [subset(x, scale, seed, **less) for x in _SUBSETS[scale] if x.split("-")[0] in here]
+    limits: dict[str, Any] = {"samples": 20, "images": 1000} if scale == "cpu" else {}
+    cells += [
+        subset(x, scale, seed, **limits) for x in _SUBSETS[scale] if x.split("-")[0] in available
+    ]
     return UnconditionalConfig(cells=tuple(cells), seed=seed)
 
 
@@ -126,7 +128,7 @@ def whole(encoder: str, dataset: str, scale: str, seed: int) -> Cell:
     )
 
 
-def subset(name: str, scale: str, seed: int, **less: Any) -> Cell:
+def subset(name: str, scale: str, seed: int, **limits: Any) -> Cell:
     """The last two norm layers of a larger network; for a CPU, on small images and few of them."""
     how = recipe(name, scale)
     if scale == "cpu":
@@ -136,7 +138,7 @@ def subset(name: str, scale: str, seed: int, **less: Any) -> Cell:
         if how.net == "vit_base":
             small |= {"max_train_images": 1000, "epochs": 10, "base_epochs": 3}
         how = how.model_copy(update=small)
-    return Cell(recipe=how, models=1, fit=_fit("vae", how, scale, seed), **less)
+    return Cell(recipe=how, models=1, fit=_fit("vae", how, scale, seed), **limits)
 
 
 def _fit(kind: str, how: Recipe, scale: str, seed: int) -> FlownConfig:
@@ -236,7 +238,7 @@ def _summary(rows: list[Row]) -> Section:
             seconds, nfe = (found[(*place, method, x, True)]["value"] for x in ("seconds", "nfe"))
             line.append(f"{seconds:.1f} ({nfe})")
         body.append(line)
-    names = [look(method).label for method in METHODS]
+    names = [style_of(method).label for method in METHODS]
     head = [
         "network (encoder), data",
         *(f"{x}: mean" for x in names),

@@ -16,7 +16,7 @@ from flown.encoders import VAEConfig
 from flown.experiments.begin import begin
 from flown.experiments.clock import Clock
 from flown.experiments.retrieval import Retrieval, RetrievalConfig, paper_rows, present, run
-from flown.experiments.unconditional import lend_encoder
+from flown.experiments.unconditional import share_encoder
 from flown.flow import VelocityConfig
 from flown.generator.card import Card, report_card
 from flown.generator.config import FlowConfig, FlownConfig
@@ -89,7 +89,7 @@ def table2(
     for method, source in others.items():
         card = _other_source(result, settings, out, method, source, scale, device)
         rows += [{**row, "method": method} for row in card.rows() if row["method"] == "flown"]
-        clock.lap(method)
+        clock.record(method)
     rows = paper_rows(rows, PAPER)
     result.about |= clock.about(settings, result.about["data"], device)
     write_results(out / "results.json", "table2", scale, result.about, rows)
@@ -129,7 +129,7 @@ def _other_source(
     training = settings.fit.flow_training.model_copy(update={"batch_size": 32, "steps": steps})
     changes = {"flow": FlowConfig(source=source, prior=prior), "flow_training": training}
     fit = settings.fit.model_copy(update=changes)
-    lend_encoder(out / "run", folder)
+    share_encoder(out / "run", folder)
     images = {task: data.load(task) for task in result.zoo.tasks}
     model = Flown.fit(result.zoo, fit, out=folder, images=images, resume=True, device=device)
     return report_card(

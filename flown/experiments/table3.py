@@ -96,9 +96,11 @@ class Table3Config(Config):
 def config(scale: str, seed: int = 0) -> Table3Config:
     """The experiment at a scale; `cpu` trains zoos to the middle of their recipes only, and
     fine-tunes on at most 1000 images."""
-    here = present()
-    last = "stl10" if "stl10" in here else "natural10"
-    unseen = tuple(x for x in UNSEEN if x in here and not (x == "svhn_small" and "svhn" in here))
+    available = present()
+    last = "stl10" if "stl10" in available else "natural10"
+    unseen = tuple(
+        x for x in UNSEEN if x in available and not (x == "svhn_small" and "svhn" in available)
+    )
     recipes = tuple(
         recipe(f"{d}-small", scale) for d in ("mnist", "fashion_mnist", "cifar10", last)
     )
@@ -187,13 +189,13 @@ def run(settings: Table3Config, out: Path, scale: str, device: str) -> list[Row]
     """The experiment with any settings; goes on from what is in `out`."""
     clock = Clock(out / "seconds.json")
     zoo = build_zoo(settings.recipes, settings.models, out, settings.seed, resume=True)
-    clock.lap("zoo")
+    clock.record("zoo")
     model = Flown.fit(zoo, settings.fit, out=out / "run", resume=True, device=device)
-    clock.lap("fit")
+    clock.record("fit")
     trajectory = Flown.fit(
         zoo, settings.through, out=out / "trajectory", resume=True, device=device
     )
-    clock.lap("trajectory")
+    clock.record("trajectory")
     seen = zoo.select(split="train", epochs=settings.fit.epochs)
     rows: list[Row] = []
     curves: dict[str, dict[str, list[Point]]] = {}
@@ -210,7 +212,7 @@ def run(settings: Table3Config, out: Path, scale: str, device: str) -> list[Row]
         rows += found.rows(curves[name])
         if name in zoo.tasks:
             rows += found.beside(seen.batch(name))
-        clock.lap(name)
+        clock.record(name)
     about = clock.about(settings, counts, device)
     about["encoders"] = {
         "flown": model.history["encoder"][-1:],
@@ -254,8 +256,8 @@ class _Target:
     def _rate(self) -> float:
         """With which the best initialisation is best on validation images; of equals the lowest."""
         n = self.settings.rate_samples
-        some = [self.made.batches[method][:n] for method in INITS]
-        joined = WeightBatch(some[0].layout, torch.cat([batch.vectors for batch in some]))
+        batches = [self.made.batches[method][:n] for method in INITS]
+        joined = WeightBatch(batches[0].layout, torch.cat([batch.vectors for batch in batches]))
         best = {}
         for rate in self.settings.rates:
             last = self._finetune(
@@ -269,8 +271,8 @@ class _Target:
         config = self._config(self.rate, self.settings.rate_epochs)
         best = {}
         for epoch, batch in self.made.stops.items():
-            some = batch[: self.settings.rate_samples]
-            best[epoch] = float(self._finetune(some, config, f"stop{epoch:g}")[-1].val.mean())
+            sample = batch[: self.settings.rate_samples]
+            best[epoch] = float(self._finetune(sample, config, f"stop{epoch:g}")[-1].val.mean())
         return max(best, key=lambda epoch: (best[epoch], epoch))
 
     def curves(self) -> dict[str, list[Point]]:
@@ -312,10 +314,10 @@ class _Target:
     def beside(self, zoo: WeightBatch) -> list[Row]:
         """All the zoo's training checkpoints of this data set, and FLoWN's distance to them."""
         test = self.images.test
-        own = evaluate(zoo, test.images, test.labels)
-        flown = evaluate(self.made.batches["flown"], test.images, test.labels)
-        gap = (flown.mean() - own.mean())[None]
-        return [self._row("zoo", "accuracy", own, 0), self._row("flown", GAP, gap, 0)]
+        accuracies = evaluate(zoo, test.images, test.labels)
+        generated = evaluate(self.made.batches["flown"], test.images, test.labels)
+        gap = (generated.mean() - accuracies.mean())[None]
+        return [self._row("zoo", "accuracy", accuracies, 0), self._row("flown", GAP, gap, 0)]
 
     def _row(self, method: str, metric: str, values: Tensor, epoch: int) -> Row:
         batch = self.batches.get(method)

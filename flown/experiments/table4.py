@@ -171,7 +171,7 @@ def config(scale: str, seed: int = 0) -> Table4Config:
         "paper": (32_000, 128, 100),
     }[scale]
 
-    def adaptation(rate: float, evaluations: int, networks: int, **more: Any) -> AdaptConfig:
+    def adaptation(rate: float, evaluations: int, networks: int, **extra: Any) -> AdaptConfig:
         steps = max(1, evaluations // networks)
         training = TrainConfig(
             steps=steps,
@@ -189,36 +189,36 @@ def config(scale: str, seed: int = 0) -> Table4Config:
             training=training,
             validated=16,
             seed=seed,
-            **{"steps": solver_steps, **more},
+            **{"steps": solver_steps, **extra},
         )
 
     # A gradient evaluation is worth most in many small steps: 1600 of one network take the flow and
     # the decoder from 26 to 54 % on CIFAR-10, 800 of two to 51 %, 200 of eight to 42 %; but the
     # generator then makes one network again and again, as `diversity-iou` says. A step of
     # adjoint matching costs several of the others, and its SDE wants a finer grid.
-    def exchange(first: Cell, second: Cell, evaluations: int, **less: Any) -> Exchange:
+    def exchange(first: Cell, second: Cell, evaluations: int, **options: Any) -> Exchange:
         # At 3e-3 the graph encoder's decoder is lost after some 400 steps.
-        some = partial(adaptation, 1e-3 if first.fit.encoder.kind == "graph" else 3e-3, evaluations)
+        make = partial(adaptation, 1e-3 if first.fit.encoder.kind == "graph" else 3e-3, evaluations)
         return Exchange(
             generators=(first, second),
             adaptations={
-                "fine-tuned": some(1),
-                "fine-tuned-decoder": some(1, parts=("flow", "decoder")),
-                "adjoint": some(8, method="adjoint", steps=2 * solver_steps),
+                "fine-tuned": make(1),
+                "fine-tuned-decoder": make(1, parts=("flow", "decoder")),
+                "adjoint": make(8, method="adjoint", steps=2 * solver_steps),
             },
-            **less,
+            **options,
         )
 
-    def whole(kind: str, **less: Any) -> Exchange:
-        one, other = (table1.whole(kind, dataset, scale, seed) for dataset in pair)
-        return exchange(one, other, evaluations, **less)
+    def whole(kind: str, **limits: Any) -> Exchange:
+        first, second = (table1.whole(kind, dataset, scale, seed) for dataset in pair)
+        return exchange(first, second, evaluations, **limits)
 
     if scale == "smoke":
         return Table4Config(exchanges=(whole("vae", samples=6, controls=2),), steps=10, seed=seed)
     # Norms alone are few weights, quickly trained, of a network that takes long.
-    less = {"samples": 20, "controls": 1, "images": 1000} if scale == "cpu" else {}
-    one, other = (table1.subset(f"{dataset}-resnet18-norms", scale, seed) for dataset in pair)
-    norms = exchange(one, other, evaluations // 8, **less)
+    limits = {"samples": 20, "controls": 1, "images": 1000} if scale == "cpu" else {}
+    first, second = (table1.subset(f"{dataset}-resnet18-norms", scale, seed) for dataset in pair)
+    norms = exchange(first, second, evaluations // 8, **limits)
     return Table4Config(exchanges=(*(whole(kind) for kind in table1.ENCODERS), norms), seed=seed)
 
 
@@ -295,7 +295,7 @@ def run(
             )
             counts[folder] = {part: len(getattr(images, part)) for part in ("train", "val", "test")}
             made.append((folder, model, trained, images))
-            clock.lap(folder)
+            clock.record(folder)
         for (folder, model, *_), (*_, ceiling, images) in permutations(made):
             results.append(
                 _transfer(
@@ -316,7 +316,7 @@ def run(
 def _transfer(
     model: Flown,
     ceiling: Zoo,
-    theirs: ImageData,
+    target: ImageData,
     exchange: Exchange,
     settings: Table4Config,
     out: Path,
@@ -325,7 +325,7 @@ def _transfer(
     clock: Clock,
 ) -> Transfer:
     out, source, generator = out / name, next(iter(model.tasks)), exchange.generators[0]
-    images = match_classes(theirs, model.tasks[source].classes)
+    images = match_classes(target, model.tasks[source].classes)
 
     def drawn(model: Flown) -> WeightBatch:
         return sample(model, images, 0, exchange.samples, settings.seed, "euler", settings.steps)
@@ -333,13 +333,13 @@ def _transfer(
     static = drawn(model)
     evaluator, seconds = Evaluator(images, device=device), {}
     methods = {"static": evaluator.measure(static)}
-    clock.lap(f"{name}: measuring")
+    clock.record(f"{name}: measuring")
     for method, how in exchange.adaptations.items():
         adapted = adapt(model, images, how, out=out / method, layout=0, resume=True, device=device)
-        clock.lap(stage := f"{name}: {method}")
+        clock.record(stage := f"{name}: {method}")
         seconds[method] = clock.spent[stage]
         methods[method] = evaluator.measure(drawn(adapted))
-        clock.lap(f"{name}: measuring")
+        clock.record(f"{name}: measuring")
     training = exchange.adaptations["fine-tuned"].training
     evaluations = training.steps * exchange.adaptations["fine-tuned"].networks
     for method, control in {
@@ -353,13 +353,13 @@ def _transfer(
             ),
         )
         methods[method] = evaluator.measure(batch)
-    clock.lap(f"{name}: controls")
-    methods["zoo"] = Evaluator(theirs, device=device).measure(last_trained(ceiling))
+    clock.record(f"{name}: controls")
+    methods["zoo"] = Evaluator(target, device=device).measure(last_trained(ceiling))
     return Transfer(
         generator.recipe.net,
         generator.fit.encoder.kind,
         source,
-        theirs.name,
+        target.name,
         methods,
         seconds,
         evaluations,

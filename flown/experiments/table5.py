@@ -142,7 +142,7 @@ def table5(
     many = data.load_many(BASE)
     check_disjoint(many.class_split)
     backbone, rows = _backbone(many, settings, out, device)
-    clock.lap("backbone")
+    clock.record("backbone")
     found = cached_features(backbone, many.images, out / "features")
     base = FeatureSet(found, many.labels, many.class_split)
     models = _train(base, settings, out, clock)
@@ -151,7 +151,7 @@ def table5(
         for done, (name, tasks) in enumerate(tests.items(), 1):
             rows += measure(name, tasks, models, settings)
             update(done, name)
-    clock.lap("tests")
+    clock.record("tests")
     rows += _order(tests[BASE], models.flows["flown"], seed)
     counts = {name: {"tasks": len(tasks.support)} for name, tasks in tests.items()}
     counts["heads"] = {"tasks": settings.heads.tasks}
@@ -190,7 +190,7 @@ def _train(base: FeatureSet, settings: Table5Config, out: Path, clock: Clock) ->
     heads, known = settings.heads, base.class_split["train"]
     size = base.features.shape[1]
     zoo = train_heads(base.features, base.labels, known, out / "zoo", heads, resume=True)
-    clock.lap("heads")
+    clock.record("heads")
     use = torch.tensor([i for i, row in enumerate(zoo.rows) if row.split == "train"])
     vectors = zoo.read(use.tolist())
     variants: dict[str, dict[str, Any]] = {
@@ -210,7 +210,7 @@ def _train(base: FeatureSet, settings: Table5Config, out: Path, clock: Clock) ->
         flows[name] = fit_heads(
             vectors, tokens[fit.queries], fit, out=out / name, resume=True, like=flows.get("flown")
         )
-        clock.lap(name)
+        clock.record(name)
     caml = train_caml(
         [base],
         settings.caml.model_copy(update={"feature_dim": size}),
@@ -227,7 +227,7 @@ def _train(base: FeatureSet, settings: Table5Config, out: Path, clock: Clock) ->
         seed=settings.seed,
         resume=True,
     )
-    clock.lap("caml and maml")
+    clock.record("caml and maml")
     val = _tasks(base.features, base.pool("val"), settings, settings.seed)
     return Models(flows, caml, learner, classifiers.choose_strength(val))
 
@@ -289,18 +289,18 @@ def measure(name: str, tasks: Episodes, models: Models, settings: Table5Config) 
 
 def _generated(row: partial[Row], method: str, heads: Tensor, tasks: Episodes) -> list[Row]:
     """All samples, the best three by the support, and the best three by the queries."""
-    each = sample_accuracy(heads, tasks)  # (T, n)
-    count, top = each.shape[1], min(_TOP, each.shape[1])
+    accuracy = sample_accuracy(heads, tasks)  # (T, n)
+    count, top = accuracy.shape[1], min(_TOP, accuracy.shape[1])
     logits = apply_heads(heads, tasks.support[:, None])  # (T, n, W K, W)
     targets = tasks.labels[:, None].expand(logits.shape[:3])
     loss = F.cross_entropy(logits.flatten(0, 2), targets.flatten(), reduction="none")
     loss = loss.view(targets.shape).mean(dim=2)
-    chosen = each.gather(1, loss.topk(top, largest=False).indices)
-    best = each.topk(top).values
+    chosen = accuracy.gather(1, loss.topk(top, largest=False).indices)
+    best = accuracy.topk(top).values
     return [
-        row(method, *interval(values.mean(dim=1)), len(each), selection)
+        row(method, *interval(values.mean(dim=1)), len(accuracy), selection)
         for values, selection in (
-            (each, "all"),
+            (accuracy, "all"),
             (chosen, f"support-top{top}-of-{count}"),
             (best, f"queries-top{top}-of-{count}, the paper's protocol"),
         )

@@ -21,7 +21,7 @@ from flown.context.tokens import ContextConfig
 from flown.encoders import VAEConfig
 from flown.experiments.begin import begin
 from flown.experiments.clock import Clock
-from flown.experiments.unconditional import lend_encoder
+from flown.experiments.unconditional import share_encoder
 from flown.flow import VelocityConfig, knot_times
 from flown.flow.marginals import PathName
 from flown.generator.config import FlowConfig, FlownConfig
@@ -134,7 +134,7 @@ def run(settings: TrajectoryConfig, out: Path, scale: str, device: str = "cpu") 
             update(done, path)
     rows += _gaps(rows, images.name)
     counts = {"train": len(images.train), "test": len(images.test), "zoo": made.identity}
-    clock.lap("all")
+    clock.record("all")
     about = clock.about(settings, counts, device)
     write_results(out / "results.json", "trajectory", scale, about, rows)
     write_trajectory(out / "report.html", f"Through the epochs, at the {scale} scale", rows, about)
@@ -149,7 +149,7 @@ def _fit(
     if path == "linear":
         changes["epochs"] = (-1,)
     elif path != PATHS[1]:
-        lend_encoder(out / PATHS[1], out / path)
+        share_encoder(out / PATHS[1], out / path)
     return Flown.fit(
         made,
         settings.fit.model_copy(update=changes),
@@ -226,16 +226,16 @@ def _gaps(rows: list[Row], dataset: str) -> list[Row]:
             found.setdefault(row["method"], {})[row["until"]] = row["value"]
     gaps = []
     for method, values in found.items():
-        apart = torch.tensor([abs(v - found["zoo"][epoch]) for epoch, v in values.items()])
+        distances = torch.tensor([abs(v - found["zoo"][epoch]) for epoch, v in values.items()])
         if method != "zoo":
             gaps.append(
                 {
                     "dataset": dataset,
                     "method": method,
                     "metric": GAP,
-                    "value": float(apart.mean()),
+                    "value": float(distances.mean()),
                     "std": None,
-                    "n": len(apart),
+                    "n": len(distances),
                     "selection": "all",
                     "epoch": 0,
                     "paper": None,

@@ -33,9 +33,9 @@ def match_classes(images: ImageData, names: Sequence[str]) -> ImageData:
     order, take the places left, in theirs: arbitrary, and always the same.
     """
     known = [_SAME.get(name, name) for name in names]
-    own = [_SAME.get(name, name) for name in images.classes]
-    free = iter([place for place, name in enumerate(known) if name not in own])
-    places = [known.index(name) if name in known else next(free) for name in own]
+    named = [_SAME.get(name, name) for name in images.classes]
+    free = iter([place for place, name in enumerate(known) if name not in named])
+    places = [known.index(name) if name in known else next(free) for name in named]
     table = torch.tensor(places)
 
     def matched(split: Split) -> Split:

@@ -88,7 +88,7 @@ class Result:
             value: float,
             n: int,
             selection: str = "all",
-            **more: float | None,
+            **extra: float | None,
         ) -> None:
             found.append(
                 {
@@ -101,7 +101,7 @@ class Result:
                     "selection": selection,
                     "epoch": None,
                     "paper": None,
-                    **more,
+                    **extra,
                 }
             )
 
@@ -189,7 +189,7 @@ def run(config: UnconditionalConfig, out: Path, *, device: str) -> Unconditional
         zoos[name] = trained.identity
         used = originals[name].reference
         counts[name] = {"train": len(images.train), "val": len(used.choice), "test": len(used.test)}
-        clock.lap(cell.name)
+        clock.record(cell.name)
     about = clock.about(config, {**counts, "zoos": zoos}, device)
     tasks = {
         x.cell.name: TaskCard(
@@ -204,12 +204,12 @@ def run(config: UnconditionalConfig, out: Path, *, device: str) -> Unconditional
     return Unconditional(results, card, about)
 
 
-def lend_encoder(run: Path, other: Path) -> None:
+def share_encoder(run: Path, folder: Path) -> None:
     """Lets the run in folder `other`, not begun yet, go on with the encoder that `run` has trained."""
-    target = other / _ENCODER
+    target = folder / _ENCODER
     if not target.exists():
         plan = {"encoder of": run.name}
-        Run(other, plan, resume=True, overwrite=False, file="progress.json").write()
+        Run(folder, plan, resume=True, overwrite=False, file="progress.json").write()
         with replacing(target) as scratch:
             shutil.copy(run / _ENCODER, scratch)
 
@@ -218,10 +218,10 @@ def _fit(cell: Cell, trained: Zoo, images: ImageData, out: Path, device: str) ->
     """The flow, then the diffusion on the flow's encoder."""
     about: Mapping[str, ImageData] = {images.name: images}
     flow = Flown.fit(trained, cell.fit, out=out / "flown", images=about, resume=True, device=device)
-    lend_encoder(out / "flown", out / "p-diff")
-    other = cell.fit.model_copy(update={"flow": FlowConfig(process="diffusion")})
+    share_encoder(out / "flown", out / "p-diff")
+    diffusing = cell.fit.model_copy(update={"flow": FlowConfig(process="diffusion")})
     diffusion = Flown.fit(
-        trained, other, out=out / "p-diff", images=about, resume=True, device=device
+        trained, diffusing, out=out / "p-diff", images=about, resume=True, device=device
     )
     return {"flown": flow, "p-diff": diffusion}
 
@@ -230,8 +230,8 @@ def _result(
     cell: Cell, models: Mapping[str, Flown], originals: _Originals, config: UnconditionalConfig
 ) -> Result:
     samplers = {"flown": ("euler", config.steps), "p-diff": ("ddpm", config.ddpm_steps)}
-    rebuilt = models["flown"].reconstruct(originals.reference.train[: cell.samples])
-    measured = {"reconstruction-train": originals.reference.measure(rebuilt)}
+    reconstructed = models["flown"].reconstruct(originals.reference.train[: cell.samples])
+    measured = {"reconstruction-train": originals.reference.measure(reconstructed)}
     costs = {}
     with bar(f"measuring {cell.name}", len(models)) as update:
         for done, (method, model) in enumerate(models.items(), 1):

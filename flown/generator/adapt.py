@@ -208,13 +208,15 @@ class Objective(nn.Module):
                 got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
                 raise FlownError(f"reward: expected a tensor ({len(batch)},), got {got}")
             return found
-        some = self.images.train[rows]
-        x, y = (t.to(self.model.device) for t in (some.images, some.labels))
-        own, seen = self.layout.unpack(batch.vectors), self.layout.architecture.preprocess(x)
-        logits = stacked.forward(self.net, own, seen.to(batch.vectors), batch.rest)  # (n, B, C)
-        each = F.cross_entropy(logits.flatten(0, 1), y.repeat(len(batch)), reduction="none")
-        losses: Tensor = each.unflatten(0, (len(batch), -1)).mean(dim=1)
-        return -losses
+        drawn = self.images.train[rows]
+        x, y = (t.to(self.model.device) for t in (drawn.images, drawn.labels))
+        weights, inputs = self.layout.unpack(batch.vectors), self.layout.architecture.preprocess(x)
+        logits = stacked.forward(
+            self.net, weights, inputs.to(batch.vectors), batch.rest
+        )  # (n, B, C)
+        losses = F.cross_entropy(logits.flatten(0, 1), y.repeat(len(batch)), reduction="none")
+        means: Tensor = losses.unflatten(0, (len(batch), -1)).mean(dim=1)
+        return -means
 
     def choose(self) -> None:
         """Frees the parameters of `config.parts` that gradients reach, and freezes all others.
@@ -232,19 +234,21 @@ class Objective(nn.Module):
             for part in self.config.parts
         }
         self.requires_grad_(False)
-        every = [p for parameters in chosen.values() for p in parameters]
-        for parameter in every:
+        candidates = [p for parameters in chosen.values() for p in parameters]
+        for parameter in candidates:
             parameter.requires_grad_(True)
         loss = self(step_generator(self.config.seed, 0, self.model.device))
-        found = torch.autograd.grad(loss, every, allow_unused=True) if loss.requires_grad else ()
-        reached = {id(p) for p, g in zip(every, found, strict=False) if g is not None}
+        found = (
+            torch.autograd.grad(loss, candidates, allow_unused=True) if loss.requires_grad else ()
+        )
+        reached = {id(p) for p, g in zip(candidates, found, strict=False) if g is not None}
         for part, parameters in chosen.items():
             if not any(id(p) in reached for p in parameters):
                 raise FlownError(
                     f"parts: nothing of '{part}' can be trained on this model with method "
                     f"{self.config.method} and detach {self.config.detach:g}"
                 )
-        for parameter in every:
+        for parameter in candidates:
             parameter.requires_grad_(id(parameter) in reached)
 
     def validate(self) -> dict[str, float]:

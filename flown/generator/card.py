@@ -359,9 +359,8 @@ def _rows(card: TaskCard, top: int) -> list[Row]:
         ]
     cost = {"seconds": card.seconds, "nfe": card.nfe, "recognised": card.recognised}
     n = len(card.methods["flown"].test)
-    one = torch.zeros(1)
     rows += [
-        {**row("flown", metric, one), "value": float(value), "n": n}
+        {**row("flown", metric, torch.zeros(1)), "value": float(value), "n": n}
         for metric, value in cost.items()
         if value is not None
     ]

@@ -105,10 +105,12 @@ def fill(module: nn.Module, name: str, tensors: Tensors, file: Path) -> None:
     Raises:
         FlownError: the tensors are not this module's, or hold NaN or Inf.
     """
-    own = under(name, tensors)
-    check_finite(own, file)
+    loaded = under(name, tensors)
+    check_finite(loaded, file)
     try:
-        module.load_state_dict(own, strict=True)  # half precision on disk becomes the module's own
+        module.load_state_dict(
+            loaded, strict=True
+        )  # half precision on disk becomes the module's own
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise FlownError(f"{file}: does not fit config.json ({reason})") from None

@@ -12,7 +12,7 @@ from flown.base.terminal import print_table
 from flown.generator.card import SUPPORTS, Card
 from flown.report import plots, tables
 from flown.report.page import Section, write_page
-from flown.report.style import look
+from flown.report.style import style_of
 from flown.training import History
 
 _NOTES = """\
@@ -25,7 +25,7 @@ max IoU: errors in common with a training network. IoU among: with the others of
 def print_card(card: Card, console: Console | None = None) -> None:
     """Prints every table of the card: one a task, then contexts and sampling."""
     console = console or Console()
-    generated = look("flown").label
+    generated = style_of("flown").label
     for name in card.tasks:
         title = f"{name}: accuracy on test images, %, and novelty"
         print_table(console, title, tables.methods(card, name), generated)

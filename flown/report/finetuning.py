@@ -12,7 +12,7 @@ from flown.base.provenance import Row
 from flown.base.terminal import Table, print_table
 from flown.measure.finetune import Point
 from flown.report.page import write_page
-from flown.report.style import legend, look, panels
+from flown.report.style import legend, panels, style_of
 from flown.report.tables import NONE
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def curves(of: Curves) -> Figure:
     page, axes = panels(len(of), 5.4, 3.3, room=0.7)
     for axis, (name, methods) in zip(axes, of.items(), strict=True):
         for method, points in methods.items():
-            style, own = look(method), method == "flown"
+            style, generated = style_of(method), method == "flown"
             epochs = [p.epoch for p in points]
             mean = [float(p.val.mean()) for p in points]
             std = [float(p.val.std(correction=min(1, len(p.val) - 1))) for p in points]
@@ -40,12 +40,12 @@ def curves(of: Curves) -> Figure:
                 epochs,
                 mean,
                 color=style.colour,
-                lw=2.2 if own else 1.3,
+                lw=2.2 if generated else 1.3,
                 label=style.label,
                 marker=style.mark,
                 ms=4,
                 markevery=_marks(epochs),
-                zorder=3 if own else 2,
+                zorder=3 if generated else 2,
             )
             low, high = ([m + side * s for m, s in zip(mean, std, strict=True)] for side in (-1, 1))
             axis.fill_between(epochs, low, high, color=style.colour, alpha=0.14, lw=0)
@@ -69,12 +69,12 @@ def _marks(epochs: list[int]) -> list[int]:
 
 def accuracy_table(rows: list[Row], dataset: str) -> Table:
     """Methods by epochs, mean and deviation on test images, the paper's figure in brackets."""
-    own = [r for r in rows if r["dataset"] == dataset and r["metric"] == "accuracy"]
-    epochs = sorted({r["epoch"] for r in own})
-    found = {(r["method"], r["epoch"]): r for r in own}
+    measured = [r for r in rows if r["dataset"] == dataset and r["metric"] == "accuracy"]
+    epochs = sorted({r["epoch"] for r in measured})
+    found = {(r["method"], r["epoch"]): r for r in measured}
     body = [
-        [look(method).label, *(_cell(found.get((method, epoch))) for epoch in epochs)]
-        for method in dict.fromkeys(r["method"] for r in own)
+        [style_of(method).label, *(_cell(found.get((method, epoch))) for epoch in epochs)]
+        for method in dict.fromkeys(r["method"] for r in measured)
     ]
     return ["networks", *(f"epoch {epoch}" for epoch in epochs)], body
 
@@ -96,7 +96,7 @@ def bars(rows: list[Row]) -> Table:
         if row["metric"] == GAP:
             bar, held = f"gap to the zoo, -{_NEAR} or more", value >= -_NEAR
         elif row["metric"] == LEAD and (epoch <= _SOON if known else epoch == 1):
-            bar, held = f"lead over {look(row['over']).label}", value > 0
+            bar, held = f"lead over {style_of(row['over']).label}", value > 0
         else:
             continue
         body.append(
@@ -124,7 +124,7 @@ def through(rows: list[Row]) -> Table:
         for method in THROUGH:
             leads = [found[name, method, epoch] for epoch in epochs]
             stop = f"{leads[0]['until']:g}"
-            body.append([name, look(method).label, stop, *map(_ahead, leads)])
+            body.append([name, style_of(method).label, stop, *map(_ahead, leads)])
     return ["data", "networks", "stop", *(f"epoch {epoch}" for epoch in epochs)], body
 
 
@@ -137,7 +137,7 @@ def print_table3(rows: list[Row], console: Console) -> None:
     """Prints the table of every data set, then the bars."""
     for name in dict.fromkeys(row["dataset"] for row in rows):
         title = f"{name}: test accuracy, %, by epochs of fine-tuning"
-        print_table(console, title, accuracy_table(rows, name), look("flown").label)
+        print_table(console, title, accuracy_table(rows, name), style_of("flown").label)
     title = "A flow through several epochs: points ahead of the other"
     print_table(console, title, through(rows))
     print_table(console, "Generated networks against their targets", bars(rows))

@@ -12,7 +12,7 @@ from rich.console import Console
 from flown.base.provenance import Row
 from flown.base.terminal import print_table
 from flown.report.page import write_page
-from flown.report.style import LOOKS, TASK_COLOURS, legend, look, panels
+from flown.report.style import STYLES, TASK_COLOURS, legend, panels, style_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +36,7 @@ _LABELS = {"flown": "samples", "latent-gaussian": "random latents"}
 
 def label(method: str) -> str:
     """How the study's tables call a method."""
-    return _LABELS.get(method, look(method).label)
+    return _LABELS.get(method, style_of(method).label)
 
 
 def table(rows: Sequence[Row], dataset: str) -> list[list[str]]:
@@ -128,8 +128,8 @@ def scatter(measured: Measured, metric: str) -> Figure:
                     zorder=3,
                 )
                 continue
-            for method in (m for m in LOOKS if m in methods and m != "zoo"):
-                points, style = methods[method], look(method)
+            for method in (m for m in STYLES if m in methods and m != "zoo"):
+                points, style = methods[method], style_of(method)
                 note = ", aligned" if "aligned" in variant else ""
                 axis.scatter(
                     points[metric],
@@ -141,8 +141,8 @@ def scatter(measured: Measured, metric: str) -> Figure:
                     marker="s" if note else "D",
                     label=f"{style.label}{note}",
                 )
-            own = methods["zoo-held-out"][metric]
-            axis.axvline(sum(own) / len(own), color="black", lw=0.8, ls=":")
+            held_out = methods["zoo-held-out"][metric]
+            axis.axvline(sum(held_out) / len(held_out), color="black", lw=0.8, ls=":")
         axis.set_ylim(-2, 102)
         axis.set_xlabel(
             {

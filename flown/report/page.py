@@ -21,7 +21,7 @@ from markupsafe import Markup
 from flown.base.files import write_text
 from flown.base.terminal import Table
 from flown.base.text import plain
-from flown.report.style import encode, look
+from flown.report.style import encode, style_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,7 +60,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
         finalize=_finalize,
     )
-    environment.globals["generated"] = look("flown").label  # rows that tables set off
+    environment.globals["generated"] = style_of("flown").label  # rows that tables set off
     environment.filters |= {"png": encode, "record": _record, "thumbnail": _thumbnail}
     return environment
 

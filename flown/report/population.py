@@ -77,8 +77,8 @@ def named(task: TaskPopulation) -> Lines:
         for rows in task.duplicates[:_LISTED]
     ]
     for what, found in (("NaN or Inf", task.broken), ("the same", task.duplicates)):
-        if more := _more(found):
-            lines.append((what, more.strip()))
+        if remainder := _more(found):
+            lines.append((what, remainder.strip()))
     return lines
 
 

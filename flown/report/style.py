@@ -1,4 +1,4 @@
-"""One look for every figure: a colour and a mark per method.
+"""One style for every figure: a colour and a mark per method.
 
 The colours are those of Okabe & Ito, safe for colour-blind readers, and their shades; marks differ
 too, so that no figure rests on colour alone.
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Look(NamedTuple):
+class Style(NamedTuple):
     """How a method is named and drawn."""
 
     label: str
@@ -26,32 +26,32 @@ class Look(NamedTuple):
 
 
 # In the order of tables and strips: the zoo, what the model makes, what is cheap to make.
-LOOKS = {
-    "zoo": Look("zoo, train", "#0072B2", "s"),
-    "zoo-held-out": Look("zoo, held-out", "#56B4E9", "D"),
-    "reconstruction-train": Look("rebuilt, train", "#00664B", "<"),
-    "reconstruction-held-out": Look("rebuilt, held-out", "#009E73", ">"),
-    "flown": Look("generated", "#D55E00", "o"),
-    "p-diff": Look("p-diff", "#882255", "H"),
-    "nearest": Look("lookup", "#CC79A7", "p"),
-    "noise-0.06": Look("noise 0.06", "#E69F00", "^"),
-    "noise-0.12": Look("noise 0.12", "#A6761D", "v"),
-    "average-16": Look("average of 16", "#4B3F72", "P"),
-    "gaussian": Look("Gaussian", "#333333", "X"),
-    "random-init": Look("random init", "#8C8C8C", "*"),
-    "recipe-init": Look("recipe's init", "#BFBFBF", "d"),
+STYLES = {
+    "zoo": Style("zoo, train", "#0072B2", "s"),
+    "zoo-held-out": Style("zoo, held-out", "#56B4E9", "D"),
+    "reconstruction-train": Style("reconstructed, train", "#00664B", "<"),
+    "reconstruction-held-out": Style("reconstructed, held-out", "#009E73", ">"),
+    "flown": Style("generated", "#D55E00", "o"),
+    "p-diff": Style("p-diff", "#882255", "H"),
+    "nearest": Style("lookup", "#CC79A7", "p"),
+    "noise-0.06": Style("noise 0.06", "#E69F00", "^"),
+    "noise-0.12": Style("noise 0.12", "#A6761D", "v"),
+    "average-16": Style("average of 16", "#4B3F72", "P"),
+    "gaussian": Style("Gaussian", "#333333", "X"),
+    "random-init": Style("random init", "#8C8C8C", "*"),
+    "recipe-init": Style("recipe's init", "#BFBFBF", "d"),
 }
 # What training may start from, beside "flown" and "recipe-init" (Table 3); not drawn beside the above.
 STARTS = {
-    "flown-trajectory": Look("generated, trajectory", "#009E73", "^"),
-    "flown-trajectory-stopped": Look("trajectory, stop chosen", "#E69F00", "v"),
-    "default-init": Look("PyTorch's init", "#8C8C8C", "*"),
-    "kaiming": Look("Kaiming init", "#333333", "X"),
-    "checkpoint": Look("zoo checkpoint", "#0072B2", "s"),
-    "zoo-mean": Look("mean of the zoo", "#4B3F72", "P"),
-    "best-lookup": Look("best lookup", "#CC79A7", "p"),
+    "flown-trajectory": Style("generated, trajectory", "#009E73", "^"),
+    "flown-trajectory-stopped": Style("trajectory, stop chosen", "#E69F00", "v"),
+    "default-init": Style("PyTorch's init", "#8C8C8C", "*"),
+    "kaiming": Style("Kaiming init", "#333333", "X"),
+    "checkpoint": Style("zoo checkpoint", "#0072B2", "s"),
+    "zoo-mean": Style("mean of the zoo", "#4B3F72", "P"),
+    "best-lookup": Style("best lookup", "#CC79A7", "p"),
 }
-SOURCE = Look("source", "#A9A9A9", ".")
+SOURCE = Style("source", "#A9A9A9", ".")
 TASK_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
 
 
@@ -68,9 +68,9 @@ _FONTS = (
 _FORMULA = "$\\mathdefault{"  # how matplotlib writes powers of ten on an axis
 
 
-def look(method: str) -> Look:
-    """The look of a method; one that is not in the list is drawn in black under its own name."""
-    return (LOOKS | STARTS).get(method, Look(method, "#000000", "h"))
+def style_of(method: str) -> Style:
+    """The style of a method; one that is not in the list is drawn in black under its own name."""
+    return (STYLES | STARTS).get(method, Style(method, "#000000", "h"))
 
 
 def figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, Any]:

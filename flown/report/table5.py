@@ -18,11 +18,11 @@ _UNDER = 5  # points that generated heads may lie under the linear probe
 
 def accuracies(rows: list[Row]) -> Table:
     """Mean and half of the 95 % interval over tasks, the paper's figure in brackets."""
-    own = [row for row in rows if row["interval"] is not None]
-    sets = list(dict.fromkeys(row["dataset"] for row in own))
-    found = {(row["method"], row["selection"], row["dataset"]): row for row in own}
+    measured = [row for row in rows if row["interval"] is not None]
+    sets = list(dict.fromkeys(row["dataset"] for row in measured))
+    found = {(row["method"], row["selection"], row["dataset"]): row for row in measured}
     body = []
-    for method, selection in dict.fromkeys((row["method"], row["selection"]) for row in own):
+    for method, selection in dict.fromkeys((row["method"], row["selection"]) for row in measured):
         cells = [_cell(found.get((method, selection, name))) for name in sets]
         body.append([method if selection == "all" else f"{method}, {selection}", *cells])
     return ["method", *sets], body

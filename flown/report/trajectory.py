@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 from flown.base.provenance import Row
 from flown.base.terminal import Table
 from flown.report.page import write_page
-from flown.report.style import TASK_COLOURS, Look, legend, look, panels
+from flown.report.style import TASK_COLOURS, Style, legend, panels, style_of
 from flown.report.tables import NONE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GAP = "gap-to-zoo"  # mean distance of accuracies from the zoo's, in points, over all epochs
-_LOOKS = {
-    "flown": Look("last epoch alone, linear", "#8C8C8C", "o"),
-    "piecewise": Look("through the epochs, piecewise", TASK_COLOURS[0], "v"),
-    "spline": Look("through the epochs, spline", TASK_COLOURS[2], "^"),
-    "metric": Look("through the epochs, metric", TASK_COLOURS[3], "D"),
+_STYLES = {
+    "flown": Style("last epoch alone, linear", "#8C8C8C", "o"),
+    "piecewise": Style("through the epochs, piecewise", TASK_COLOURS[0], "v"),
+    "spline": Style("through the epochs, spline", TASK_COLOURS[2], "^"),
+    "metric": Style("through the epochs, metric", TASK_COLOURS[3], "D"),
 }
 
 
@@ -28,8 +28,8 @@ def _name(further: int) -> str:
     return f"Trained {further} epoch{'s' * (further > 1)} more" if further else "As generated"
 
 
-def _look(method: str) -> Look:
-    return _LOOKS.get(method) or look(method)
+def _style_of(method: str) -> Style:
+    return _STYLES.get(method) or style_of(method)
 
 
 def table(rows: Sequence[Row], further: int) -> Table:
@@ -40,7 +40,7 @@ def table(rows: Sequence[Row], further: int) -> Table:
     gaps = {r["method"]: r["value"] for r in rows if r["metric"] == GAP}
     body = []
     for method in dict.fromkeys(r["method"] for r in here):
-        line = [_look(method).label]
+        line = [_style_of(method).label]
         for epoch in epochs:
             row = found[method, epoch]
             spread = "" if row["std"] is None else f" ± {row['std']:.1f}"  # one network has none
@@ -59,12 +59,12 @@ def curves(rows: Sequence[Row]) -> Figure:
     page, axes = panels(len(steps), 5.4, 3.5, room=0.8)
     for axis, further in zip(axes, steps, strict=True):
         for method in dict.fromkeys(r["method"] for r in found):
-            own = [r for r in found if r["method"] == method and r["epoch"] == further]
-            style = _look(method)
+            shown = [r for r in found if r["method"] == method and r["epoch"] == further]
+            style = _style_of(method)
             axis.errorbar(
-                [r["until"] for r in own],
-                [r["value"] for r in own],
-                [r["std"] or 0.0 for r in own],
+                [r["until"] for r in shown],
+                [r["value"] for r in shown],
+                [r["std"] or 0.0 for r in shown],
                 color=style.colour,
                 marker=style.mark,
                 ms=4,

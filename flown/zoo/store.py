@@ -307,9 +307,9 @@ class Zoo:
         of_shard: dict[str, list[int]] = {}
         for i, row in enumerate(rows):
             of_shard.setdefault(row.shard, []).append(i)
-        for shard, some in of_shard.items():
-            offsets = torch.tensor([rows[i].offset for i in some])
-            vectors[some] = self._shard(shard, layout).read(offsets)
+        for shard, group in of_shard.items():
+            offsets = torch.tensor([rows[i].offset for i in group])
+            vectors[group] = self._shard(shard, layout).read(offsets)
         return vectors
 
     def _name(self, row: Row) -> str:
@@ -337,8 +337,8 @@ class Zoo:
             named.setdefault(row.shard, set()).add(row.offset)
         found = []
         with bar("zoo verify", len(places)) as update:
-            for done, (shard, some) in enumerate(sorted(places.items()), 1):
-                found += self._damage(shard, some, named.get(shard, set()))
+            for done, (shard, in_shard) in enumerate(sorted(places.items()), 1):
+                found += self._damage(shard, in_shard, named.get(shard, set()))
                 self._mapped.pop(shard, None)  # or all of the zoo would stay in memory
                 update(done, f"{len(found)} faults" if found else "")
         files = sorted(path.name for path in self.path.glob("weights-*.safetensors"))
@@ -362,11 +362,11 @@ class Zoo:
                 f"row {unnamed[0]} the first"
             )
         size = max(1, _CHUNK // layout.size)
-        for some in (inside[start : start + size] for start in range(0, len(inside), size)):
+        for block in (inside[start : start + size] for start in range(0, len(inside), size)):
             try:
-                self.read(some)
+                self.read(block)
             except FlownError:
-                found += self._each(some)
+                found += self._each(block)
         return found
 
     def _each(self, places: Sequence[int]) -> list[str]:

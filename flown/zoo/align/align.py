@@ -90,7 +90,7 @@ def align_zoo(
     rows: list[Row] = []
     about: dict[str, int] = {}
     for number, task in enumerate(zoo.tasks):
-        some = [zoo.rows[place] for place in zoo.places[task]]
+        members = [zoo.rows[place] for place in zoo.places[task]]
         batch = zoo.batch(task)
         layout = batch.layout
         if shared := construction.constants(batch.network).keys() & batch.rest.keys():
@@ -98,7 +98,7 @@ def align_zoo(
                 f"{zoo.path}: networks for task '{task}' share buffer '{min(shared)}', which a "
                 "permutation of one network might have to change"
             )
-        aligned, owner = _align_rows(batch, some, rounds, seed, str(zoo.path))
+        aligned, owner = _align_rows(batch, members, rounds, seed, str(zoo.path))
         orders = [p[owner] for p in aligned.permutations]
         flips = [s[owner] for s in aligned.signs]
         tensors = permute(layout.unpack(batch.vectors), aligned.groups, orders, flips)
@@ -113,7 +113,7 @@ def align_zoo(
         sums = map(checksum, layout.pack(tensors))
         rows += [
             row._replace(shard=shard, offset=i, checksum=known)
-            for i, (row, known) in enumerate(zip(some, sums, strict=True))
+            for i, (row, known) in enumerate(zip(members, sums, strict=True))
         ]
     alignment = {"source": zoo.identity, "seed": seed, "rounds": about}
     kept = {key: value for key, value in zoo.about.items() if key not in ("format", "layouts")}

@@ -154,10 +154,10 @@ def align(
     return Aligned(aligned, found, permutations, signs, target, taken)
 
 
-def _differ(one: Orders, other: Orders) -> bool:
+def _differ(before: Orders, after: Orders) -> bool:
     return any(
         not (torch.equal(p, q) and torch.equal(s, t))
-        for (p, s), (q, t) in zip(one, other, strict=True)
+        for (p, s), (q, t) in zip(before, after, strict=True)
     )
 
 
@@ -175,14 +175,16 @@ class _Matching:
 
     def turned(self, orders: Orders) -> Tensor:
         """The networks in these orders, (n, D)."""
-        own = zip(self.parts, self._apart(orders), strict=True)
-        return torch.cat([part.layout.pack(part.apply(some)) for part, some in own])
+        matched = zip(self.parts, self._apart(orders), strict=True)
+        return torch.cat([part.layout.pack(part.apply(order)) for part, order in matched])
 
     def best(self, reference: Tensor, orders: Orders, fresh: bool = True) -> Orders:
         """As `_Part.best`, of all networks."""
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             found = pool.map(
-                lambda part, own: part.best(reference, own, fresh), self.parts, self._apart(orders)
+                lambda part, order: part.best(reference, order, fresh),
+                self.parts,
+                self._apart(orders),
             )
             return self._joined(list(found))
 
@@ -192,7 +194,7 @@ class _Matching:
 
     def _joined(self, parts: Sequence[Orders]) -> Orders:
         return [
-            (torch.cat([own[k][0] for own in parts]), torch.cat([own[k][1] for own in parts]))
+            (torch.cat([part[k][0] for part in parts]), torch.cat([part[k][1] for part in parts]))
             for k in range(len(self.groups))
         ]
 
@@ -236,8 +238,8 @@ class _Part:
             found, reached = self._ascend(target, self._sweep(target, sequence), slack)
             better = reached > score + slack
             score = torch.where(better, reached, score)
-            for one, other in zip(best, found, strict=True):
-                one[0][better], one[1][better] = other[0][better], other[1][better]
+            for kept, new in zip(best, found, strict=True):
+                kept[0][better], kept[1][better] = new[0][better], new[1][better]
         return best
 
     def _sweep(self, target: Mapping[str, Tensor], sequence: Sequence[int]) -> Orders:
@@ -260,12 +262,12 @@ class _Part:
             moved = torch.zeros_like(slack, dtype=torch.bool)
             for k, group in enumerate(self.groups):
                 names = sorted({name for name, _, _ in group.axes})
-                some = {name: tensors[name][active] for name in names}
-                q, t = self._match(k, target, some, everything)
-                turned = permute(some, [group], [q], [t])
+                current = {name: tensors[name][active] for name in names}
+                q, t = self._match(k, target, current, everything)
+                turned = permute(current, [group], [q], [t])
                 # With the group along two axes of one tensor the problem is quadratic, and the
                 # linear assignment may lose.
-                gain = _agreement(target, turned, names) - _agreement(target, some, names)
+                gain = _agreement(target, turned, names) - _agreement(target, current, names)
                 better = gain > slack[active]
                 rows = active[better]
                 for name in names:
@@ -286,17 +288,17 @@ class _Part:
         from scipy.optimize import linear_sum_assignment  # slow to import, and only this needs it
 
         group = self.groups[k]
-        owners = [(j, axis[:2]) for j, other in enumerate(self.groups) for axis in other.axes]
+        owners = [(j, axis[:2]) for j, owner in enumerate(self.groups) for axis in owner.axes]
         n, size = len(tensors[group.axes[0][0]]), group.size
         similarity = self.vectors.new_zeros(n, size, size)
         for name, axis, _ in group.axes:
             if any(j not in known for j, place in owners if place[0] == name and place[1] != axis):
                 continue
-            mine = target[name].movedim(axis, 0).reshape(size, -1)
-            theirs = tensors[name].movedim(axis + 1, 1).reshape(n, size, -1)
-            similarity += mine @ theirs.transpose(1, 2)
+            reference = target[name].movedim(axis, 0).reshape(size, -1)
+            units = tensors[name].movedim(axis + 1, 1).reshape(n, size, -1)
+            similarity += reference @ units.transpose(1, 2)
         gains = (similarity.abs() if group.signs else similarity).cpu().numpy()
-        columns = np.stack([linear_sum_assignment(one, maximize=True)[1] for one in gains])
+        columns = np.stack([linear_sum_assignment(gain, maximize=True)[1] for gain in gains])
         order = torch.as_tensor(columns, device=similarity.device)
         matched = similarity.gather(2, order[:, :, None])[..., 0]
         flipped = (matched < 0) & group.signs

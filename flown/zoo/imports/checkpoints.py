@@ -137,11 +137,11 @@ def _folder(path: Path | str) -> Path:
 
 def _check_mapping(naming: Naming) -> None:
     known = {*naming.layout.names, *naming.buffers}
-    for theirs, ours in naming.mapping.items():
-        if not isinstance(theirs, str) or not isinstance(ours, str | None):
-            raise FlownError(f"mapping: expected two tensors' names, got {theirs!r}: {ours!r}")
-        if ours is not None and ours not in known:
-            raise FlownError(f"mapping: {theirs!r}: {unknown('tensor', ours, known)}")
+    for source, target in naming.mapping.items():
+        if not isinstance(source, str) or not isinstance(target, str | None):
+            raise FlownError(f"mapping: expected two tensors' names, got {source!r}: {target!r}")
+        if target is not None and target not in known:
+            raise FlownError(f"mapping: {source!r}: {unknown('tensor', target, known)}")
 
 
 def _checkpoints(path: Path) -> list[Found]:
@@ -219,8 +219,8 @@ class _Import:
             raise FlownError(
                 f"held_out: a share of the models, at least 0 and below 1, got {held_out}"
             )
-        here, there = self.path.resolve(), Path(out).resolve()
-        if here in (there, *there.parents) or there in here.parents:
+        source, target = self.path.resolve(), Path(out).resolve()
+        if source in (target, *target.parents) or target in source.parents:
             raise FlownError(f"{out}: overlaps {self.path}; choose another folder")
         out = prepare_output(out, overwrite)
         write_json(
@@ -235,8 +235,8 @@ class _Import:
         if not writer.rows:
             writer.withdraw()
             first = "; ".join(f"{name}: {reason}" for name, reason in self.skipped[:3])
-            more = f" (and {len(self.skipped) - 3} more)" if len(self.skipped) > 3 else ""
-            raise FlownError(f"{self.path}: nothing in it can be imported. {first}{more}")
+            others = f" (and {len(self.skipped) - 3} more)" if len(self.skipped) > 3 else ""
+            raise FlownError(f"{self.path}: nothing in it can be imported. {first}{others}")
         writer.flush()
         models = writer.rows[-1].model + 1
         split = splits(models, seed, held_out)
@@ -257,55 +257,55 @@ class _Import:
     def _read(self, found: Sequence[Found], writer: _Writer) -> None:
         task, models = self.task.id, dict[str, int]()
         with bar(f"import {task}", len(found)) as update:
-            for done, one in enumerate(found, 1):
+            for done, file in enumerate(found, 1):
                 try:
-                    fitted = self.naming.fit(statefiles.open_state(one.path))
-                    self._account(one, fitted)
+                    fitted = self.naming.fit(statefiles.open_state(file.path))
+                    self._account(file, fitted)
                 except _DifferentBuffersError:
                     raise
                 except FlownError as error:
-                    reason = str(error).removeprefix(f"{one.path}: ")
-                    self.skipped.append(Skipped(one.name, reason))
+                    reason = str(error).removeprefix(f"{file.path}: ")
+                    self.skipped.append(Skipped(file.name, reason))
                 else:
-                    model = models.setdefault(one.model, len(models))
+                    model = models.setdefault(file.model, len(models))
                     row = Row(
                         task=task,
                         model=model,
-                        seed=model if one.seed is None else one.seed,
-                        epoch=one.epoch,
+                        seed=model if file.seed is None else file.seed,
+                        epoch=file.epoch,
                         step=0,
                         split="",
-                        train_accuracy=one.train_accuracy,
-                        val_accuracy=one.val_accuracy,
+                        train_accuracy=file.train_accuracy,
+                        val_accuracy=file.val_accuracy,
                         shard="",
                         offset=0,
                     )
                     writer.add(fitted.vector, row)
                 update(done, f"{len(self.skipped)} skipped" if self.skipped else "")
 
-    def _account(self, one: Found, fitted: Fitted) -> None:
-        self._compare(one, fitted.constants)
+    def _account(self, file: Found, fitted: Fitted) -> None:
+        self._compare(file, fitted.constants)
         if self.distinct:
             digest = hashlib.sha256(fitted.vector.numpy().data).digest()
-            if (twin := self.seen.setdefault(digest, one.name)) != one.name:
+            if (twin := self.seen.setdefault(digest, file.name)) != file.name:
                 raise FlownError(f"its weights are exactly those of {twin}")
         self.renamed |= fitted.renamed
         self.buffers.update(fitted.buffers)
         self.counts.update({f"converted from {kind}": 1 for kind in fitted.dtypes})
         self.counts["named by the order of shapes"] += fitted.by_order
-        self.counts["with test_acc only, not taken"] += one.test_only
+        self.counts["with test_acc only, not taken"] += file.test_only
 
-    def _compare(self, one: Found, constants: dict[str, Tensor]) -> None:
+    def _compare(self, file: Found, constants: dict[str, Tensor]) -> None:
         """All networks must have the same buffers: a generated one could have no others."""
         if self.constants is None:
-            self.constants, self.first = constants, one.name
+            self.constants, self.first = constants, file.name
         fresh = self.naming.constants
         for name in sorted({*constants, *self.constants}):
-            ours, theirs = (kept.get(name, fresh[name]) for kept in (self.constants, constants))
-            if not torch.equal(ours, theirs):
+            first, second = (kept.get(name, fresh[name]) for kept in (self.constants, constants))
+            if not torch.equal(first, second):
                 null = f" (if it has no effect, map it: `{name}: null`)"
                 raise _DifferentBuffersError(
-                    f"buffer '{name}' differs between {self.first} and {one.name}, and is neither a "
+                    f"buffer '{name}' differs between {self.first} and {file.name}, and is neither a "
                     "weight nor BatchNorm's statistic: a zoo keeps such a buffer once for all its "
                     "networks; import networks that share it, or make it a parameter"
                     f"{'' if name in self.naming.drawn else null}"

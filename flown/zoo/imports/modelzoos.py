@@ -77,9 +77,9 @@ def _trial(
 ) -> list[Found]:
     name = folder.relative_to(root).as_posix()
     params = _params(folder / "params.json", name, notes)
-    theirs = params.get("model::nlin")
-    if isinstance(theirs, str) and _plain(theirs) != _plain(activation):
-        raise FlownError(f"its activation is {theirs!r}, '{activation}' was given")
+    stated = params.get("model::nlin")
+    if isinstance(stated, str) and _plain(stated) != _plain(activation):
+        raise FlownError(f"its activation is {stated!r}, '{activation}' was given")
     seed = params.get("seed")
     files = _files(root, folder, skipped)
     if epochs is not None:

@@ -201,29 +201,29 @@ class Naming:
                 floating-point numbers, or holds NaN or Inf; names of one tied weight hold two
                 tensors; a buffer is missing that the constructor draws at random.
         """
-        theirs = self._names(entries)
-        buffers = tuple(name for name in theirs if self._is_buffer(name))
-        constants = self._constants({name: entries[theirs[name]] for name in buffers})
-        theirs = self._tied(theirs, entries)
-        theirs = {name: old for name, old in theirs.items() if name not in buffers}
-        for old in theirs.values():
+        sources = self._names(entries)
+        buffers = tuple(name for name in sources if self._is_buffer(name))
+        constants = self._constants({name: entries[sources[name]] for name in buffers})
+        sources = self._tied(sources, entries)
+        sources = {name: old for name, old in sources.items() if name not in buffers}
+        for old in sources.values():
             _check_plain(old, entries[old])
         known = self.layout.names
-        ordered = self.by_order and set(theirs) != set(known)
+        ordered = self.by_order and set(sources) != set(known)
         if ordered:
-            shapes = tuple(tuple(entries[old].shape) for old in theirs.values())
+            shapes = tuple(tuple(entries[old].shape) for old in sources.values())
             ordered = shapes == self.layout.shapes
         if ordered:
-            theirs = dict(zip(known, theirs.values(), strict=True))
-        self._check(theirs, entries)
-        tensors = {name: entries[old].detach().float() for name, old in theirs.items()}
+            sources = dict(zip(known, sources.values(), strict=True))
+        self._check(sources, entries)
+        tensors = {name: entries[old].detach().float() for name, old in sources.items()}
         for name, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
-                raise FlownError(f"tensor {theirs[name]!r} holds NaN or Inf")
-        types = {str(entries[old].dtype).removeprefix("torch.") for old in theirs.values()}
+                raise FlownError(f"tensor {sources[name]!r} holds NaN or Inf")
+        types = {str(entries[old].dtype).removeprefix("torch.") for old in sources.values()}
         return Fitted(
             vector=self.layout.pack({name: tensor[None] for name, tensor in tensors.items()})[0],
-            renamed={old: name for name, old in theirs.items() if old != name},
+            renamed={old: name for name, old in sources.items() if old != name},
             by_order=ordered,
             buffers=tuple(name for name in buffers if name not in constants),
             constants=constants,
@@ -264,15 +264,15 @@ class Naming:
                 kept[name] = held
         return kept
 
-    def _tied(self, theirs: dict[str, str], entries: Mapping[str, Any]) -> dict[str, str]:
+    def _tied(self, sources: dict[str, str], entries: Mapping[str, Any]) -> dict[str, str]:
         """One name for each tied weight, whether the file has one of them or all."""
-        found = dict(theirs)
+        found = dict(sources)
         for second, first in self.second_names.items():
             if second not in found:
                 continue
             old = found.pop(second)
-            other = entries[found.setdefault(first, old)]
-            if other is not entries[old] and not _equal(other, entries[old]):
+            kept = entries[found.setdefault(first, old)]
+            if kept is not entries[old] and not _equal(kept, entries[old]):
                 raise FlownError(
                     f"tensors '{first}' and '{second}' are one tied weight in the network, and differ "
                     "in the file"
@@ -281,8 +281,8 @@ class Naming:
 
     def _stripped(self, names: Sequence[str]) -> Sequence[str]:
         for prefix in self.prefixes:
-            own = any(name.startswith(prefix) for name in self.layout.names)
-            if not own and all(name.startswith(prefix) for name in names):
+            prefixed = any(name.startswith(prefix) for name in self.layout.names)
+            if not prefixed and all(name.startswith(prefix) for name in names):
                 # Wrappers may be nested in any order.
                 return self._stripped([name.removeprefix(prefix) for name in names])
         return names
@@ -293,27 +293,27 @@ class Naming:
         leaves = {buffer.rpartition(".")[2] for buffer in self.buffers}
         return name.rpartition(".")[2] in leaves
 
-    def _check(self, theirs: Mapping[str, str], entries: Mapping[str, Any]) -> None:
-        missing = [name for name in self.layout.names if name not in theirs]
-        unexpected = [old for name, old in theirs.items() if name not in self.layout.names]
+    def _check(self, sources: Mapping[str, str], entries: Mapping[str, Any]) -> None:
+        missing = [name for name in self.layout.names if name not in sources]
+        unexpected = [old for name, old in sources.items() if name not in self.layout.names]
         if unexpected:
-            less = f", whose '{missing[0]}' is missing" if missing else ""
-            raise FlownError(f"tensor {unexpected[0]!r} is not the network's{less}; map its name")
+            missed = f", whose '{missing[0]}' is missing" if missing else ""
+            raise FlownError(f"tensor {unexpected[0]!r} is not the network's{missed}; map its name")
         if missing:
             raise FlownError(f"tensor '{missing[0]}' is missing")
         classes = self.layout.architecture.outputs
         for name, shape in zip(self.layout.names, self.layout.shapes, strict=True):
-            got = tuple(entries[theirs[name]].shape)
+            got = tuple(entries[sources[name]].shape)
             if got == shape:
                 continue
             head = got[1:] == shape[1:] and shape[0] == classes
             hint = f": a network of {got[0]} classes, the task has {classes}" if head else ""
-            raise FlownError(f"tensor {theirs[name]!r} is {got}, expected {shape}{hint}")
+            raise FlownError(f"tensor {sources[name]!r} is {got}, expected {shape}{hint}")
 
 
-def _equal(one: Any, other: Any) -> bool:
-    both = isinstance(one, Tensor) and isinstance(other, Tensor)
-    return both and one.shape == other.shape and torch.equal(one, other)
+def _equal(a: Any, b: Any) -> bool:
+    tensors = isinstance(a, Tensor) and isinstance(b, Tensor)
+    return tensors and a.shape == b.shape and torch.equal(a, b)
 
 
 def _check_plain(name: str, entry: Any) -> None:

@@ -197,16 +197,16 @@ def duplicates(zoo: Zoo, task: str) -> tuple[tuple[Row, ...], ...]:
         known = zoo.rows[place].checksum
         if known is not None:
             sums.setdefault(known, []).append(place)
-    for some in _chunks([p for p in places if zoo.rows[p].checksum is None], size):
-        for place, vector in zip(some, zoo.raw(some), strict=True):
+    for chunk in _chunks([p for p in places if zoo.rows[p].checksum is None], size):
+        for place, vector in zip(chunk, zoo.raw(chunk), strict=True):
             sums.setdefault(checksum(vector), []).append(place)
     found: list[tuple[Row, ...]] = []
     for alike in sums.values():
         if len(alike) == 1:
             continue
         same: dict[bytes, list[Row]] = {}  # bytes, not numbers: NaN equals itself
-        for some in _chunks(alike, size):
-            for place, vector in zip(some, zoo.raw(some), strict=True):
+        for chunk in _chunks(alike, size):
+            for place, vector in zip(chunk, zoo.raw(chunk), strict=True):
                 same.setdefault(vector.numpy().tobytes(), []).append(zoo.rows[place])
         found += [tuple(rows) for rows in same.values() if len(rows) > 1]
     return tuple(found)
@@ -264,9 +264,9 @@ def _chunks(places: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 
 def _not_finite(zoo: Zoo, places: Sequence[int], size: int) -> list[int]:
     found = []
-    for some in _chunks(places, size):
-        finite = torch.isfinite(zoo.raw(some)).all(dim=1).tolist()
-        found += [place for place, fine in zip(some, finite, strict=True) if not fine]
+    for chunk in _chunks(places, size):
+        finite = torch.isfinite(zoo.raw(chunk)).all(dim=1).tolist()
+        found += [place for place, fine in zip(chunk, finite, strict=True) if not fine]
     return found
 
 
@@ -341,11 +341,11 @@ def _dead(
         if task not in given and not _is_here(task):
             return None, "data not here"
         val = (given[task] if task in given else data.load(task)).val
-        some = torch.linspace(0, len(val) - 1, min(_IMAGES, len(val))).round().long()
-        layers = dead_units(batch, val.images[some])
+        sample = torch.linspace(0, len(val) - 1, min(_IMAGES, len(val))).round().long()
+        layers = dead_units(batch, val.images[sample])
     except (FlownError, RuntimeError) as error:  # a net of one's own may not run on these images
         return None, str(error).partition("\n")[0]
-    return layers, f"{len(batch)} networks, {len(some)} validation images"
+    return layers, f"{len(batch)} networks, {len(sample)} validation images"
 
 
 def _is_here(task: str) -> bool:

@@ -141,8 +141,8 @@ class Shard:
             self.rest is None
         )
         norms = batchnorm.layers(net)
-        own = [x for x in norms if {f"{x}.weight", f"{x}.bias"} & set(self.layout.names)]
-        return batchnorm.by_batch(net, own if self.rest is not None else norms)
+        varying = [x for x in norms if {f"{x}.weight", f"{x}.bias"} & set(self.layout.names)]
+        return batchnorm.by_batch(net, varying if self.rest is not None else norms)
 
     @property
     def done(self) -> bool:

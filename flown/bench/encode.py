@@ -1,4 +1,4 @@
-"""Relational layers on edges that exist, against a dense transformer over all pairs of nodes."""
+"""Relational layers on the existing edges, against a dense transformer over all pairs of nodes."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ NET, BATCH = "cnn-medium", 32
 def dense(layers: list[RelationalLayer], graph: NetGraph, nodes: Tensor, edges: Tensor) -> Tensor:
     """The same layers as tensors of all pairs, (n, V, V, ...), as Kofinas et al. compute them.
 
-    Queries, keys and values are made for every pair, (n, V, V, h, c), from the states of the edge
-    between the two and of its reverse side by side; where there is none they are zero.
+    Queries, keys and values are made for every pair, (n, V, V, h, c), from the states of their edge
+    and of its reverse, concatenated; without an edge they are zero.
     """
     target, source = graph.ends.unbind(1)
     size = (len(nodes), graph.nodes, graph.nodes)
@@ -125,7 +125,7 @@ def encode(repeats: int, net: str = NET, batch: int = BATCH) -> list[Row]:
     The layers have the published sizes, the networks three input channels.
 
     Raises:
-        RuntimeError: the two do not compute the same.
+        RuntimeError: their outputs differ.
     """
     config = GraphConfig.published()
     case = Case(net, batch, config)
@@ -161,14 +161,14 @@ def encode(repeats: int, net: str = NET, batch: int = BATCH) -> list[Row]:
 
 
 def peak_memory(candidate: str, backward: bool, net: str, batch: int, config: GraphConfig) -> float:
-    """Megabytes that a process of its own needs beyond what it held before the call."""
+    """Megabytes that the call adds to the memory of its own process, at the peak."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak, (candidate, backward, net, batch, config))
 
 
 def _peak(candidate: str, backward: bool, net: str, batch: int, config: GraphConfig) -> float:
     small, case = Case(net, 1, config), Case(net, batch, config)
-    small.call(candidate, backward)  # libraries load what they need once
+    small.call(candidate, backward)  # libraries load things once
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts from here (Linux)
     before = _held("VmRSS")
     case.call(candidate, backward)

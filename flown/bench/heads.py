@@ -17,13 +17,13 @@ from flown.heads.heads import HeadsConfig, shard_tasks, train_heads
 from flown.heads.probe import ProbeConfig, probe
 from flown.tasks import ClassPool
 
-FEATURES, CLASSES, IMAGES = 512, 64, 120  # as ResNet-12's, of mini-ImageNet's base classes
-_APART = 0.2  # deviation of class means, where images have 1: about as hard as real features
+FEATURES, CLASSES, IMAGES = 512, 64, 120  # as with ResNet-12 on mini-ImageNet's base classes
+_APART = 0.2  # deviation of class means, images have 1: about as hard as real features
 _COMPARED = 200  # tasks that both candidates probe
 
 
 def heads(repeats: int, scratch: Path, tasks: int = 50_000, compared: int = _COMPARED) -> list[Row]:
-    """Seconds for a zoo of all heads; seconds and accuracies of some, beside a loop's.
+    """Seconds for a zoo of all heads; seconds and accuracies of a part, beside those of a loop.
 
     Features are Gaussian classes. The loop makes an `nn.Linear` and an `AdamW` for every task; of its
     settings (fused, for-each, one tensor at a time; one thread or all) the fastest is its best.
@@ -103,7 +103,7 @@ def loop(support: Tensor, ways: int, start: Tensor, way: str, threads: int) -> T
 
 
 def _fresh(tasks: int, ways: int, generator: torch.Generator) -> Tensor:
-    """Heads as `nn.Linear` makes them."""
+    """Heads as `nn.Linear` initialises them."""
     uniform = torch.rand(tasks, ways * FEATURES + ways, generator=generator)
     heads: Tensor = (2 * uniform - 1) / FEATURES**0.5
     return heads

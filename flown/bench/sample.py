@@ -24,7 +24,7 @@ STEPS = (1, 2, 5, 10, 20, 50, 100)
 
 
 def sample(name: str, repeats: int, scratch: Path, networks: int = 100) -> list[Row]:
-    """Sampling: ours against torchdiffeq's Euler and a 1000-step DDPM on the same network.
+    """Sampling by this library, by torchdiffeq's Euler and by a 1000-step DDPM.
 
     The DDPM network has the flow's architecture and is trained on the same latents and contexts
     with the same settings for as many steps. Accuracies are of `networks` networks for the model's

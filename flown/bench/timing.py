@@ -16,7 +16,7 @@ from flown.base.terminal import print_table
 
 
 class BenchConfig(Config):
-    """What was timed."""
+    """The settings of a bench."""
 
     what: str
     repeats: int
@@ -26,7 +26,7 @@ class BenchConfig(Config):
 
 
 def medians(candidates: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each candidate, run in turn so that the machine's drift meets them alike."""
+    """Seconds of each candidate, run in turn so that the machine's drift affects all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for run in candidates.values():
         run()  # warm-up

@@ -254,7 +254,7 @@ def bench(
     overwrite: Overwrite = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda; for `zoo` alone.")] = "cpu",
 ) -> None:
-    """Time one thing against another, side by side in one run; medians of several repeats."""
+    """Time candidates side by side in one run; medians of several repeats."""
     import tempfile
     import time
 

@@ -1,4 +1,4 @@
-"""What commands share: options, the console, what was written."""
+"""Options and the console, which commands share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command that rebuilds the paper's tables and our own studies."""
+"""The command that reproduces the paper's tables and this library's studies."""
 
 from __future__ import annotations
 
@@ -45,10 +45,11 @@ def reproduce(
     overwrite: Overwrite = False,
     device: Device = "auto",
 ) -> None:
-    """Rebuild a table of the paper, with what it leaves out: baselines, novelty, every sample.
+    """Reproduce a table of the paper, with baselines, novelty and every sample.
 
-    Three studies are our own: `chunked` generates a whole network of 270,000 weights, `novelty` asks
-    what makes generated networks both new and accurate, `trajectory` generates those of any epoch.
+    Three studies are not in the paper: `chunked` generates a whole network of 270,000 weights,
+    `novelty` asks what makes generated networks both new and accurate, `trajectory` generates
+    networks of any epoch.
     """
     rebuild = getattr(import_module(f"flown.experiments.{table.value}"), table.value)
     _show(

@@ -199,7 +199,7 @@ def zoo_align(
     ] = 100,
     trust: Trust = None,
 ) -> None:
-    """Bring a zoo's networks into one order of units and signs; what they compute stays the same."""
+    """Bring a zoo's networks into one order of units and signs; their outputs stay the same."""
     from flown.experiments.alignment import compare
     from flown.zoo import Zoo, align_zoo
 
@@ -219,7 +219,7 @@ def zoo_align(
 
 @app.command("convert", epilog="Example: flown zoo convert old-zoo --out zoo")
 def zoo_convert(path: ZooPath, out: Out, overwrite: Overwrite = False, trust: Trust = None) -> None:
-    """A zoo of flown 0.1 in today's format; the weights stay what they are."""
+    """Convert a zoo of flown 0.1 to today's format; its weights do not change."""
     from flown.zoo.convert import convert
 
     made = convert(path, out, overwrite)

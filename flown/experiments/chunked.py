@@ -1,8 +1,8 @@
 """Layer-wise vectorisation (FLoWN A.2.1) on whole networks of more than 250,000 weights: ResNet-20.
 
 One training run's late checkpoints are the zoo, the last of them held out; the chunked VAE encodes a
-network chunk by chunk, and an unconditional flow generates the latents of all chunks at once. To
-show: reconstructions and generated networks within a point of the originals.
+network chunk by chunk, and an unconditional flow generates the latents of all chunks at once. The
+aim: reconstructions and generated networks within a point of the originals.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from flown.zoo import Recipe, recipe
 
 
 class ChunkedExperiment(Config):
-    """What decides the experiment; of validation and test images the first so many are used."""
+    """The settings; `val_images` and `test_images` limit the images, the first ones are used."""
 
     recipe: Recipe
     models: int
@@ -106,7 +106,7 @@ _LEAD = (
 
 
 def run(settings: ChunkedExperiment, out: Path, device: str) -> Retrieval:
-    """Zoo, fit, report card; goes on from what is in `out`."""
+    """Zoo, fit, report card; resumes from the files in `out`."""
     clock = Clock(out / "seconds.json")
     images = _cut(data.load(settings.recipe.dataset), settings)
     made = zoo.train_zoo(

@@ -1,4 +1,4 @@
-"""How long an experiment has taken, over all the runs that it took."""
+"""The duration of an experiment, over all its runs."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def evaluate_file(
     """Lines of a report: chosen on validation images, measured on test images.
 
     Args:
-        epochs: the zoo's checkpoints that the generator was fitted on; all where none is named.
+        epochs: those of the zoo that the generator was fitted on; empty means all.
 
     Raises:
         FlownError: broken file, other classes than the data's, a zoo of other networks.

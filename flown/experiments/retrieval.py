@@ -1,7 +1,7 @@
 """Model retrieval (FLoWN 3.1, Table 2): one generator for several tasks, told apart by images.
 
 Zoos are trained (or resumed) by recipe, joined, and one model is fitted on all of them; then the
-report card is made. The demo and Table 2 are this with other settings.
+report card is made. The demo and Table 2 differ in their settings alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from flown.zoo import Recipe, Zoo
 
 
 class RetrievalConfig(Config):
-    """What decides a retrieval experiment."""
+    """The settings of a retrieval experiment."""
 
     recipes: tuple[Recipe, ...]
     models: int
@@ -46,7 +46,7 @@ class Retrieval:
 
 
 def present() -> set[str]:
-    """Names of the data sets that are here now."""
+    """Names of the installed data sets."""
     return {source.name for source in data.available() if source.present}
 
 
@@ -91,7 +91,7 @@ def run(config: RetrievalConfig, out: Path, *, resume: bool, device: str) -> Ret
 
 
 def paper_rows(rows: list[Row], figures: dict[tuple[str, str], float]) -> list[Row]:
-    """The rows with the paper's figure beside those it has one for, by (dataset, method)."""
+    """The rows, with the paper's figure where it has one, by (dataset, method)."""
     return [
         {**row, "paper": figures.get((row["dataset"], row["method"]))}
         if row["metric"] == "accuracy"

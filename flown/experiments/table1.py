@@ -3,13 +3,14 @@
 Whole `cnn-medium`: ten trainings, 25 late checkpoints of each. The 200 checkpoints of eight are the
 originals, which the generators learn; two trainings are held out. The paper keeps 200 checkpoints of
 one training (Table 8), but then nothing in the table would tell a generator from an average: with
-several trainings an average is at chance, and there is an independent training to measure novelty by.
-Adam at a constant 1e-3, the rate at which the paper keeps checkpoints, from PyTorch's initialisation;
-without the recipes' weight decay, which is added to the gradient and at this rate ends training.
+several trainings an average is at chance, and an independent training gives the unit of novelty.
+Adam at a constant 1e-3, the rate at which the paper keeps checkpoints, from PyTorch's
+initialisation; without the recipes' weight decay, which is added to the gradient and at this rate
+ends training.
 
 The last two norm layers of ResNet-18, ViT-base and ConvNeXt-tiny: one training each, as p-diff's,
-the last checkpoints held out. STL-10 is used where its data is here, `natural10` takes its place,
-under its own name, where it is not; CIFAR-100 is left out where it is not here.
+the last checkpoints held out. STL-10 is used if its data is installed; otherwise `natural10` takes
+its place under its own name. CIFAR-100 is left out if it is not installed.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from flown.report.style import style_of
 from flown.training import TrainConfig
 from flown.zoo import Recipe, recipe
 
-# For a CPU, and as published. Subsets of networks have the first alone, as in the paper.
+# For a CPU, and as published. Subsets of networks use the VAE alone, as in the paper.
 ENCODERS: dict[str, tuple[Any, Any]] = {
     "vae": (VAEConfig(), VAEConfig.published()),
     "graph": (GraphConfig(), GraphConfig.published()),
 }
 
-# Original, FLoWN, p-diff: best validation accuracy. Where the text lost a cell, nothing.
+# Original, FLoWN, p-diff: best validation accuracy; None where the text lost a cell.
 _PAPER: dict[tuple[str, str], dict[str, tuple[float | None, float | None, float | None]]] = {
     ("resnet18", "vae"): {
         "cifar100": (71.45, None, 71.40),
@@ -112,7 +113,7 @@ def whole(encoder: str, dataset: str, scale: str, seed: int) -> Cell:
     last, smoke = _STEPS[dataset], scale == "smoke"
     changes: dict[str, dict[str, Any]] = {
         "smoke": {},
-        # Steps, not epochs: the budget is the same however many images are at hand.
+        # Steps, not epochs: the budget does not depend on the number of images.
         "cpu": {"epochs": 200, "keep": (), "keep_steps": tuple(range(last - 960, last + 1, 40))},
         "paper": {"epochs": 100, "keep": tuple(range(76, 101)), "batch_size": 128},
     }
@@ -220,7 +221,7 @@ def _beside_paper(row: Row) -> Row:
 
 
 def _summary(rows: list[Row]) -> Section:
-    """The table itself: a line a cell; original, FLoWN and p-diff, all and best, and what they cost."""
+    """The table: a line a cell; original, FLoWN and p-diff, all and best, and their cost."""
     found = {
         (r["net"], r["encoder"], r["dataset"], r["method"], r["metric"], r["selection"] == "all"): r
         for r in rows

@@ -1,8 +1,8 @@
-"""Table 2: retrieval of `cnn-small` on four data sets by one generator, and what the paper leaves out.
+"""Table 2: retrieval of `cnn-small` on four data sets by one generator, with more baselines.
 
 Rows: the zoo (train and held-out networks), FLoWN from a Gaussian and from a Kaiming source, FLoWN
 from the mini-ImageNet prior of A.4.2, lookup of a training network, and the other baselines. STL-10
-is used where its data is here, `natural10` takes its place, under its own name, where it is not.
+is used if its data is installed; otherwise `natural10` takes its place under its own name.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def table2(
     result = run(settings, out, resume=True, device=device)
     rows, clock = result.card.rows(), Clock(out / "seconds.json")
     others = {"flown-kaiming": "kaiming-normal"}
-    if PRIOR_SET in present():  # without it there is no prior to start from
+    if PRIOR_SET in present():  # without this set there is no prior
         others["flown-mini-imagenet-prior"] = "checkpoint"
     for method, source in others.items():
         card = _other_source(result, settings, out, method, source, scale, device)
@@ -121,10 +121,11 @@ def _other_source(
     scale: str,
     device: str,
 ) -> Card:
-    """The same encoder, another source: a flow trained anew, and its report card."""
+    """The report card of a flow with another source, trained on the same encoder."""
     folder = out / f"run-{method}"
     prior = str(_prior(out, scale, settings.seed)) if source == "checkpoint" else None
-    # Encoding fresh networks at every step is what costs: the paper's batch, and no more steps.
+    # Encoding new networks at every step takes most of the time: the paper's batch, and as few
+    # steps.
     steps = min(3000, settings.fit.flow_training.steps)
     training = settings.fit.flow_training.model_copy(update={"batch_size": 32, "steps": steps})
     changes = {"flow": FlowConfig(source=source, prior=prior), "flow_training": training}
@@ -176,7 +177,7 @@ def _many_as_one() -> ImageData:
 
 
 def _summary(rows: list[Row]) -> Section:
-    """The table itself: methods by data sets, all networks and the chosen five, beside the paper."""
+    """The table: methods by data sets, all networks and the chosen five, beside the paper."""
     datasets = list(dict.fromkeys(row["dataset"] for row in rows))
     methods = list(dict.fromkeys(row["method"] for row in rows if row["metric"] == "accuracy"))
     found = {

@@ -1,9 +1,9 @@
 """Table 4 (FLoWN 3.1): an unconditional generator, static and fine-tuned, on another data set.
 
-For every network and encoder a generator is fitted on each data set, and asked for networks for the
-other's images; static, with its flow trained through the solver, with its decoder trained too, and
-with its flow trained by adjoint matching. STL-10 is used where its data is here, `natural10` takes
-its place, under its own name, where it is not. Classes that both have are matched by name.
+For every network and encoder a generator is fitted on each data set and generates networks for the
+images of the other: static, with its flow trained through the solver, with its decoder trained too,
+and with its flow trained by adjoint matching. STL-10 is used if its data is installed; otherwise
+`natural10` takes its place under its own name. Classes that both have are matched by name.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ METHODS = (
 
 
 class Exchange(Config):
-    """Generators of one network and encoder, asked for each other's data.
+    """Generators of one network and encoder, each used for the other's data.
 
     `samples` networks a method, `controls` a control; `images` limits the test and validation images.
     """
@@ -68,7 +68,7 @@ class Exchange(Config):
 
 
 class Table4Config(Config):
-    """What decides the experiment: its exchanges, and the steps that samples take."""
+    """The settings: exchanges, and the number of sampling steps."""
 
     exchanges: tuple[Exchange, ...]
     steps: int = 100
@@ -77,7 +77,7 @@ class Table4Config(Config):
 
 @dataclass
 class Transfer:
-    """One generator on another's images: everything measured."""
+    """One generator on the images of another: its measurements."""
 
     net: str
     encoder: str
@@ -92,7 +92,7 @@ class Transfer:
         return f"{self.net} ({self.encoder}), {self.source} to {self.target}"
 
     def gain(self, method: str, other: str) -> float:
-        """By how much one method's mean accuracy exceeds another's, points."""
+        """The lead of one method's mean accuracy over another's, in points."""
         return float(self.methods[method].test.mean() - self.methods[other].test.mean())
 
     def rows(self) -> list[Row]:
@@ -197,7 +197,7 @@ def config(scale: str, seed: int = 0) -> Table4Config:
     # generator then makes one network again and again, as `diversity-iou` says. A step of
     # adjoint matching costs several of the others, and its SDE wants a finer grid.
     def exchange(first: Cell, second: Cell, evaluations: int, **options: Any) -> Exchange:
-        # At 3e-3 the graph encoder's decoder is lost after some 400 steps.
+        # At 3e-3 the graph encoder's decoder diverges after about 400 steps.
         make = partial(adaptation, 1e-3 if first.fit.encoder.kind == "graph" else 3e-3, evaluations)
         return Exchange(
             generators=(first, second),
@@ -215,7 +215,7 @@ def config(scale: str, seed: int = 0) -> Table4Config:
 
     if scale == "smoke":
         return Table4Config(exchanges=(whole("vae", samples=6, controls=2),), steps=10, seed=seed)
-    # Norms alone are few weights, quickly trained, of a network that takes long.
+    # Norm layers have few weights, which train in few steps, but each step of the network is slow.
     limits = {"samples": 20, "controls": 1, "images": 1000} if scale == "cpu" else {}
     first, second = (table1.subset(f"{dataset}-resnet18-norms", scale, seed) for dataset in pair)
     norms = exchange(first, second, evaluations // 8, **limits)
@@ -263,7 +263,7 @@ def table4(
 def run(
     settings: Table4Config, out: Path, device: str, clock: Clock
 ) -> tuple[list[Transfer], dict[str, Any]]:
-    """All transfers between the generators of each exchange, going on from what is there."""
+    """All transfers between the generators of each exchange; resumes from the files in `out`."""
     results = []
     counts: dict[str, Any] = {}
     for exchange in settings.exchanges:
@@ -367,12 +367,12 @@ def _transfer(
 
 
 def last_trained(zoo: Zoo) -> WeightBatch:
-    """Every network's last checkpoint that is not held out; of a lone training the very last are."""
+    """Every network's last checkpoint in the training split."""
     return zoo.select(split="train").select(epochs=[-1]).batch(next(iter(zoo.tasks)))
 
 
 def _kept(path: Path, make: Any) -> WeightBatch:
-    """Reads networks, or makes and keeps them."""
+    """Reads networks, or makes and saves them."""
     if not path.exists():
         make().to("cpu").save(path)
     return WeightBatch.load(path)
@@ -387,7 +387,7 @@ _LEAD = (
 
 
 def summary(results: list[Transfer]) -> tuple[list[str], list[list[str]]]:
-    """The table itself: a line a transfer; mean test accuracy of all networks, the paper's beside."""
+    """The table: a line a transfer; mean test accuracy of all networks, beside the paper's."""
     body = []
     for result in results:
         paper = PAPER.get((result.net, result.encoder, result.source, result.target))

@@ -1,10 +1,10 @@
-"""Table 5: classifier heads from one image a class, generated, beside what is cheap and what is known.
+"""Table 5: classifier heads generated from one image a class, beside baselines and known methods.
 
-A ResNet-12 learns mini-ImageNet's base classes, probed heads of their tasks make the zoo, and test
-tasks come from classes and data sets that nothing was trained on. All methods see the same tasks:
-5 ways, 1 shot, 15 queries a class. D2NWG is there twice: predicting noise, as published, and as a
-v-diffusion, which does better after as little training as there is here (`flown.flow.diffusion`). STL-10 is
-used where its data is here, `natural10` takes its place, under its own name, where it is not.
+A ResNet-12 learns mini-ImageNet's base classes, probes of their tasks are the zoo, and test tasks
+come from classes and data sets that no training used. All methods see the same tasks: 5 ways, 1
+shot, 15 queries a class. D2NWG has two rows: predicting noise, as published, and as a v-diffusion,
+which is better after this little training (`flown.flow.diffusion`). STL-10 is used if its data is
+installed; otherwise `natural10` takes its place under its own name.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def config(scale: str, seed: int = 0) -> Table5Config:
 
 
 class Models(NamedTuple):
-    """Everything that is trained on base classes; `strength` is ridge regression's."""
+    """The models trained on base classes; `strength` is that of ridge regression."""
 
     flows: dict[str, HeadFlow]
     caml: CAML
@@ -164,7 +164,7 @@ def table5(
 def _backbone(
     many: ManyClass, settings: Table5Config, out: Path, device: str
 ) -> tuple[nn.Module, list[Row]]:
-    """The backbone, and what its training came to on validation classes."""
+    """The backbone, and its accuracy on validation classes."""
     if settings.backbone is not None:
         return load_backbone(settings.backbone), []
     path = out / "backbone.safetensors"
@@ -186,7 +186,7 @@ def _backbone(
 
 
 def _train(base: FeatureSet, settings: Table5Config, out: Path, clock: Clock) -> Models:
-    """The zoo of heads, then all that learns from base classes."""
+    """The zoo of heads, then all models that learn from base classes."""
     heads, known = settings.heads, base.class_split["train"]
     size = base.features.shape[1]
     zoo = train_heads(base.features, base.labels, known, out / "zoo", heads, resume=True)
@@ -235,7 +235,7 @@ def _train(base: FeatureSet, settings: Table5Config, out: Path, clock: Clock) ->
 def _tests(
     backbone: nn.Module, base: FeatureSet, settings: Table5Config, out: Path
 ) -> Iterator[tuple[str, Episodes]]:
-    """Test tasks of each set; none of its classes or images was trained on."""
+    """Test tasks of each set; no training used its classes or images."""
     for name in settings.sets:
         if name == BASE:
             found, labels, classes = base.features, base.labels, base.class_split["test"]
@@ -335,7 +335,7 @@ def interval(values: Tensor) -> tuple[float, float]:
 
 
 def _order(tasks: Episodes, model: HeadFlow, seed: int) -> list[Row]:
-    """Do classes in another order give the same heads in that order? The largest difference."""
+    """The largest difference between heads for reordered classes and reordered heads."""
     tokens = class_tokens(tasks)[:8]
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(tasks.ways, generator=generator)

@@ -1,8 +1,8 @@
 """Unconditional generation (FLoWN 3.1): one generator a network and data set, beside a diffusion.
 
 For every cell a zoo is trained (or resumed) by recipe and an encoder on it; on the same latents a
-flow and, with the same network and budget, a diffusion are trained: FLoWN and p-diff. Everything is
-measured alike, the zoo's own networks too.
+flow and, with the same network and budget, a diffusion are trained: FLoWN and p-diff. All networks
+are measured alike, those of the zoo too.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _ENCODER = "encoder.checkpoint.safetensors"
 
 
 class Cell(Config):
-    """A zoo, what is fitted on it, and how that is measured.
+    """A zoo, the models fitted on it, and the settings of the measurement.
 
     `samples` networks a method; `images` limits the test and validation images, drawn at random,
-    where evaluation is what costs.
+    where evaluation is slow.
     """
 
     recipe: Recipe
@@ -49,7 +49,7 @@ class Cell(Config):
 
     @property
     def about(self) -> dict[str, str]:
-        """What the rows of the cell have in common."""
+        """The values that all rows of the cell share."""
         return {
             "net": self.recipe.net,
             "encoder": self.fit.encoder.kind,
@@ -62,7 +62,7 @@ class Cell(Config):
 
 
 class UnconditionalConfig(Config):
-    """What decides the experiment: its cells, and how many steps each sampler takes."""
+    """The settings: cells, and the number of steps of each sampler."""
 
     cells: tuple[Cell, ...]
     steps: int = 100
@@ -72,7 +72,7 @@ class UnconditionalConfig(Config):
 
 @dataclass
 class Result:
-    """A cell, measured: every method's networks; seconds and NFE of the two generators."""
+    """The measurements of a cell: all methods' networks; seconds and NFE of the generators."""
 
     cell: Cell
     methods: dict[str, Measured]
@@ -140,7 +140,7 @@ class Unconditional:
 
 
 class _Originals:
-    """A zoo's checkpoints and what is cheap to make of them, measured once for all encoders."""
+    """A zoo's checkpoints and its baselines, measured once for all encoders."""
 
     def __init__(self, cell: Cell, trained: Zoo, images: ImageData, seed: int, device: str) -> None:
         self.reference = Reference(
@@ -162,10 +162,10 @@ class _Originals:
 
 
 def run(config: UnconditionalConfig, out: Path, *, device: str) -> Unconditional:
-    """All cells, each going on from what is under `out` already.
+    """All cells; each resumes from the files under `out`.
 
     Raises:
-        FlownError: data that is not here; as `train_zoo`, `Flown.fit` and `Flown.sample`.
+        FlownError: data that is not installed; as `train_zoo`, `Flown.fit` and `Flown.sample`.
     """
     clock = Clock(out / "seconds.json")
     originals: dict[str, _Originals] = {}
@@ -205,7 +205,7 @@ def run(config: UnconditionalConfig, out: Path, *, device: str) -> Unconditional
 
 
 def share_encoder(run: Path, folder: Path) -> None:
-    """Lets the run in folder `other`, not begun yet, go on with the encoder that `run` has trained."""
+    """Gives a run that will begin in `folder` the encoder that `run` has trained."""
     target = folder / _ENCODER
     if not target.exists():
         plan = {"encoder of": run.name}

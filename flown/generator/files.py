@@ -89,7 +89,7 @@ def floats(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
 
 
 def rests(tensors: Tensors, layouts: int) -> list[dict[str, Tensor]]:
-    """What each layout's networks share, stored as `rest.<k>.<name>`; floats in single precision."""
+    """The tensors that networks of each layout share, stored as `rest.<k>.<name>`; in float32."""
     return [
         {
             k: v.float() if v.is_floating_point() else v
@@ -100,10 +100,10 @@ def rests(tensors: Tensors, layouts: int) -> list[dict[str, Tensor]]:
 
 
 def fill(module: nn.Module, name: str, tensors: Tensors, file: Path) -> None:
-    """Loads what `prefixed` stored under `name`.
+    """Loads the tensors that `prefixed` stored under `name`.
 
     Raises:
-        FlownError: the tensors are not this module's, or hold NaN or Inf.
+        FlownError: the tensors belong to another module, or hold NaN or Inf.
     """
     loaded = under(name, tensors)
     check_finite(loaded, file)
@@ -117,10 +117,10 @@ def fill(module: nn.Module, name: str, tensors: Tensors, file: Path) -> None:
 
 
 def export(source: Path, target: Path) -> None:
-    """Copies a model's folder in half precision, for shipping: half the size, loaded as any other.
+    """Copies a model's folder in half precision, which halves its size; it loads as any other.
 
     Raises:
-        FlownError: `source` is no whole model.
+        FlownError: `source` is not a complete model.
     """
     values, tasks, parts = read(source)
     small = {part: halved(tensors) for part, tensors in parts.items()}
@@ -129,7 +129,7 @@ def export(source: Path, target: Path) -> None:
 
 
 def locate(name: str, **options: Any) -> Path:
-    """The folder of a model: itself, a shipped one's, or a download by its hub id.
+    """The folder of a model, given as a folder, a shipped model's name, or a hub id.
 
     Args:
         options: of `huggingface_hub.snapshot_download`.

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 Curves = Mapping[str, Mapping[str, list[Point]]]  # data set -> method -> points
 LEAD = "lead-over-best-init"  # points of accuracy, generated networks over the best initialisation
-AHEAD = "ahead-of-flown"  # points of accuracy, the same support sets' networks compared in pairs
+AHEAD = "ahead-of-flown"  # points of accuracy, over pairs of networks from the same support set
 GAP = "gap-to-zoo"  # generated networks minus the zoo's checkpoints
-THROUGH = ("flown-trajectory", "flown-trajectory-stopped")  # at its last epoch, at one chosen
+THROUGH = ("flown-trajectory", "flown-trajectory-stopped")  # at its last epoch, at a chosen epoch
 _TICKS = (0, 1, 2, 5, 10, 25, 50, 100)
-_NEAR, _SOON = 3, 5  # the bars: points that may be missing to the zoo; epochs to be ahead in
+_NEAR, _SOON = 3, 5  # the targets: points that may lie under the zoo, epochs with a lead
 
 
 def curves(of: Curves) -> Figure:
@@ -49,7 +49,7 @@ def curves(of: Curves) -> Figure:
             )
             low, high = ([m + side * s for m, s in zip(mean, std, strict=True)] for side in (-1, 1))
             axis.fill_between(epochs, low, high, color=style.colour, alpha=0.14, lw=0)
-        # Linear over the first epoch, logarithmic beyond: what matters happens early.
+        # Linear over the first epoch, logarithmic beyond: most of the change comes early.
         axis.set_xscale("symlog", linthresh=1)
         last = max(p.epoch for points in methods.values() for p in points)
         ticks = sorted({last, *(t for t in _TICKS if t <= last)})
@@ -88,7 +88,7 @@ def _cell(row: Row | None) -> str:
 
 
 def bars(rows: list[Row]) -> Table:
-    """What was to be reached, and whether it was; leads are over the best initialisation."""
+    """The targets, and whether they were reached; leads are over the best initialisation."""
     trained = {r["dataset"] for r in rows if r["metric"] == GAP}
     body = []
     for row in rows:
@@ -112,10 +112,10 @@ def bars(rows: list[Row]) -> Table:
 
 
 def through(rows: list[Row]) -> Table:
-    """How far the flow through several epochs is ahead of the one to the last, ± the standard error.
+    """The lead of the flow through several epochs over the flow to the last, ± the standard error.
 
-    Both methods' i-th networks come from one support set and see the same images in the same order,
-    so the error is that of the mean of their differences.
+    The i-th networks of both methods come from one support set and see the same images in the same
+    order, so the error is that of the mean difference.
     """
     found = {(r["dataset"], r["method"], r["epoch"]): r for r in rows if r["metric"] == AHEAD}
     epochs = sorted({epoch for *_, epoch in found})
@@ -134,7 +134,7 @@ def _ahead(row: Row) -> str:
 
 
 def print_table3(rows: list[Row], console: Console) -> None:
-    """Prints the table of every data set, then the bars."""
+    """Prints the table of every data set, then the targets."""
     for name in dict.fromkeys(row["dataset"] for row in rows):
         title = f"{name}: test accuracy, %, by epochs of fine-tuning"
         print_table(console, title, accuracy_table(rows, name), style_of("flown").label)

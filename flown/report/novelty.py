@@ -1,4 +1,4 @@
-"""The novelty study as a table and as one HTML file: how accurate, how far, how alike in their errors."""
+"""The novelty study as a table and as one HTML file: accuracy, distance, errors in common."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _LABELS = {"flown": "samples", "latent-gaussian": "random latents"}
 
 
 def label(method: str) -> str:
-    """How the study's tables call a method."""
+    """The name of a method in the study's tables."""
     return _LABELS.get(method, style_of(method).label)
 
 
@@ -99,7 +99,7 @@ def write_novelty(
 
 
 def scatter(measured: Measured, metric: str) -> Figure:
-    """Every sample's accuracy against a measure of novelty, variants beside what costs nothing."""
+    """Every sample's accuracy against a measure of novelty, beside the baselines."""
     page, axes = panels(len(measured), 6.2, 4.2, room=1.3)
     fitted = dict.fromkeys(
         name
@@ -107,7 +107,7 @@ def scatter(measured: Measured, metric: str) -> Figure:
         for name, methods in variants.items()
         if "flown" in methods
     )
-    # Seven colours and six marks: no pair comes twice.
+    # Seven colours and six marks: no pair repeats for 42 variants.
     styles = dict(
         zip(fitted, zip(cycle(TASK_COLOURS), cycle("o^vDPX"), strict=False), strict=False)
     )

@@ -30,7 +30,7 @@ _SIDE = 112  # pixels of a thumbnail
 
 
 class Section(NamedTuple):
-    """A table of an experiment's own, with a heading and a note."""
+    """The table of an experiment, with a heading and a note."""
 
     title: str
     note: str
@@ -66,7 +66,7 @@ def _environment() -> Environment:
 
 
 def _finalize(value: Any) -> Any:
-    """Called on every value before it is escaped; what a macro returns is escaped already."""
+    """Cleans a value before it is escaped; what a macro returns is escaped already."""
     if isinstance(value, Markup) or not isinstance(value, str | PurePath):
         return value
     return plain(str(value), keep="\n\t")

@@ -70,7 +70,7 @@ def accuracies(card: Card) -> Figure:
 
 
 def confusion(card: Card) -> Figure | None:
-    """Networks generated for the row's task, tested on the column's."""
+    """Accuracy of networks generated for the row's task on the column's images."""
     if not card.compares_tasks:
         return None
     names = list(card.tasks)
@@ -140,7 +140,7 @@ def novelty(card: Card) -> Figure | None:
 
 
 def trajectory(card: Card) -> Figure | None:
-    """Accuracy of what is decoded on the way from source to weights."""
+    """Accuracy of networks decoded on the way from source to weights."""
     shown = {n: t for n, t in card.tasks.items() if t.times is not None and t.along is not None}
     if not shown:
         return None
@@ -162,7 +162,7 @@ def trajectory(card: Card) -> Figure | None:
 
 
 def losses(histories: Mapping[str, History]) -> Figure | None:
-    """Training loss of encoder and flow; the accuracy of what the encoder reconstructs."""
+    """Training loss of encoder and flow; accuracy of reconstructed networks."""
     shown = {name: history for name, history in histories.items() if history}
     if not shown:
         return None

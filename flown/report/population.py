@@ -15,7 +15,7 @@ from flown.zoo.inspect.population import Population, Spread, TaskPopulation, gro
 from flown.zoo.rows import Row
 
 UNKNOWN = "unknown"
-_LISTED = 5  # duplicates and broken networks that are named one by one
+_LISTED = 5  # duplicates and broken networks that are listed
 Lines = list[tuple[str, str]]
 
 
@@ -48,7 +48,7 @@ def accuracy_rows(zoo: Zoo, task: str) -> Table:
 
 
 def facts(task: TaskPopulation) -> Lines:
-    """What was measured, a name and a text each."""
+    """The measurements, a name and a text each."""
     d, m = task.distances, task.norm.n if task.norm else 0
     return [
         ("apart", f"{_figure(Spread.of(d.pairs.tolist()))}, L2 of two among {m} training networks"),
@@ -91,7 +91,7 @@ def print_accuracies(zoo: Zoo, console: Console) -> None:
 
 
 def print_population(population: Population, console: Console) -> None:
-    """What was measured on the networks of each task, and which of them to look at."""
+    """Prints the measurements of each task, and which networks to look at."""
     for task in population.tasks:
         say(console, task.task, "bold")
         lines = [*facts(task), *(("", f"{name}: {text}") for name, text in named(task))]

@@ -63,7 +63,7 @@ def _known(zoo: Zoo, task: str, split: str) -> list[list[Row]]:
 
 def _lines(axis: Any, zoo: Zoo, task: str, split: str) -> None:
     paths = _known(zoo, task, split)
-    faint = min(0.25, max(0.06, 8 / max(1, len(paths))))  # together they must not hide the mean
+    faint = min(0.25, max(0.06, 8 / max(1, len(paths))))  # many lines must not hide the mean
     for path in paths:
         axis.plot(
             [row.epoch for row in path],
@@ -94,7 +94,7 @@ def _mean_line(axis: Any, split: str, groups: list[Group]) -> None:
     from matplotlib.patheffects import withStroke
 
     style = _style_of(split)
-    edge = [withStroke(linewidth=3.6, foreground="white")]  # apart from the lines behind it
+    edge = [withStroke(linewidth=3.6, foreground="white")]  # sets it off from the lines behind it
     means = [g.val.mean for g in groups if g.val]
     if len(groups) == 1:
         x = groups[0].epoch + (-0.35 if split == "train" else 0.35)
@@ -242,7 +242,7 @@ def _trajectories(axis: Any, shown: Plane) -> None:
 
 
 def _points(axis: Any, shown: Plane) -> Any:
-    """A mark a checkpoint, shaded by accuracy where all are known; the shades, for a scale."""
+    """A mark for each checkpoint, shaded by accuracy if all are known; returns the shades."""
     values = [row.val_accuracy for row in shown.rows]
     known = [value for value in values if value is not None]
     ends = {(row.split, row.model): row.epoch for row in sorted(shown.rows, key=lambda r: r.epoch)}
@@ -271,7 +271,7 @@ def _points(axis: Any, shown: Plane) -> Any:
 
 
 def weights(task: TaskPopulation) -> Figure | None:
-    """A small histogram per tensor, the first ones of a network with many."""
+    """A small histogram per tensor; of many tensors the first ones."""
     shown = task.histograms[:_TENSORS]
     if not shown:
         return None
@@ -302,7 +302,7 @@ def weights(task: TaskPopulation) -> Figure | None:
 
 
 def dead(population: Population) -> Figure | None:
-    """A bar per hidden layer: the percent of its units that are dead; None where none is."""
+    """A bar per hidden layer: the percent of its units that are dead; None without dead units."""
     shown = [task for task in population.tasks if task.dead]
     highest = max((layer.dead for task in shown for layer in task.dead or ()), default=0.0)
     if not highest:

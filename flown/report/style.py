@@ -1,7 +1,7 @@
 """One style for every figure: a colour and a mark per method.
 
 The colours are those of Okabe & Ito, safe for colour-blind readers, and their shades; marks differ
-too, so that no figure rests on colour alone.
+too, so that no figure depends on colour alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Style(NamedTuple):
     mark: str
 
 
-# In the order of tables and strips: the zoo, what the model makes, what is cheap to make.
+# In the order of tables and strips: the zoo, generated networks, baselines.
 STYLES = {
     "zoo": Style("zoo, train", "#0072B2", "s"),
     "zoo-held-out": Style("zoo, held-out", "#56B4E9", "D"),
@@ -41,7 +41,7 @@ STYLES = {
     "random-init": Style("random init", "#8C8C8C", "*"),
     "recipe-init": Style("recipe's init", "#BFBFBF", "d"),
 }
-# What training may start from, beside "flown" and "recipe-init" (Table 3); not drawn beside the above.
+# Starts of training beside "flown" and "recipe-init" (Table 3); never drawn beside the above.
 STARTS = {
     "flown-trajectory": Style("generated, trajectory", "#009E73", "^"),
     "flown-trajectory-stopped": Style("trajectory, stop chosen", "#E69F00", "v"),

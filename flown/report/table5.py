@@ -1,4 +1,4 @@
-"""Table 5 as a table of methods by data sets, with the bars it was to reach, on a terminal and a page."""
+"""Table 5: methods by data sets, with its targets, on a terminal and as a page."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _cell(row: Row | None) -> str:
 
 
 def bars(rows: list[Row]) -> Table:
-    """What was to be reached on each set, and whether it was, in points."""
+    """The targets on each set, and whether they were reached, in points."""
     found = {
         (row["dataset"], row["method"]): row["value"]
         for row in rows
@@ -57,7 +57,7 @@ def bars(rows: list[Row]) -> Table:
 
 
 def print_table5(rows: list[Row], console: Console) -> None:
-    """Prints accuracies, then the bars."""
+    """Prints accuracies, then the targets."""
     title = "5-way 1-shot accuracy, % of queries, 95 % intervals over tasks"
     print_table(console, title, accuracies(rows))
     print_table(console, "Generated heads against their targets", bars(rows))

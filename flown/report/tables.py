@@ -72,7 +72,7 @@ def confusion(card: Card) -> Table:
 
 
 def sampling(card: Card) -> Table:
-    """What samples cost, and how often the support set's task was told right."""
+    """The cost of samples, and how often the lookup named the support set's task."""
     body = [
         [
             name,

@@ -1,4 +1,4 @@
-"""Networks taken from flows at the epochs they pass through: a table, one figure, one HTML file."""
+"""Networks generated at the epochs of a flow's path: a table, a figure, a page."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def table(rows: Sequence[Row], further: int) -> Table:
         line = [_style_of(method).label]
         for epoch in epochs:
             row = found[method, epoch]
-            spread = "" if row["std"] is None else f" ± {row['std']:.1f}"  # one network has none
+            spread = (
+                "" if row["std"] is None else f" ± {row['std']:.1f}"
+            )  # a single network has no deviation
             line.append(f"{row['value']:.1f}{spread}")
         if not further:
             line.append(f"{gaps[method]:.1f}" if method in gaps else NONE)

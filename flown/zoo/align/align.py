@@ -21,10 +21,11 @@ from flown.zoo.store import Zoo
 
 @dataclass(frozen=True)
 class Spread:
-    """How far networks lie apart, and what lies between them; accuracies in percent.
+    """Distances between networks and the accuracy of points between them, in percent.
 
     `distance` is the mean over all pairs; `midpoints` the mean accuracy of (w_i + w_j) / 2 over random
-    pairs, `mean` the accuracy of the mean of all, `models` their own mean accuracy.
+    pairs, `mean` the accuracy of the mean of all networks, `models` the mean accuracy of the
+    networks.
     """
 
     distance: float
@@ -37,10 +38,10 @@ class Spread:
 def spread(
     batch: WeightBatch, accuracy: Callable[[WeightBatch], Tensor], pairs: int = 100, seed: int = 0
 ) -> Spread:
-    """Measures networks; the same seed takes the same pairs, so that before and after compare.
+    """Measures networks. The same seed takes the same pairs, so zoos before and after compare.
 
     Args:
-        accuracy: percent of every network, (n,): `flown.evaluate` on validation images.
+        accuracy: computes the accuracy of every network (n,) in percent, on validation images.
 
     Raises:
         FlownError: fewer than two networks or no pair.
@@ -64,11 +65,11 @@ def spread(
 def align_zoo(
     zoo: Zoo, out: Path | str, *, rounds: int = 50, seed: int = 0, overwrite: bool = False
 ) -> Zoo:
-    """Writes an aligned copy of a zoo, each task by itself; rows, splits and accuracies stay.
+    """Writes an aligned copy of a zoo, task by task; rows, splits and accuracies stay.
 
-    The reference is the mean of the training networks at their last epoch; networks held out are
-    brought into its order and have no part in it. All checkpoints of a network take the order of its
-    last one, so that its trajectory stays continuous. `reference-<k>.safetensors` holds the
+    The reference is the mean of the training networks at their last epoch; held-out networks are
+    brought into its order, but do not contribute to it. All checkpoints of a network take the order
+    of its last one, so that its trajectory stays continuous. `reference-<k>.safetensors` holds the
     mean for the k-th task.
 
     Raises:
@@ -102,7 +103,7 @@ def align_zoo(
         orders = [p[owner] for p in aligned.permutations]
         flips = [s[owner] for s in aligned.signs]
         tensors = permute(layout.unpack(batch.vectors), aligned.groups, orders, flips)
-        # Another name than the source's: a zoo's identity is made of its rows.
+        # The name differs from the source's, because the rows make a zoo's identity.
         shard = f"weights-aligned-{len(rows):06d}.safetensors"
         save_tensors(out / shard, tensors)
         reference = WeightBatch(
@@ -125,7 +126,7 @@ def align_zoo(
 def _align_rows(
     batch: WeightBatch, rows: Sequence[Row], rounds: int, seed: int, where: str
 ) -> tuple[Aligned, Tensor]:
-    """Alignment of the last checkpoint of every network, and for each row its network's place."""
+    """Aligns the last checkpoint of every network; also returns each row's network."""
     last = {row.model: i for i, row in sorted(enumerate(rows), key=lambda item: item[1].epoch)}
     training = [i for i in last.values() if rows[i].split == "train"]
     if not training:

@@ -1,8 +1,8 @@
-"""Zoos from checkpoints that others trained.
+"""Zoos from checkpoints that other people trained.
 
 Checkpoints are read one at a time, in an order that depends on their names only, and written shard
-by shard. One that cannot be used is skipped and named with the reason; what was done to the rest
-(names mapped, buffers dropped or kept, numbers converted) is in the new zoo's `import.json`.
+by shard. A checkpoint that cannot be used is skipped and listed with the reason. The new zoo's
+`import.json` says which names were mapped, which buffers dropped or kept, which numbers converted.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from flown.zoo.train.shard import splits
 
 __all__ = ["Skipped", "from_checkpoints", "from_modelzoos"]
 
-_ROWS, _BYTES = 1000, 2**28  # of a shard, at most: what is held in memory
+_ROWS, _BYTES = 1000, 2**28  # weights of a shard, at most; they are held in memory
 _NUMBER = re.compile(r"(?<![a-z])(epoch|checkpoint|ckpt|step|iter)[-_=]?(\d+)", re.IGNORECASE)
 
 
@@ -50,7 +50,7 @@ def from_checkpoints(
     seed: int = 0,
     overwrite: bool = False,
 ) -> tuple[Zoo, list[Skipped]]:
-    """A zoo from a folder of state dicts, sub-folders included, hidden files not.
+    """A zoo from a folder of state dicts, with its sub-folders, without hidden files.
 
     Files are `.pt`, `.pth`, `.bin` and `.safetensors`, sharded with an index as Hugging Face does
     it or whole; `state_dict`, `model_state_dict` or `model` inside are unwrapped, DataParallel's and
@@ -59,23 +59,24 @@ def from_checkpoints(
 
     A file is one model, at epoch 0, unless its name has a number after `epoch`, `checkpoint`,
     `ckpt`, `step` or `iter` (`epoch_12`, `ckpt-12`, `checkpoint_000012`): files of one folder whose
-    names differ in such numbers only are epochs of one model. A file without one takes its
+    names differ in such numbers only are epochs of one model. A file without a number takes its
     folder's (`checkpoint-500/model.safetensors`). This decides what may be held out, so names
-    matter: `best.pt` beside a model's epochs is a model of its own, unless it equals one of them.
-    A file with exactly the weights of another is skipped.
+    matter: `best.pt` beside a model's epochs is a model of its own, unless it equals one of them. A
+    file with exactly the weights of another is skipped.
 
     Args:
-        architecture: what the weights are of; its activation and preprocessing are not in the files.
+        architecture: the networks' architecture; its activation and preprocessing are not in the
+            files.
         mapping: a YAML or JSON file, or a dict, `theirs: ours` of tensor names; null drops a tensor.
         held_out: the share of models, drawn by `seed`, kept from everything that learns.
 
     Returns:
-        The zoo, and what was not imported with the reasons; paths are relative to `path`.
+        The zoo, and the skipped files with reasons; paths are relative to `path`.
 
     Raises:
-        FlownError: no folder, no checkpoint in it, not one that can be used (the first reasons are
-            named), an unknown network or tensor in `mapping`, networks whose buffers differ, or
-            `out` exists or overlaps `path`.
+        FlownError: no folder, no usable checkpoint in it (the first reasons are named), an unknown
+            network or tensor in `mapping`, networks whose buffers differ, or `out` exists or
+            overlaps `path`.
     """
     mapping = read_mapping(mapping) if isinstance(mapping, Path | str) else dict(mapping or {})
     naming = Naming.of(architecture, mapping=mapping)
@@ -103,21 +104,22 @@ def from_modelzoos(
     and `result.json` and `params.json` where they were kept. `module_list.` is stripped from names;
     where names still differ and the shapes are the network's in its order, that order is taken.
 
-    Accuracies are `train_acc` and `validation_acc` or `val_acc`; `test_acc` is never taken for
-    them: what is chosen by it could not be tested on it. A trial whose `model::nlin` is not the
-    task's activation is skipped: its weights mean something else.
+    Accuracies are `train_acc` and `validation_acc` or `val_acc`; `test_acc` is never used, because
+    networks chosen by it could not be tested on it. A trial whose `model::nlin` is not the task's
+    activation is skipped: with another activation its weights compute something else.
 
     Args:
-        architecture: what the weights are of; its activation and preprocessing are not in the files.
-        epochs: only these; all that were kept, without.
+        architecture: the networks' architecture; its activation and preprocessing are not in the
+            files.
+        epochs: only these; by default all that were kept.
         held_out: the share of models, drawn by `seed`, kept from everything that learns.
 
     Returns:
-        The zoo, and what was not imported with the reasons; paths are relative to `path`.
+        The zoo, and the skipped files with reasons; paths are relative to `path`.
 
     Raises:
-        FlownError: no folder, no trial in it, not one checkpoint that can be used (the first
-            reasons are named), an unknown network, or `out` exists or overlaps `path`.
+        FlownError: no folder, no trial in it, no usable checkpoint (the first reasons are named),
+            an unknown network, or `out` exists or overlaps `path`.
     """
     naming = Naming.of(
         architecture, prefixes=(*statefiles.PREFIXES, modelzoos.PREFIX), by_order=True
@@ -160,7 +162,7 @@ def _checkpoints(path: Path) -> list[Found]:
             try:
                 parts |= {index.parent / part for part in statefiles.parts_of(index).values()}
             except FlownError:
-                continue  # named when it is its turn to be opened
+                continue  # the error comes when the file is opened
     found = []
     for file in files:
         if file not in parts:
@@ -171,12 +173,12 @@ def _checkpoints(path: Path) -> list[Found]:
         hint = "; these look like Model Zoos' trials, import them as `modelzoos`" if trials else ""
         raise FlownError(f"{path}: no {', '.join(statefiles.SUFFIXES)} file in it{hint}")
     sizes = Counter(one.model for one in found)
-    # Of two files with the same weights the first stays: rather an epoch of a model than a `best.pt`.
+    # The first of two files with equal weights stays; an epoch of a model comes before a `best.pt`.
     return sorted(found, key=lambda one: (sizes[one.model] == 1, one.model, one.epoch, one.name))
 
 
 def _model(name: Path) -> tuple[str, int]:
-    """What a file's model is known by, and the epoch, by the rule of `from_checkpoints`."""
+    """A key of the file's model, and its epoch, by the rule of `from_checkpoints`."""
     suffixes = statefiles.INDEX_SUFFIXES + statefiles.SUFFIXES
     stem = next(name.name.removesuffix(s) for s in suffixes if name.name.endswith(s))
     folder, numbers = name.parent, _NUMBER.findall(stem)
@@ -189,7 +191,7 @@ def _model(name: Path) -> tuple[str, int]:
 
 
 class _Import:
-    """One import: reads what was found, writes shards as they fill, keeps account."""
+    """One import: reads checkpoints, writes shards as they fill, records what it did."""
 
     def __init__(
         self,
@@ -208,7 +210,9 @@ class _Import:
         self.seen: dict[bytes, str] = {}
         self.renamed: dict[str, str] = {}
         self.buffers: Counter[str] = Counter()
-        self.constants: dict[str, Tensor] | None = None  # the first file's, and which file it was
+        self.constants: dict[str, Tensor] | None = (
+            None  # the buffers of the first file, and its name
+        )
         self.first = ""
         self.counts: Counter[str] = Counter()
 
@@ -225,7 +229,7 @@ class _Import:
         out = prepare_output(out, overwrite)
         write_json(
             out / "progress.json", {"format": FORMAT, "import": str(self.path)}
-        )  # a zoo that is begun
+        )  # a zoo that is not finished
         writer = _Writer(out, self.naming.layout)
         try:
             self._read(found, writer)
@@ -296,7 +300,7 @@ class _Import:
         self.counts["with test_acc only, not taken"] += file.test_only
 
     def _compare(self, file: Found, constants: dict[str, Tensor]) -> None:
-        """All networks must have the same buffers: a generated one could have no others."""
+        """All networks must have the same buffers, because a generated network gets these."""
         if self.constants is None:
             self.constants, self.first = constants, file.name
         fresh = self.naming.constants
@@ -366,7 +370,7 @@ class _Writer:
             self.flush()
 
     def withdraw(self) -> None:
-        """Removes what was written of an import that comes to nothing."""
+        """Removes the files of an import that failed."""
         for path in [self.out / "progress.json", *self.out.glob("weights-*.safetensors")]:
             path.unlink()
         self.out.rmdir()

@@ -2,11 +2,11 @@
 
     file -> entries (name -> tensor) -> names without wrappers' prefixes -> mapping -> vector (D,)
 
-A pickle can call any function when it is opened. `torch.load(weights_only=True)` refuses all but
-tensors and plain containers, and is the only way by which a pickle is opened here. What a file says
-is not believed: tensors are checked for type, shape and numbers before any of it is copied.
+A pickle can call any function when it is opened. `torch.load(weights_only=True)` refuses everything
+but tensors and plain containers; no pickle is opened in another way here. Files are not trusted:
+type, shape and numbers of tensors are checked before anything is copied.
 
-Errors raised here say what is wrong; who calls knows the file and adds its name.
+Errors raised here say what is wrong; the caller knows the file and adds its name.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ SUFFIXES = (".bin", ".pt", ".pth", ".safetensors")
 INDEX_SUFFIXES = (".bin.index.json", ".safetensors.index.json")  # Hugging Face's sharded files
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys under which state dicts are nested
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
-_MOST = 2**20  # bytes of a refused pickle that are searched for what it asked for
+_MOST = 2**20  # bytes of a refused pickle that are searched for the names in it
 _HARMLESS = re.compile(r"torch\._utils\._rebuild\w+|torch\.\w+Storage|collections\.OrderedDict")
 
 
 def open_state(path: Path) -> dict[str, Any]:
-    """A file's state dict, name -> tensor, or whatever else is saved beside tensors.
+    """A file's state dict, name -> tensor; other values saved beside tensors stay.
 
     Args:
         path: `*.safetensors`, the index of a sharded file (`INDEX_SUFFIXES`), or a pickle of
@@ -64,7 +64,7 @@ def open_state(path: Path) -> dict[str, Any]:
 
 
 def parts_of(index: Path) -> dict[str, str]:
-    """Which part each tensor of a sharded file lies in, by the names in its index.
+    """The part in which each tensor of a sharded file lies, by the names in its index.
 
     Raises:
         FlownError: no index, or a part that is not beside it: a path could lead anywhere.
@@ -117,9 +117,9 @@ def _open(path: Path) -> Any:
 
 
 def _globals(path: Path) -> list[str]:
-    """What a pickle asks for by name, read from its opcodes: for messages, nothing is unpickled.
+    """The globals that a pickle names, read from its opcodes for messages; nothing is unpickled.
 
-    torch does not say it of pickles of protocol 4 and above, which it refuses as a whole.
+    torch does not name them for pickles of protocol 4 and above, which it refuses as a whole.
     """
     found: list[str] = []
     try:
@@ -131,7 +131,9 @@ def _globals(path: Path) -> list[str]:
                 data = archive.open(inner).read(_MOST)
         strings: list[str] = []
         stream = io.BytesIO(data)
-        pickles = iter(lambda: pickletools.genops(stream), None)  # old torch wrote several on end
+        pickles = iter(
+            lambda: pickletools.genops(stream), None
+        )  # old versions of torch wrote several pickles in a row
         for opcode, argument, _ in itertools.chain.from_iterable(pickles):
             if opcode.name == "GLOBAL":
                 found.append(str(argument).replace(" ", "."))
@@ -139,25 +141,27 @@ def _globals(path: Path) -> list[str]:
                 found.append(".".join(strings[-2:]))
             elif isinstance(argument, str):
                 strings.append(argument)
-    except Exception:  # a damaged file may raise anything; what was found before counts
+    except Exception:  # a damaged file may raise anything; names found before count
         pass
     return [name for name in found if not _HARMLESS.fullmatch(name)]
 
 
 class Fitted(NamedTuple):
-    """A file's weights in the network's order, and what was done to its names."""
+    """A file's weights in the network's order, and how its names were changed."""
 
     vector: Tensor  # (D,) in float32
     renamed: dict[str, str]  # theirs: ours, where they differ
-    by_order: bool  # names said nothing; the order of shapes did
-    buffers: tuple[str, ...]  # dropped: BatchNorm's statistics, and what a fresh network has
+    by_order: bool  # matched by the order of shapes, not by name
+    buffers: tuple[
+        str, ...
+    ]  # dropped: BatchNorm's statistics, and buffers that a fresh network has too
     constants: dict[str, Tensor]  # other buffers, by the network's names
     dtypes: tuple[str, ...]  # other than float32
 
 
 @dataclass(frozen=True)
 class Naming:
-    """How a file's names become a network's.
+    """Translates the names in a file to those of a network.
 
     Prefixes that all names of a file share are stripped, then `mapping` (theirs: ours, or None to
     drop) is applied; its keys may be written with or without the prefix. With `by_order`, a file
@@ -167,7 +171,7 @@ class Naming:
     layout: WeightLayout
     buffers: frozenset[str]
     constants: Mapping[str, Tensor]  # buffers other than BatchNorm's, of a fresh network
-    drawn: frozenset[str]  # those of them that differ each time a network is built
+    drawn: frozenset[str]  # those that differ each time a network is built
     second_names: Mapping[str, str]  # of tied weights, to the layout's
     mapping: Mapping[str, str | None] = field(default_factory=dict)
     prefixes: tuple[str, ...] = PREFIXES
@@ -231,7 +235,7 @@ class Naming:
         )
 
     def _names(self, entries: Mapping[str, Any]) -> dict[str, str]:
-        """Ours: theirs, in the file's order."""
+        """Our names to the file's, in the file's order."""
         found: dict[str, str] = {}
         for old, bare in zip(entries, self._stripped(list(entries)), strict=True):
             new = self.mapping[old] if old in self.mapping else self.mapping.get(bare, bare)
@@ -317,7 +321,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _check_plain(name: str, entry: Any) -> None:
-    """Raises FlownError for what is not a dense tensor of real floating-point numbers."""
+    """Raises FlownError for anything but a dense tensor of real floating-point numbers."""
     if type(entry) not in (Tensor, nn.Parameter):
         raise FlownError(f"entry {name!r} is of type {type(entry).__name__}, expected a tensor")
     if entry.layout != torch.strided or entry.is_meta:

@@ -1,11 +1,11 @@
-"""What a zoo's population is like: accuracies, distances, duplicates, dead units, bytes.
+"""Statistics of a zoo: accuracies, distances, duplicates, dead units, bytes.
 
     pairs    |w_i - w_j|             over pairs i < j of training networks, each at its last epoch
     nearest  min_j |w_i - w_j|       of a training network i != j, or of a held-out one
     dead     max_x a_u(x) - min_x a_u(x) <= 1e-6 max_x |a_u(x)|      unit u, images x
 
-A zoo may be larger than the memory: what needs weights is measured on a sample of its networks,
-drawn by a seed, and what needs every row is asked of the index's checksums.
+A zoo may be larger than the memory. Statistics of weights are measured on a sample of its networks,
+drawn by a seed; duplicates are found by the checksums in the index.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from flown.zoo.rows import Row, checksum
 from flown.zoo.store import Zoo
 
 SPLITS = ("train", "held-out")
-SAMPLE = 200  # networks of a split that are looked at
+SAMPLE = 200  # networks of a split in the sample
 _NUMBERS = 1 << 25  # weights of a sample: large networks are sampled more thinly
 _CHUNK = 1 << 22  # weights read at a time where all are read
 _CHECKPOINTS, _EPOCHS = 600, 24  # in the plane
-_NETWORKS, _IMAGES = 32, 256  # that dead units are told from
+_NETWORKS, _IMAGES = 32, 256  # on which units are tested
 _BINS = 60
 
 
@@ -49,7 +49,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float | None]) -> Spread | None:
-        """Of the values that are known; None where none is."""
+        """The spread of the known values; None without any."""
         known = [v for v in values if v is not None and math.isfinite(v)]
         if not known:
             return None
@@ -109,13 +109,13 @@ class TaskPopulation:
     shards: int
     size: int  # bytes on disk of the shards that are there
     groups: tuple[Group, ...]
-    looked: int  # checkpoints that were looked at for NaN and Inf
-    broken: tuple[Row, ...]  # those that hold NaN or Inf; nothing else is measured on them
+    looked: int  # checkpoints that were read for NaN and Inf
+    broken: tuple[Row, ...]  # checkpoints with NaN or Inf; nothing else is measured on them
     norm: Spread | None
     distances: Distances
     duplicates: tuple[tuple[Row, ...], ...]  # checkpoints whose weights are the same to the bit
     dead: tuple[Layer, ...] | None
-    dead_note: str  # what `dead` was told from, or why it is None
+    dead_note: str  # what `dead` was measured on, or why it is None
     plane: Plane | None
     histograms: tuple[Histogram, ...]
 
@@ -139,9 +139,10 @@ def describe(
     """Looks at a zoo.
 
     Args:
-        sample: networks of each split and task whose weights are looked at, fewer of large ones.
-        images: by task; other tasks' images are loaded where that takes no download.
-        everything: looks for NaN and Inf in every checkpoint instead of the sample's.
+        sample: networks of each split and task whose weights are read; fewer where networks are
+            large.
+        images: by task; images of other tasks are loaded unless that needs a download.
+        everything: look for NaN and Inf in every checkpoint, not in the sample alone.
         seed: of the sample.
 
     Raises:
@@ -186,7 +187,7 @@ def networks(zoo: Zoo, task: str, split: str) -> list[list[int]]:
 def duplicates(zoo: Zoo, task: str) -> tuple[tuple[Row, ...], ...]:
     """Checkpoints of a task whose weights are the same to the bit, group by group.
 
-    Candidates share a checksum, which is computed for rows that have none; their weights decide.
+    Candidates share a checksum, which is computed for rows without one; then weights are compared.
 
     Raises:
         FlownError: as `Zoo.raw`.
@@ -276,14 +277,14 @@ def _some(items: list[list[int]], count: int, generator: torch.Generator) -> lis
 
 
 def _alternate(a: list[list[int]], b: list[list[int]]) -> list[list[int]]:
-    """One of either in turn, so that a few of them hold both."""
+    """Items of both in turn, so that the first few hold some of each."""
     common = min(len(a), len(b))
     both = [item for pair in zip(a, b, strict=False) for item in pair]
     return both + a[common:] + b[common:]
 
 
 def _paths(zoo: Zoo, chosen: list[list[int]], limit: int) -> list[int]:
-    """The places of whole networks, as many as fit, some epochs of each where there are many."""
+    """The places of whole networks, as many as fit; of long trainings only some epochs."""
     epochs = sorted({zoo.rows[place].epoch for places in chosen for place in places})
     marks = torch.linspace(0, len(epochs) - 1, min(_EPOCHS, len(epochs))).round().int().tolist()
     kept, found = {epochs[mark] for mark in marks}, list[int]()
@@ -296,7 +297,7 @@ def _paths(zoo: Zoo, chosen: list[list[int]], limit: int) -> list[int]:
 
 
 def _distances(train: Tensor, held_out: Tensor) -> Distances:
-    """Of networks (m, D) and (h, D)."""
+    """Distances of training networks (m, D) and held-out networks (h, D)."""
     m = len(train)
     among, across = distances(train, train), distances(held_out, train)
     pairs = among[tuple(torch.triu_indices(m, m, 1))]
@@ -309,7 +310,7 @@ def _distances(train: Tensor, held_out: Tensor) -> Distances:
 
 
 def _plane(rows: list[Row], vectors: Tensor) -> Plane | None:
-    """Principal components of (n, D); None of too few."""
+    """Principal components of (n, D); None for too few."""
     found = principal(vectors) if len(rows) > 2 else None
     if found is None:
         return None
@@ -318,7 +319,7 @@ def _plane(rows: list[Row], vectors: Tensor) -> Plane | None:
 
 
 def _histograms(layout: WeightLayout, vectors: Tensor) -> tuple[Histogram, ...]:
-    """Of every tensor of networks (n, D)."""
+    """A histogram for every tensor of networks (n, D)."""
     found = []
     for name, tensor in layout.unpack(vectors).items() if len(vectors) else ():
         mean, std = float(tensor.mean()), float(tensor.std(correction=0))
@@ -334,7 +335,7 @@ def _histograms(layout: WeightLayout, vectors: Tensor) -> tuple[Histogram, ...]:
 def _dead(
     task: str, batch: WeightBatch, given: Mapping[str, ImageData]
 ) -> tuple[tuple[Layer, ...] | None, str]:
-    """Dead units of networks and what they were told from, or None and why."""
+    """Dead units of networks and what they were measured on, or None and the reason."""
     if not len(batch):
         return None, "no network to look at"
     try:
@@ -343,7 +344,7 @@ def _dead(
         val = (given[task] if task in given else data.load(task)).val
         sample = torch.linspace(0, len(val) - 1, min(_IMAGES, len(val))).round().long()
         layers = dead_units(batch, val.images[sample])
-    except (FlownError, RuntimeError) as error:  # a net of one's own may not run on these images
+    except (FlownError, RuntimeError) as error:  # a user's network may not run on these images
         return None, str(error).partition("\n")[0]
     return layers, f"{len(batch)} networks, {len(sample)} validation images"
 

@@ -128,36 +128,6 @@ def test_data(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     assert "test: 3" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        [],
-        ["demo"],
-        ["data"],
-        ["data", "list"],
-        ["data", "show"],
-        ["zoo"],
-        ["zoo", "train"],
-        ["zoo", "inspect"],
-        ["zoo", "join"],
-        ["fit"],
-        ["generate"],
-        ["evaluate"],
-        ["export"],
-        ["reproduce"],
-        ["bench"],
-        ["adapt"],
-    ],
-)
-def test_help_teaches(
-    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert call(monkeypatch, *command, "--help") == 0
-    said = capsys.readouterr().out
-    assert "Usage" in said
-    assert command in ([], ["data"], ["zoo"]) or "Example: " in said
-
-
 def test_unknown_names(refused, tmp_path: Path, run: Path) -> None:
     refused("Did you mean 'digits'", "data", "show", "digit")
     refused("Did you mean 'mnist-small'", "zoo", "train", "mnist-smal", "--out", tmp_path / "z")

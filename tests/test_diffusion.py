@@ -14,7 +14,7 @@ from torch import Tensor
 
 import flown
 from flown.base.errors import FlownError
-from flown.experiments.unconditional import lend_encoder
+from flown.experiments.unconditional import share_encoder
 from flown.flow import UNet, VelocityConfig, diffusion, guided
 from flown.generator.config import FlownConfig
 from flown.generator.objectives import FlowObjective
@@ -162,7 +162,7 @@ def test_a_model_is_a_diffusion_by_its_config(
     values["flow_training"] |= {"steps": 12, "checkpoint_every": 6}
     for folder in (whole, cut):
         folder.mkdir()
-        lend_encoder(run, folder)
+        share_encoder(run, folder)
     fit = partial(flown.Flown.fit, zoo, FlownConfig.parse(values), resume=True)
     model = fit(out=whole)
     with interrupted(after=7), pytest.raises(KeyboardInterrupt):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -151,6 +152,8 @@ def test_the_page_shows_every_image_and_nothing_is_fetched(
     assert page.count("data:image/jpeg;base64,") == 9 + 13
     assert "<script>" not in page and "&lt;script&gt;" in page
     assert "http" not in page and "草 (" in page and "the same image as" in page
+    prose = re.sub(r"<[^>]*>", "", page.partition("</style>")[2])
+    assert not re.search(r"[a-z]\.[A-Z]", prose), "sentences stand apart"
 
 
 def test_generated_heads_do_not_know_the_order_of_classes(
@@ -186,7 +189,7 @@ def test_the_command_with_what_ships(
     arguments = ("fewshot", known, "--label", new, "--out", out)
     assert call(monkeypatch, *arguments) == 0
     text = capsys.readouterr().out
-    assert "9 images left out in turn: 100.0 % right" in text and "torn.png" in text
+    assert "9 images left out in turn: accuracy 100.0 %" in text and "torn.png" in text
     rows = read(out / "predictions.csv")
     assert len(rows) == 12 and all(row["class"] in row["file"] for row in rows)
     assert call(monkeypatch, *arguments) == 2

@@ -12,7 +12,7 @@ import torch
 
 import flown
 from flown.base.errors import FlownError
-from flown.experiments.unconditional import lend_encoder
+from flown.experiments.unconditional import share_encoder
 from flown.generator import files as modelfiles
 from flown.generator.config import FlownConfig
 from flown.tasks import draw_support, load
@@ -146,7 +146,7 @@ def test_other_sources(
     flow = {"source": source, "prior": str(tmp_path / "prior.safetensors"), "coupling": "ot"}
     values = config.model_dump(mode="json") | {"flow": flow}
     values["flow_training"]["steps"] = 5
-    lend_encoder(run, tmp_path / "run")
+    share_encoder(run, tmp_path / "run")
     model = flown.Flown.fit(zoo, FlownConfig.parse(values), out=tmp_path / "run", resume=True)
     again = flown.Flown.from_pretrained(tmp_path / "run" / "model")
     assert torch.equal(

@@ -18,7 +18,7 @@ from flown.generator.config import FlownConfig
 from flown.generator.model import Flown
 from flown.measure.baselines import BASELINES
 from flown.report import plots, print_card, tables, write_report
-from flown.report.style import LOOKS, STARTS, look
+from flown.report.style import STARTS, STYLES, style_of
 from flown.zoo import Zoo
 from tests.examples import TASKS, images
 
@@ -130,11 +130,11 @@ def test_figures_label_every_method(cards: dict[str, Card]) -> None:
     for axis, task in zip(page.axes, TASKS, strict=False):
         shown = {label.get_text() for label in axis.get_yticklabels()}
         methods = cards["whole"].tasks[task].methods
-        assert shown == {look(m).label for m in methods} and axis.get_title(loc="left") == task
+        assert shown == {style_of(m).label for m in methods} and axis.get_title(loc="left") == task
     scatter = plots.novelty(cards["whole"])
     assert scatter is not None
     named = {text.get_text() for text in scatter.legends[0].get_texts()}
-    assert {look(m).label for m in ("flown", "zoo", *BASELINES)} <= named
+    assert {style_of(m).label for m in ("flown", "zoo", *BASELINES)} <= named
 
 
 def test_confusion_writes_its_numbers(cards: dict[str, Card]) -> None:
@@ -184,11 +184,11 @@ def test_many_tasks_all_appear(cards: dict[str, Card]) -> None:
 
 
 def test_looks_differ() -> None:
-    starts = {**STARTS, "flown": LOOKS["flown"], "recipe-init": LOOKS["recipe-init"]}
-    for drawn in (LOOKS, starts):
+    starts = {**STARTS, "flown": STYLES["flown"], "recipe-init": STYLES["recipe-init"]}
+    for drawn in (STYLES, starts):
         assert len({x.colour for x in drawn.values()}) == len({x.mark for x in drawn.values()})
         assert len({x.colour for x in drawn.values()}) == len(drawn)
-    assert set(BASELINES) <= set(LOOKS) and look("ddpm").label == "ddpm"
+    assert set(BASELINES) <= set(STYLES) and style_of("ddpm").label == "ddpm"
 
 
 def test_tables_have_one_decimal(cards: dict[str, Card]) -> None:
@@ -214,6 +214,6 @@ def test_terminal_shows_every_figure(cards: dict[str, Card], width: int) -> None
         assert not any("…" in line for line in lines)  # nothing is cut off
         text = "\n".join(lines)
         methods = card.tasks["digits"].methods
-        wanted = [*(look(m).label for m in methods), *tables.methods(card, "digits")[0], "NFE"]
+        wanted = [*(style_of(m).label for m in methods), *tables.methods(card, "digits")[0], "NFE"]
         assert all(word in text for word in wanted)
         assert ("others' context" in text) == card.compares_tasks

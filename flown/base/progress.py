@@ -7,9 +7,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flown.base.printable import Console, printable
+from flown.base.text import plain
 
 _LOG_EVERY = 20.0  # seconds
 
@@ -17,18 +18,22 @@ _LOG_EVERY = 20.0  # seconds
 @contextlib.contextmanager
 def bar(label: str, total: int, start: int = 0) -> Iterator[Callable[[int, str], None]]:
     """Yields `update(done, note)`; written to stderr so that results can be piped."""
-    console = Console(file=sys.stderr)
+    console, label = Console(file=sys.stderr), plain(label)
     if not console.is_terminal:
         yield _logger(label, total)
         return
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    with Progress(
-        *columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console
-    ) as progress:
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
+    with Progress(*columns, console=console) as progress:
         task = progress.add_task(label, total=total, completed=start, note="")
 
         def update(done: int, note: str = "") -> None:
-            progress.update(task, completed=done, note=note)
+            progress.update(task, completed=done, note=plain(note))
 
         yield update
 
@@ -41,6 +46,6 @@ def _logger(label: str, total: int) -> Callable[[int, str], None]:
         if done < total and time.monotonic() - last < _LOG_EVERY:
             return
         last = time.monotonic()
-        print(printable(f"{label}: {done}/{total} {note}".rstrip()), file=sys.stderr, flush=True)
+        print(f"{label}: {done}/{total} {plain(note)}".rstrip(), file=sys.stderr, flush=True)
 
     return update

@@ -1,4 +1,4 @@
-"""Training through the solver: what the stop-gradient time and recomputation cost and save."""
+"""Training through the solver: cost and savings of the stop-gradient time and of recomputation."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from flown.training import TrainConfig, step_generator
 
 DETACH = (0.0, 0.2, 0.4, 0.6, 0.8)
 GRIDS = (20, 50, 100, 200)  # solver steps between which memory is compared
-DATA = "digits"  # ships with scikit-learn; the model knows handwritten digits, but not these
+DATA = "digits"  # ships with scikit-learn; the model was trained on other handwritten digits
 SAMPLES = 50
-# Flow alone: the decoder would hide what the stop-gradient time does.
+# The flow alone: the decoder would hide the effect of the stop-gradient time.
 _BASE = AdaptConfig(
     networks=8,
     steps=50,
@@ -47,8 +47,8 @@ def adapt(name: str, repeats: int, scratch: Path) -> list[Row]:
     """Seconds and memory of a step for every t', with and without recomputation; memory by number
     of solver steps; accuracy and agreement after a fixed number of training steps.
 
-    Memory is what a step needs at most beyond what the process held before it, each in a process of
-    its own. Accuracies are of 50 networks on test images. Adjoint matching stands beside.
+    Memory is the peak of a step over the memory before it, each in its own process. Accuracies are
+    means of 50 networks on test images. Adjoint matching is measured too.
     """
     configs = {f"detach-{t:g}": _BASE.model_copy(update={"detach": t}) for t in DETACH}
     configs |= {
@@ -81,13 +81,15 @@ def adapt(name: str, repeats: int, scratch: Path) -> list[Row]:
 
 
 def memory(name: str, config: AdaptConfig) -> float:
-    """Megabytes that one step needs beyond the model, in a process of its own."""
+    """Megabytes that one step needs beyond the model, measured in its own process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_watched, (name, config))
 
 
 def _watched(name: str, config: AdaptConfig) -> float:
-    _step(name, config.model_copy(update={"steps": 2, "detach": 0.0}))()  # what is made only once
+    _step(
+        name, config.model_copy(update={"steps": 2, "detach": 0.0})
+    )()  # buffers that are made only once
     step, done = _step(name, config), threading.Event()
     before = most = held()
 
@@ -132,7 +134,7 @@ def _row(
     n: int = _BASE.networks,
     epoch: int | None = None,
     std: float | None = None,
-    **more: float,
+    **extra: float,
 ) -> Row:
     chosen = "all" if repeats is None else f"median of {repeats}"
     return {
@@ -145,5 +147,5 @@ def _row(
         "selection": chosen,
         "epoch": epoch,
         "paper": None,
-        **more,
+        **extra,
     }

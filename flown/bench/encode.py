@@ -1,4 +1,4 @@
-"""Relational layers on edges that exist, against a dense transformer over all pairs of nodes."""
+"""Relational layers on the existing edges, against a dense transformer over all pairs of nodes."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ NET, BATCH = "cnn-medium", 32
 def dense(layers: list[RelationalLayer], graph: NetGraph, nodes: Tensor, edges: Tensor) -> Tensor:
     """The same layers as tensors of all pairs, (n, V, V, ...), as Kofinas et al. compute them.
 
-    Queries, keys and values are made for every pair, (n, V, V, h, c), from the states of the edge
-    between the two and of its reverse side by side; where there is none they are zero.
+    Queries, keys and values are made for every pair, (n, V, V, h, c), from the states of their edge
+    and of its reverse, concatenated; without an edge they are zero.
     """
     target, source = graph.ends.unbind(1)
     size = (len(nodes), graph.nodes, graph.nodes)
@@ -58,8 +58,8 @@ def _attend(of: RelationalAttention, nodes: Tensor, edges: Tensor) -> Tensor:
     )
     along = torch.cat([p, r, gain, value])
     back = torch.cat([r, p, gain_back, value_back])
-    both = torch.cat([edges, edges.transpose(1, 2)], dim=-1)  # (n, V, V, 2 edge)
-    eq, ek, em, ev = F.linear(both, torch.cat([along, back], dim=1)).chunk(4, dim=-1)
+    pairs = torch.cat([edges, edges.transpose(1, 2)], dim=-1)  # (n, V, V, 2 edge)
+    eq, ek, em, ev = F.linear(pairs, torch.cat([along, back], dim=1)).chunk(4, dim=-1)
     queries = (q[:, :, None] + eq).unflatten(-1, heads)
     keys = (k[:, None] + ek).unflatten(-1, heads)
     values = (v[:, None] * (1 + em) + ev).unflatten(-1, heads)
@@ -125,13 +125,13 @@ def encode(repeats: int, net: str = NET, batch: int = BATCH) -> list[Row]:
     The layers have the published sizes, the networks three input channels.
 
     Raises:
-        RuntimeError: the two do not compute the same.
+        RuntimeError: their outputs differ.
     """
     config = GraphConfig.published()
     case = Case(net, batch, config)
-    mine, theirs = case.call("flown", False), case.call("dense", False)
-    if not torch.allclose(mine, theirs, rtol=1e-4, atol=1e-4):
-        worst = float((mine - theirs).abs().max())
+    layers, dense = case.call("flown", False), case.call("dense", False)
+    if not torch.allclose(layers, dense, rtol=1e-4, atol=1e-4):
+        worst = float((layers - dense).abs().max())
         raise RuntimeError(f"bench encode: layers and dense reference differ by {worst:.2g}")
     rows: list[Row] = []
     for backward, what in ((False, "forward"), (True, "forward-backward")):
@@ -161,14 +161,14 @@ def encode(repeats: int, net: str = NET, batch: int = BATCH) -> list[Row]:
 
 
 def peak_memory(candidate: str, backward: bool, net: str, batch: int, config: GraphConfig) -> float:
-    """Megabytes that a process of its own needs beyond what it held before the call."""
+    """Megabytes that the call adds to the memory of its own process, at the peak."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak, (candidate, backward, net, batch, config))
 
 
 def _peak(candidate: str, backward: bool, net: str, batch: int, config: GraphConfig) -> float:
     small, case = Case(net, 1, config), Case(net, batch, config)
-    small.call(candidate, backward)  # libraries load what they need once
+    small.call(candidate, backward)  # libraries load things once
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts from here (Linux)
     before = _held("VmRSS")
     case.call(candidate, backward)

@@ -40,7 +40,7 @@ def evaluate(repeats: int, networks: int = 100, images: int = 10_000) -> list[Ro
     def loop(size: int) -> torch.Tensor:
         x = architecture.preprocess(pixels)
         return torch.stack(
-            [torch.cat([m(some).argmax(-1) for some in x.split(size)]) for m in modules]
+            [torch.cat([m(part).argmax(-1) for part in x.split(size)]) for m in modules]
         )
 
     assert (predictions(batch, pixels[:500]) == loop(500)[:, :500]).float().mean() > 0.999

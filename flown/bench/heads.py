@@ -17,13 +17,13 @@ from flown.heads.heads import HeadsConfig, shard_tasks, train_heads
 from flown.heads.probe import ProbeConfig, probe
 from flown.tasks import ClassPool
 
-FEATURES, CLASSES, IMAGES = 512, 64, 120  # as ResNet-12's, of mini-ImageNet's base classes
-_APART = 0.2  # deviation of class means, where images have 1: about as hard as real features
+FEATURES, CLASSES, IMAGES = 512, 64, 120  # as with ResNet-12 on mini-ImageNet's base classes
+_APART = 0.2  # deviation of class means, images have 1: about as hard as real features
 _COMPARED = 200  # tasks that both candidates probe
 
 
 def heads(repeats: int, scratch: Path, tasks: int = 50_000, compared: int = _COMPARED) -> list[Row]:
-    """Seconds for a zoo of all heads; seconds and accuracies of some, beside a loop's.
+    """Seconds for a zoo of all heads; seconds and accuracies of a part, beside those of a loop.
 
     Features are Gaussian classes. The loop makes an `nn.Linear` and an `AdamW` for every task; of its
     settings (fused, for-each, one tensor at a time; one thread or all) the fastest is its best.
@@ -37,13 +37,15 @@ def heads(repeats: int, scratch: Path, tasks: int = 50_000, compared: int = _COM
     start = time.perf_counter()
     zoo = train_heads(features, labels, classes, scratch / "heads", config)
     whole = time.perf_counter() - start
-    some = shard_tasks(features, ClassPool(labels, classes), HeadsConfig(tasks=compared, seed=1), 0)
-    first = _fresh(compared, some.ways, generator)
-    candidates = {"flown": partial(probe, some.support, some.ways, start=first)}
+    shard = shard_tasks(
+        features, ClassPool(labels, classes), HeadsConfig(tasks=compared, seed=1), 0
+    )
+    first = _fresh(compared, shard.ways, generator)
+    candidates = {"flown": partial(probe, shard.support, shard.ways, start=first)}
     for threads in sorted({1, torch.get_num_threads()}):
         for way in ("fused", "foreach", "single"):
             candidates[f"loop-{way}-{threads}-threads"] = partial(
-                loop, some.support, some.ways, first, way, threads
+                loop, shard.support, shard.ways, first, way, threads
             )
     rows = timed_rows(medians(candidates, repeats), "flown", compared)
     rows.append(
@@ -58,15 +60,15 @@ def heads(repeats: int, scratch: Path, tasks: int = 50_000, compared: int = _COM
     )
     del rows[-1]["ratio"]
     for name in ("flown", f"loop-fused-{torch.get_num_threads()}-threads"):
-        found = apply_heads(candidates[name](), some.query).argmax(dim=2)
-        each = 100 * (found == some.targets).float().mean(dim=1)
+        found = apply_heads(candidates[name](), shard.query).argmax(dim=2)
+        accuracy = 100 * (found == shard.targets).float().mean(dim=1)
         rows.append(
             {
                 **rows[0],
                 "method": name.split("-")[0],
                 "metric": "accuracy",
-                "std": float(each.std()),
-                "value": float(each.mean()),
+                "std": float(accuracy.std()),
+                "value": float(accuracy.mean()),
                 "n": compared,
                 "selection": "all",
             }
@@ -101,7 +103,7 @@ def loop(support: Tensor, ways: int, start: Tensor, way: str, threads: int) -> T
 
 
 def _fresh(tasks: int, ways: int, generator: torch.Generator) -> Tensor:
-    """Heads as `nn.Linear` makes them."""
+    """Heads as `nn.Linear` initialises them."""
     uniform = torch.rand(tasks, ways * FEATURES + ways, generator=generator)
     heads: Tensor = (2 * uniform - 1) / FEATURES**0.5
     return heads

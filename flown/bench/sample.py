@@ -24,7 +24,7 @@ STEPS = (1, 2, 5, 10, 20, 50, 100)
 
 
 def sample(name: str, repeats: int, scratch: Path, networks: int = 100) -> list[Row]:
-    """Sampling: ours against torchdiffeq's Euler and a 1000-step DDPM on the same network.
+    """Sampling by this library, by torchdiffeq's Euler and by a 1000-step DDPM.
 
     The DDPM network has the flow's architecture and is trained on the same latents and contexts
     with the same settings for as many steps. Accuracies are of `networks` networks for the model's
@@ -55,7 +55,7 @@ def sample(name: str, repeats: int, scratch: Path, networks: int = 100) -> list[
         eps, generator = rival.bind(head(one)), torch.Generator().manual_seed(1)
         return denoise(eps, x0, generator=generator).x
 
-    def theirs() -> torch.Tensor:
+    def torchdiffeq_euler() -> torch.Tensor:
         grid = torch.linspace(0, 1, 101)
         found: torch.Tensor = odeint(
             lambda t, x: model.velocity(x, t.expand(networks), many), x0, grid, method="euler"
@@ -66,7 +66,7 @@ def sample(name: str, repeats: int, scratch: Path, networks: int = 100) -> list[
         seconds = medians(
             {
                 "flown-euler-100": lambda: euler(100),
-                "torchdiffeq-euler-100": theirs,
+                "torchdiffeq-euler-100": torchdiffeq_euler,
                 "ddpm-1000": ddpm,
             },
             repeats,

@@ -71,8 +71,8 @@ def noise_zoo(out: Path, checkpoints: int) -> Zoo:
 def store(repeats: int, scratch: Path, checkpoints: int = CHECKPOINTS) -> list[Row]:
     """Seconds to open a zoo and to read 1,024 random models; an encoder's memory against a tenth.
 
-    Memory is what the process itself holds at its largest; pages of mapped files, which the system
-    takes back when it needs them, are not counted.
+    Memory is the process's own at its peak; pages of mapped files are not counted, because the
+    system takes them back when it needs them.
     """
     noise_zoo(scratch / "whole", checkpoints)
     noise_zoo(scratch / "tenth", checkpoints // 10)
@@ -119,8 +119,8 @@ def _row(method: str, metric: str, value: float, n: int, selection: str = "all")
 def task_rows(scratch: Path) -> list[Row]:
     """Zoos of as many networks as tasks: seconds to open, and time and memory of training on them.
 
-    Trained are an encoder and a flow, for a few steps; nothing may grow with the tasks but the
-    networks and the table.
+    An encoder and a flow are trained for a few steps; only the networks and the table may grow with
+    the number of tasks.
     """
     rows = []
     for count in TASKS:
@@ -180,7 +180,7 @@ def task_zoo(out: Path, tasks: int) -> Zoo:
 
 
 def _train_on_tasks(path: Path) -> tuple[float, float]:
-    """Seconds of training an encoder and a flow, and the megabytes that the process holds at most."""
+    """Seconds of training an encoder and a flow, and the process's peak memory in megabytes."""
     zoo, brief = Zoo.open(path), TrainConfig(steps=_STEPS, batch_size=64)
     config = FlownConfig(
         encoder_training=brief.model_copy(update={"validate_every": 10 * _STEPS}),
@@ -194,7 +194,7 @@ def _train_on_tasks(path: Path) -> tuple[float, float]:
 
 
 def encoder_memory(zoo: Path) -> float:
-    """Megabytes that a process of its own holds at most while it trains an encoder on a zoo."""
+    """Peak memory in megabytes of training an encoder on a zoo, in its own process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_train_encoder, (zoo,))
 
@@ -214,7 +214,7 @@ def _train_encoder(path: Path) -> float:
 
 @contextlib.contextmanager
 def _peak() -> Iterator[list[float]]:
-    """A list whose one number is what this process holds at most, in megabytes."""
+    """A list of one number that follows this process's peak memory, in megabytes."""
     most, done = [0.0], threading.Event()
 
     def watch() -> None:

@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.console import Console
 
 from flown.base.config import Config
-from flown.base.printable import Console
 from flown.base.provenance import Row, provenance, write_results
+from flown.base.terminal import print_table
 
 
 class BenchConfig(Config):
-    """What was timed."""
+    """The settings of a bench."""
 
     what: str
     repeats: int
@@ -26,7 +26,7 @@ class BenchConfig(Config):
 
 
 def medians(candidates: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each candidate, run in turn so that the machine's drift meets them alike."""
+    """Seconds of each candidate, run in turn so that the machine's drift affects all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for run in candidates.values():
         run()  # warm-up
@@ -63,12 +63,17 @@ def timed_rows(seconds: Mapping[str, list[float]], ours: str, n: int) -> list[Ro
 
 def show(rows: list[Row], console: Console) -> None:
     """Prints the rows."""
-    table = Table("net", "what", "metric", "value", "against ours")
-    for row in rows:
-        ratio = f"{row['ratio']:.2f} x" if "ratio" in row else ""
-        net = row.get("net", "")
-        table.add_row(net, row["method"], row["metric"], f"{row['value']:.3f}", ratio)
-    console.print(table)
+    body = [
+        [
+            row["method"],
+            row.get("net", ""),
+            row["metric"],
+            f"{row['value']:.3f}",
+            f"{row['ratio']:.2f} x" if "ratio" in row else "",
+        ]
+        for row in rows
+    ]
+    print_table(console, "", (["what", "net", "metric", "value", "against ours"], body))
 
 
 def write(path: Path, config: BenchConfig, seconds: float, rows: list[Row]) -> None:

@@ -28,7 +28,7 @@ MODELS = 64
 GROWTH = (1, 8, 64, 256, 1024)
 _LOOPED = 4  # models of a timed loop, whose rate does not depend on their number
 _GROWTH_STEPS = 20
-_EPOCHS = 3  # of the networks whose accuracies are compared
+_EPOCHS = 3  # epochs of the networks whose accuracies are compared
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class _Contest:
         return self.layout.pack({k: torch.stack([f[k] for f in fresh]) for k in fresh[0]})
 
     def orders(self, models: int, epoch: int = 0) -> Tensor:
-        """(models, K): every network its own."""
+        """(models, K), different for each network."""
         generators = (torch.Generator().manual_seed(epoch * models + i) for i in range(models))
         return torch.stack([torch.randperm(len(self.x), generator=g) for g in generators])
 
@@ -78,10 +78,10 @@ class _Contest:
         self.ours(models).run(rows, self.y[rows], 0)
 
     def settings(self) -> list[Setting]:
-        """What the loop is tried with."""
+        """The settings of the loop."""
         cores = [1] if self.device != "cpu" else sorted({1, torch.get_num_threads()})
         plain = itertools.product(cores, (False, True), (False, True))
-        return [*(Setting(*some) for some in plain), Setting(cores[-1], True, True, True)]
+        return [*(Setting(*values) for values in plain), Setting(cores[-1], True, True, True)]
 
     def loop(self, setting: Setting, models: int, epochs: int = 1) -> Tensor:
         """The plain loop over models; returns their weights (n, D)."""
@@ -182,13 +182,13 @@ def _accuracies(contest: _Contest, best: Setting) -> Iterator[Row]:
             None,
             std=float(found[name].std()),
         )
-    ours, theirs = found.values()
-    error = ((ours.var() + theirs.var()) / MODELS).sqrt()
+    compiled, loop = found.values()
+    error = ((compiled.var() + loop.var()) / MODELS).sqrt()
     yield _row(
         contest.recipe.net,
         "flown",
         "difference in standard errors",
-        float((ours.mean() - theirs.mean()) / error),
+        float((compiled.mean() - loop.mean()) / error),
         MODELS,
         None,
     )
@@ -220,7 +220,7 @@ def _growth(contest: _Contest, repeats: int) -> Iterator[Row]:
 
 
 def _row(
-    net: str, method: str, metric: str, value: float, n: int, repeats: int | None, **more: float
+    net: str, method: str, metric: str, value: float, n: int, repeats: int | None, **extra: float
 ) -> Row:
     chosen = "all" if repeats is None else f"median of {repeats}"
     return {
@@ -234,5 +234,5 @@ def _row(
         "selection": chosen,
         "epoch": None,
         "paper": None,
-        **more,
+        **extra,
     }

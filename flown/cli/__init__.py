@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Annotated, NoReturn, Optional
 
 import typer
-from rich.table import Table
 
 from flown.base.errors import FlownError
-from flown.base.printable import printable
+from flown.base.terminal import print_table, say
+from flown.base.text import plain
 from flown.cli.adapt import adapt
 from flown.cli.fewshot import fewshot
 from flown.cli.finetune import finetune
 from flown.cli.fit import fit
 from flown.cli.generate import generate
 from flown.cli.options import (
+    Data,
     Device,
     Out,
     Overwrite,
@@ -48,16 +49,6 @@ data_app = typer.Typer(
     ),
     epilog="Example: flown data show digits",
 )
-app.add_typer(data_app, name="data")
-app.add_typer(zoo_app, name="zoo")
-app.command(
-    epilog="Example: flown finetune nets.safetensors --data digits --out tuned.safetensors"
-)(finetune)
-app.command(epilog="Example: flown reproduce table2 --scale smoke --out table2")(reproduce)
-app.command(epilog="Example: flown fit --zoo zoo --out run --set encoder_training.steps=500")(fit)
-app.command(epilog="Example: flown generate --support photos --out nets.safetensors")(generate)
-app.command(epilog="Example: flown adapt flown-small --data usps --out run")(adapt)
-app.command(epilog="Example: flown fewshot photos --label new --out labelled")(fewshot)
 
 
 @app.command(epilog="Example: flown demo --out demo-out")
@@ -70,7 +61,7 @@ def demo(
 ) -> None:
     """From nothing to generated classifiers in a few minutes, on data that dependencies ship."""
     from flown.experiments.demo import demo as run
-    from flown.report import print_card, print_table
+    from flown.report import print_card
     from flown.report.anytask import accuracies
 
     known, unseen = run(
@@ -82,9 +73,13 @@ def demo(
         "Networks for digits that no training saw, without a gradient step: accuracy, %",
         accuracies(unseen),
     )
-    console.print(f"{known.about['seconds']:.0f} seconds in all")
+    say(console, f"{known.about['seconds']:.0f} seconds in all")
     pages = (out / "report.html", out / "unseen.html")
     wrote(out / "results.json", *pages, out / "run" / "model")
+
+
+app.command(epilog="Example: flown fit --zoo zoo --out run --set encoder_training.steps=500")(fit)
+app.command(epilog="Example: flown generate --support photos --out nets.safetensors")(generate)
 
 
 @data_app.command("list", epilog="Example: FLOWN_DATA=data flown data list")
@@ -92,33 +87,37 @@ def data_list() -> None:
     """Every data set that has a name, and where it comes from."""
     from flown import tasks as data
 
-    table = Table("name", "from", "here", "note")
-    for source in data.available():
-        table.add_row(source.name, source.origin, "yes" if source.present else "no", source.note)
-    console.print(table)
+    body = [
+        [source.name, source.origin, "yes" if source.present else "no", source.note]
+        for source in data.available()
+    ]
+    print_table(console, "", (["name", "from", "here", "note"], body), prose=True)
 
 
 @data_app.command("show", epilog="Example: flown data show digits")
 def data_show(
-    name: Annotated[str, typer.Argument(help="A data set's name or a folder.")],
+    name: Annotated[str, typer.Argument(help="A data set's name or a folder of images.")],
 ) -> None:
     """Shapes, split sizes and class names of a data set, by name or folder."""
     from flown import tasks as data
 
     for key, value in data.summary(name).items():
-        console.print(f"{key}: {value}", highlight=False, soft_wrap=True)
+        say(console, f"{key}: {value}")
 
 
 @app.command(epilog="Example: flown evaluate nets.safetensors --data mnist5k --zoo zoo")
 def evaluate(
-    file: Annotated[Path, typer.Argument(help="Networks, as `generate` wrote them.")],
-    data: Annotated[str, typer.Option(help="A data set's name or a folder.")],
-    zoo: Annotated[Optional[Path], typer.Option(help="For novelty.")] = None,
-    top: Annotated[int, typer.Option(help="Chosen on validation.")] = 5,
+    file: Annotated[Path, typer.Argument(help="Networks, as `generate` writes them.")],
+    data: Data,
+    zoo: Annotated[
+        Optional[Path], typer.Option(help="The zoo that novelty is measured against.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many networks to choose on validation images.")] = 5,
     epochs: Annotated[
         Optional[list[int]],
         typer.Option(
-            "--epoch", help="The zoo's epochs that the generator was fitted on; -1 is the last."
+            "--epoch",
+            help="An epoch of the zoo that the generator was fitted on, -1 the last; repeat for several.",
         ),
     ] = None,
     trust: Trust = None,
@@ -127,12 +126,12 @@ def evaluate(
     from flown.experiments.evaluation import evaluate_file
 
     for line in evaluate_file(file, data, zoo, top, epochs or ()):
-        console.print(line, highlight=False, soft_wrap=True)
+        say(console, line)
 
 
 @app.command(epilog="Example: flown export run/model --out small")
 def export(
-    model: Annotated[Path, typer.Argument(help="A model's folder.")],
+    model: Annotated[Path, typer.Argument(help="The folder of a model.")],
     out: Out,
     overwrite: Overwrite = False,
 ) -> None:
@@ -145,6 +144,8 @@ def export(
 
 
 class Bench(str, Enum):
+    """What can be timed."""
+
     zoo = "zoo"
     store = "store"
     sample = "sample"
@@ -158,16 +159,19 @@ class Bench(str, Enum):
 @app.command(epilog="Example: flown bench evaluate --out bench.json")
 def bench(
     what: Annotated[Bench, typer.Argument(help="What is timed.")],
-    out: Annotated[Optional[Path], typer.Option("--out", help="A JSON file of the rows.")] = None,
+    out: Annotated[Optional[Path], typer.Option("--out", help="A JSON file for the rows.")] = None,
     model: Annotated[
         Optional[str],
-        typer.Option(help="A shipped model; flown-any for `anytask`, else flown-small."),
+        typer.Option(
+            help="A shipped model, for `sample`, `adapt` and `anytask`; flown-any for the last, "
+            "else flown-small."
+        ),
     ] = None,
-    repeats: Annotated[int, typer.Option(help="Of which the median counts.")] = 5,
+    repeats: Annotated[int, typer.Option(help="Timings of each candidate.")] = 5,
     overwrite: Overwrite = False,
-    device: Annotated[str, typer.Option(help="Of `zoo`: auto, cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda; for `zoo` alone.")] = "cpu",
 ) -> None:
-    """Time one thing against another, side by side in one run; medians of several repeats."""
+    """Time candidates side by side in one run; medians of several repeats."""
     import tempfile
     import time
 
@@ -216,6 +220,17 @@ def bench(
         wrote(out)
 
 
+for command, example in (
+    (finetune, "finetune nets.safetensors --data digits --out tuned.safetensors"),
+    (adapt, "adapt flown-small --data usps --out run"),
+    (fewshot, "fewshot photos --label new --out labelled"),
+    (reproduce, "reproduce table2 --scale smoke --out table2"),
+):
+    app.command(epilog=f"Example: flown {example}")(command)
+app.add_typer(data_app, name="data")
+app.add_typer(zoo_app, name="zoo")
+
+
 def main() -> None:
     """Entry point: 0 success, 2 a mendable error, 1 failure, 130 interrupted."""
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
@@ -235,10 +250,13 @@ def main() -> None:
     sys.exit(code or 0)
 
 
+_LINES = "\n\t"  # a message may have lines
+
+
 def _fail(message: str, code: int, debug: bool) -> NoReturn:
     if debug:
-        print(printable(traceback.format_exc()), file=sys.stderr, end="")
-    print(printable(f"flown: {message}"), file=sys.stderr)
+        print(plain(traceback.format_exc(), keep=_LINES), file=sys.stderr, end="")
+    print(f"flown: {plain(message, keep=_LINES)}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -6,7 +6,9 @@ from typing import Annotated, Optional
 
 import typer
 
+from flown.base.terminal import say
 from flown.cli.options import (
+    Data,
     Device,
     Out,
     Overrides,
@@ -22,16 +24,19 @@ from flown.cli.options import (
 
 def adapt(
     model: Annotated[str, typer.Argument(help="A folder, a shipped model, a hub id.")],
-    data: Annotated[str, typer.Option(help="A data set's name or a folder.")],
+    data: Data,
     out: Out,
     layout: Annotated[
         Optional[int],
-        typer.Option(help="Which of the model's layouts; by default what the data asks for."),
+        typer.Option(
+            help="Number of one of the model's layouts; by default the one that suits the data."
+        ),
     ] = None,
     method: Annotated[
         str,
         typer.Option(
-            help="solver: gradients through it. adjoint: adjoint matching, closer to what was."
+            help="solver: gradients through the solver; adjoint: adjoint matching, which stays "
+            "closer to the old generator."
         ),
     ] = "solver",
     reward: Annotated[
@@ -68,10 +73,8 @@ def adapt(
         device=device_of(device),
     )
     for record in new.history["adapt"]:
-        console.print(
-            f"step {record['step']:.0f}: {record['val']:.1f} % mean validation accuracy",
-            highlight=False,
-        )
+        accuracy = f"{record['val']:.1f} % mean validation accuracy"
+        say(console, f"step {record['step']:.0f}: {accuracy}")
     if config.training.choose and reward is None:
-        console.print("what did best is kept", highlight=False)
+        say(console, "the best of these is kept")
     wrote(out / "model")

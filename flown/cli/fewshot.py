@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from flown.base.terminal import say
 from flown.cli.options import Out, Overwrite, Seed, console, wrote
 
 
@@ -18,19 +19,23 @@ def fewshot(
     label: Annotated[
         Optional[Path],
         typer.Option(
-            "--label", help="Images to label; in sub-folders named like classes, if known."
+            "--label",
+            help="Images to label, in sub-folders named like classes where those are known.",
         ),
     ] = None,
     backbone: Annotated[
         Optional[str],
         typer.Option(
             help="resnet12-small, context, timm/NAME, a file, package.module:function (which is run); "
-            "by default what the head does best with."
+            "by default the one that suits the head."
         ),
     ] = None,
-    head: Annotated[str, typer.Option(help="centroid, ridge, probe, flow or caml.")] = "centroid",
+    head: Annotated[
+        str, typer.Option(help="How a head is made: centroid, ridge, probe, flow or caml.")
+    ] = "centroid",
     shots: Annotated[
-        Optional[int], typer.Option(help="Use as many random images a class; by default all.")
+        Optional[int],
+        typer.Option(help="Random images of each class to learn from; by default all."),
     ] = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
@@ -47,13 +52,11 @@ def fewshot(
         prepare_file(out / name, overwrite)
     found = labelling.label(folder, label, backbone=backbone, head=head, shots=shots, seed=seed)
     for warning in found.warnings:
-        console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
+        say(console, f"warning: {warning}", "yellow")
     for name, count, accuracy, error in found.figures():
-        console.print(
-            f"{count} images {name}: {accuracy:.1f} % right, expected calibration error "
-            f"{error:.1f} %",
-            highlight=False,
-            soft_wrap=True,
+        say(
+            console,
+            f"{count} images {name}: accuracy {accuracy:.1f} %, expected calibration error {error:.1f} %",
         )
     written = found.save(out)
     write_labelled(out / "index.html", found)

@@ -8,34 +8,52 @@ from typing import Annotated, Optional
 
 import typer
 
-from flown.cli.options import Device, Out, Overwrite, Resume, Seed, Trust, console, device_of, wrote
+from flown.base.terminal import say
+from flown.cli.options import (
+    Data,
+    Device,
+    Out,
+    Overwrite,
+    Resume,
+    Seed,
+    Trust,
+    console,
+    device_of,
+    wrote,
+)
 
 
 class Schedule(str, Enum):
+    """How the learning rate changes."""
+
     constant = "constant"
     cosine = "cosine"
     piecewise = "piecewise"
 
 
 def finetune(
-    file: Annotated[Path, typer.Argument(help="Networks, as `generate` wrote them.")],
-    data: Annotated[str, typer.Option(help="A data set's name or a folder.")],
+    file: Annotated[Path, typer.Argument(help="Networks, as `generate` writes them.")],
+    data: Data,
     out: Out,
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 25,
+    epochs: Annotated[int, typer.Option(help="Passes through the training images.")] = 25,
     rate: Annotated[float, typer.Option(help="Adam's learning rate.")] = 1e-3,
-    schedule: Annotated[Schedule, typer.Option(help="Of the rate.")] = Schedule.constant,
+    schedule: Annotated[
+        Schedule, typer.Option(help="How the rate changes over the epochs.")
+    ] = Schedule.constant,
     warmup: Annotated[float, typer.Option(help="Epochs in which the rate rises.")] = 0.0,
     milestones: Annotated[
         Optional[list[float]],
         typer.Option("--milestone", help="An epoch at which the rate falls; repeat for several."),
     ] = None,
-    gamma: Annotated[float, typer.Option(help="What it is multiplied by there.")] = 0.1,
-    weight_decay: Annotated[float, typer.Option(help="Adam's weight decay.")] = 0.0,
+    gamma: Annotated[float, typer.Option(help="Factor of the rate at each milestone.")] = 0.1,
+    weight_decay: Annotated[float, typer.Option(help="Weight decay of the optimiser.")] = 0.0,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 32,
-    max_train_images: Annotated[Optional[int], typer.Option(help="All by default.")] = None,
+    max_train_images: Annotated[
+        Optional[int], typer.Option(help="Train on the first so many images; by default all.")
+    ] = None,
     test_at: Annotated[
         Optional[list[int]],
-        typer.Option(help="An epoch whose networks see the test images too; the last always."),
+        typer.Option(help="Measure on test images at this epoch too; the last always is."),
     ] = None,
     seed: Seed = 0,
     resume: Resume = False,
@@ -73,9 +91,9 @@ def finetune(
     )
     for point in result.points:
         if point.test is not None or not point.epoch:
-            said = f"epoch {point.epoch}: {float(point.val.mean()):.1f} % of validation images"
+            line = f"epoch {point.epoch}: {float(point.val.mean()):.1f} % of validation images"
             if point.test is not None:
                 spread = f" ± {float(point.test.std()):.1f}" if len(point.test) > 1 else ""
-                said += f", {float(point.test.mean()):.1f}{spread} % of test images"
-            console.print(said, highlight=False)
+                line += f", {float(point.test.mean()):.1f}{spread} % of test images"
+            say(console, line)
     wrote(out, curves_file(out))

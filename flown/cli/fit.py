@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from flown.base.errors import FlownError
+from flown.base.terminal import say
 from flown.cli.options import (
     Device,
     Out,
@@ -22,10 +23,12 @@ from flown.cli.options import (
 
 
 def fit(
-    config: Annotated[Optional[Path], typer.Argument(help="YAML or JSON.")] = None,
+    config: Annotated[
+        Optional[Path], typer.Argument(help="Settings, YAML or JSON; by default those for a CPU.")
+    ] = None,
     *,
     zoo: Annotated[
-        Optional[list[Path]], typer.Option("--zoo", help="A zoo; repeat for several tasks.")
+        Optional[list[Path]], typer.Option("--zoo", help="A zoo's folder; repeat for several.")
     ] = None,
     tasks: Annotated[
         Optional[list[str]],
@@ -37,7 +40,10 @@ def fit(
     ] = None,
     out: Out,
     overrides: Overrides = None,
-    seed: Annotated[Optional[int], typer.Option(help="In place of the config's.")] = None,
+    seed: Annotated[
+        Optional[int],
+        typer.Option(help="All randomness follows from it; by default the settings'."),
+    ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     device: Device = "auto",
@@ -90,5 +96,5 @@ def _fit_zoos(
     for record in model.history.get("encoder", [])[-1:]:
         figures = {k: v for k, v in record.items() if k not in ("step", "loss")}
         for name, value in figures.items():
-            console.print(f"{name}: {value:.1f} % mean validation accuracy", highlight=False)
+            say(console, f"{name}: {value:.1f} % mean validation accuracy")
     wrote(out / "model")

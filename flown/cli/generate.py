@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from flown.base.errors import FlownError
+from flown.base.terminal import say
 from flown.cli.options import Device, Out, Overwrite, Seed, Trust, console, device_of, wrote
 
 if TYPE_CHECKING:
@@ -24,29 +25,45 @@ def generate(
         ),
     ] = "flown-any",
     *,
-    support: Annotated[str, typer.Option(help="A data set's name or a folder.")],
+    support: Annotated[
+        str, typer.Option(help="Labelled images: a data set's name, or a folder of them.")
+    ],
     out: Out,
-    n: Annotated[int, typer.Option("-n", help="How many networks.")] = 50,
-    shots: Annotated[int, typer.Option(help="Images a class, from a named set.")] = 5,
+    n: Annotated[int, typer.Option("-n", help="How many networks to generate.")] = 50,
+    shots: Annotated[int, typer.Option(help="Images of each class, drawn from a named set.")] = 5,
     seed: Seed = 0,
     net: Annotated[
         Optional[str],
         typer.Option(help="Which network an any-task generator writes; by default its first."),
     ] = None,
-    solver: Annotated[str, typer.Option(help="Of a model fitted on a zoo.")] = "euler",
+    solver: Annotated[
+        str,
+        typer.Option(
+            help="euler, midpoint, heun, rk4 or dopri5; ddpm or ddim for a diffusion. For a model "
+            "fitted on a zoo."
+        ),
+    ] = "euler",
     steps: Annotated[
-        Optional[int], typer.Option(help="Of the solver; by default 100, 4 of flown-any.")
+        Optional[int],
+        typer.Option(
+            help="Steps of the solver; by default 100, for flown-any 4. dopri5 takes its own."
+        ),
     ] = None,
-    guidance: Annotated[float, typer.Option(help="Of a model fitted on a zoo.")] = 1.0,
+    guidance: Annotated[
+        float,
+        typer.Option(
+            help="Strength of classifier-free guidance, 1 is without; for a model fitted on a zoo."
+        ),
+    ] = 1.0,
     layout: Annotated[
         Optional[int],
         typer.Option(
-            help="Which of the model's layouts; by default what the support set asks for."
+            help="Number of one of the model's layouts; by default the one that suits the support set."
         ),
     ] = None,
     until: Annotated[
         Optional[float],
-        typer.Option(help="Stop at an epoch, of a model whose flow.path leads through epochs."),
+        typer.Option(help="Stop at this epoch; for a model whose flow.path leads through epochs."),
     ] = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
@@ -78,11 +95,9 @@ def generate(
         batch, line, warning = _for_known(generator, support, n, shots, seed, options)
     batch.provenance |= {"model": model}
     batch.to("cpu").save(out)
-    console.print(f"{n} x {batch.name}{line}", highlight=False)
+    say(console, f"{n} x {batch.name}{line}")
     if warning is not None:
-        console.print(
-            f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True
-        )
+        say(console, f"warning: {warning}", "yellow")
     wrote(out)
 
 

@@ -1,4 +1,4 @@
-"""What commands share: options, the console, what was written."""
+"""Options and the console, which commands share."""
 
 from __future__ import annotations
 
@@ -7,18 +7,23 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
+from rich.console import Console
 
 from flown.base import trust
 from flown.base.errors import FlownError
-from flown.base.printable import Console
+from flown.base.terminal import say
 
 console = Console()
 
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
 Seed = Annotated[int, typer.Option("--seed", help="All randomness follows from it.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue what was interrupted.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")]
+Device = Annotated[
+    str, typer.Option("--device", help="auto (a GPU if there is one), cpu, cuda or cuda:1.")
+]
+Data = Annotated[str, typer.Option("--data", help="A data set's name or a folder of images.")]
+ZooPath = Annotated[Path, typer.Argument(metavar="ZOO", help="The folder of a zoo.")]
 
 
 def allow_all(names: list[str] | None) -> list[str] | None:
@@ -38,22 +43,22 @@ Trust = Annotated[
     ),
 ]
 Overrides = Annotated[
-    Optional[list[str]], typer.Option("--set", help="key.sub=value, as often as needed.")
+    Optional[list[str]],
+    typer.Option("--set", help="Change a setting, key.sub=value; repeat for several."),
 ]
 
 
-class Scales(str, Enum):
+class Scale(str, Enum):
+    """How large a run is."""
+
     smoke = "smoke"
     cpu = "cpu"
     paper = "paper"
 
 
-Scale = Annotated[
-    Scales,
-    typer.Option(
-        "--scale",
-        help="smoke only shows that everything runs; cpu is for two cores; paper has its sizes.",
-    ),
+ScaleOption = Annotated[
+    Scale,
+    typer.Option("--scale", help="smoke: a minute, cpu: hours on a CPU, paper: as published."),
 ]
 
 
@@ -71,12 +76,12 @@ def device_of(name: str) -> str:
     if name != "cpu" and (kind != "cuda" or (":" in name and not index.isdecimal())):
         raise FlownError(f"--device {name}: choose auto, cpu, cuda or cuda:1 and so on")
     if kind == "cuda" and int(index or 0) >= count:
-        here = f"{count} of them, from cuda:0" if count else "none"
-        raise FlownError(f"--device {name}: torch sees no such GPU here, it sees {here}")
+        present = f"{count} of them, from cuda:0" if count else "none"
+        raise FlownError(f"--device {name}: torch sees no such GPU here, it sees {present}")
     return name
 
 
 def wrote(*paths: Path) -> None:
     """Prints where results are."""
     for path in paths:
-        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+        say(console, f"wrote {path}")

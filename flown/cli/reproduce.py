@@ -1,4 +1,4 @@
-"""The command that rebuilds the paper's tables and our own studies."""
+"""The command that reproduces the paper's tables and this library's studies."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
+from flown.base.terminal import print_table
 from flown.cli.options import (
     Device,
     Out,
     Overwrite,
     Resume,
     Scale,
-    Scales,
+    ScaleOption,
     Seed,
     console,
     device_of,
@@ -23,6 +24,8 @@ from flown.cli.options import (
 
 
 class Experiment(str, Enum):
+    """What can be reproduced."""
+
     table1 = "table1"
     table2 = "table2"
     table3 = "table3"
@@ -37,17 +40,17 @@ class Experiment(str, Enum):
 def reproduce(
     table: Annotated[Experiment, typer.Argument(help="A table of the paper, or a study.")],
     out: Out,
-    scale: Scale = Scales.cpu,
+    scale: ScaleOption = Scale.cpu,
     seed: Seed = 0,
     resume: Resume = False,
     overwrite: Overwrite = False,
     device: Device = "auto",
 ) -> None:
-    """Rebuild a table of the paper, with what it leaves out: baselines, novelty, every sample.
+    """Reproduce a table of the paper, with baselines, novelty and every sample.
 
-    Four studies are our own: `chunked` generates a whole network of 270,000 weights, `novelty` asks
-    what makes generated networks both new and accurate, `trajectory` generates those of any
-    epoch, `anytask` measures networks for tasks that nobody trained on.
+    Four studies are not in the paper: `chunked` generates a whole network of 270,000 weights,
+    `novelty` asks what makes generated networks both new and accurate, `trajectory` generates
+    networks of any epoch, `anytask` measures networks for tasks that nobody trained on.
     """
     rebuild = getattr(import_module(f"flown.experiments.{table.value}"), table.value)
     _show(
@@ -73,7 +76,7 @@ def _show(table: Experiment, result: Any) -> None:
         from flown.experiments.table4 import summary
 
         title = "Test accuracy of networks generated for another data set, %"
-        report.print_table(console, title, summary(result))
+        print_table(console, title, summary(result))
     elif table is Experiment.table5:
         from flown.report.table5 import print_table5
 
@@ -81,7 +84,7 @@ def _show(table: Experiment, result: Any) -> None:
     elif table is Experiment.trajectory:
         from flown.report.trajectory import table as by_epoch
 
-        report.print_table(console, "Test accuracy at each epoch's time, %", by_epoch(result, 0))
+        print_table(console, "Test accuracy at each epoch's time, %", by_epoch(result, 0))
     elif table is Experiment.novelty:
         report.print_study(result, console)
     elif table is Experiment.anytask:

@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from rich.table import Table
 
 from flown.base.errors import FlownError
+from flown.base.terminal import print_table, say
 from flown.cli.options import (
     Device,
     Out,
     Overwrite,
     Resume,
     Scale,
-    Scales,
+    ScaleOption,
     Seed,
     Trust,
+    ZooPath,
     console,
     device_of,
     wrote,
@@ -29,15 +30,14 @@ app = typer.Typer(
     help="Populations of trained networks.",
     epilog="Example: flown zoo train demo-digits --models 16 --out zoo",
 )
-_Zoo = Annotated[Path, typer.Argument(help="A zoo's folder.")]
 
 
 @app.command("train", epilog="Example: flown zoo train demo-digits --models 16 --out zoo")
 def zoo_train(
-    recipe: Annotated[str, typer.Argument(help="A name, or a YAML file of a recipe's keys.")],
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, or a YAML file of its keys.")],
     out: Out,
-    models: Annotated[int, typer.Option(help="How many networks.")] = 100,
-    scale: Scale = Scales.cpu,
+    models: Annotated[int, typer.Option(help="How many networks to train.")] = 100,
+    scale: ScaleOption = Scale.cpu,
     seed: Seed = 0,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -47,7 +47,7 @@ def zoo_train(
         typer.Option(help="Train on a Ray cluster: `auto` starts one here, an address joins one."),
     ] = None,
 ) -> None:
-    """Train many networks at once by a recipe (its name, or a YAML file of its keys).
+    """Train many networks at once by a recipe.
 
     A recipe whose `net` is package.module:function runs that code: read a recipe before you use it.
     """
@@ -67,17 +67,19 @@ def zoo_train(
         device=device_of(device),
         ray=ray,
     )
-    console.print(zoo_table(made))
+    print_table(console, "", zoo_table(made))
     wrote(out)
 
 
 @app.command("inspect", epilog="Example: flown zoo inspect zoo --report zoo.html")
 def zoo_inspect(
-    path: _Zoo,
+    path: ZooPath,
     verify: Annotated[
         bool, typer.Option("--verify", help="Read all weights; exit with 1 if any is damaged.")
     ] = False,
-    report: Annotated[Optional[Path], typer.Option(help="An HTML file to draw it into.")] = None,
+    report: Annotated[
+        Optional[Path], typer.Option(help="An HTML file for tables and figures.")
+    ] = None,
     overwrite: Overwrite = False,
     trust: Trust = None,
 ) -> None:
@@ -93,18 +95,20 @@ def zoo_inspect(
     reports.print_accuracies(zoo, console)
     if verify and (damage := zoo.verify()):
         for line in damage:
-            console.print(line, highlight=False, soft_wrap=True, markup=False)
+            say(console, line)
         raise typer.Exit(1)
     population = describe(zoo, everything=verify)
     reports.print_population(population, console)
     if verify:
-        console.print(f"{len(zoo)} checkpoints read, all as written", highlight=False)
+        say(console, f"{len(zoo)} checkpoints read, all as written")
     if report is not None:
         reports.write_population(report, zoo, population)
         wrote(report)
 
 
 class Format(str, Enum):
+    """What a folder of checkpoints holds."""
+
     checkpoints = "checkpoints"
     modelzoos = "modelzoos"
 
@@ -118,22 +122,30 @@ class Format(str, Enum):
 def zoo_import(
     path: Annotated[Path, typer.Argument(help="A file or folder of checkpoints.")],
     out: Out,
-    net: Annotated[str, typer.Option(help="A name, or package.module:function, which is run.")],
-    data: Annotated[str, typer.Option(help="What the networks were trained on.")],
+    net: Annotated[
+        str, typer.Option(help="A network's name, or package.module:function, which is run.")
+    ],
+    data: Annotated[
+        str, typer.Option(help="The data set, or folder, that the networks were trained on.")
+    ],
     form: Annotated[
-        Format, typer.Option("--format", help="State dicts, or a folder of the Model Zoos' trials.")
+        Format, typer.Option("--format", help="State dicts, or trials of Model Zoos.")
     ] = Format.checkpoints,
     mapping: Annotated[
-        Optional[Path], typer.Option(help="YAML or JSON, theirs: ours; null drops a tensor.")
+        Optional[Path],
+        typer.Option(help="YAML or JSON of tensor names, theirs: ours; null drops a tensor."),
     ] = None,
     epochs: Annotated[
-        Optional[list[int]], typer.Option("--epoch", help="Of Model Zoos' trials, only these.")
+        Optional[list[int]],
+        typer.Option("--epoch", help="Only this epoch of Model Zoos' trials; repeat for several."),
     ] = None,
-    activation: Annotated[str, typer.Option(help="Between the networks' layers.")] = "tanh",
-    mean: Annotated[float, typer.Option(help="Taken off pixels in [0, 1].")] = 0.5,
-    std: Annotated[float, typer.Option(help="What pixels are divided by then.")] = 0.5,
-    size: Annotated[Optional[int], typer.Option(help="Side of the images.")] = None,
-    grey: bool = typer.Option(False, help="One channel, from colour images."),
+    activation: Annotated[str, typer.Option(help="Activation of the networks.")] = "tanh",
+    mean: Annotated[float, typer.Option(help="Mean that pixels in [0, 1] were scaled by.")] = 0.5,
+    std: Annotated[float, typer.Option(help="Deviation that they were scaled by.")] = 0.5,
+    size: Annotated[
+        Optional[int], typer.Option(help="Side of the images; by default the data set's.")
+    ] = None,
+    grey: Annotated[bool, typer.Option("--grey", help="Colour images are made grey.")] = False,
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
@@ -172,64 +184,63 @@ def zoo_import(
         made, skipped = from_checkpoints(
             path, architecture, task, out, mapping=mapping, seed=seed, overwrite=overwrite
         )
-    console.print(zoo_table(made))
-    for one in skipped[:10]:  # names in foreign files are not markup
-        console.print(
-            f"skipped {one.path}: {one.reason}", markup=False, highlight=False, soft_wrap=True
-        )
+    print_table(console, "", zoo_table(made))
+    for file in skipped[:10]:
+        say(console, f"skipped {file.path}: {file.reason}")
     if len(skipped) > 10:
-        console.print(f"and {len(skipped) - 10} more, all in {out / 'import.json'}")
+        say(console, f"and {len(skipped) - 10} more, all in {out / 'import.json'}")
     wrote(out)
 
 
 @app.command("align", epilog="Example: flown zoo align zoo --out aligned")
 def zoo_align(
-    path: _Zoo,
+    path: ZooPath,
     out: Out,
     seed: Seed = 0,
     overwrite: Overwrite = False,
-    pairs: Annotated[int, typer.Option(help="Whose midpoints are measured.")] = 100,
+    pairs: Annotated[
+        int, typer.Option(help="How many pairs of networks have their midpoint measured.")
+    ] = 100,
     trust: Trust = None,
 ) -> None:
-    """Bring a zoo's networks into one order of units and signs; what they compute stays the same."""
+    """Bring a zoo's networks into one order of units and signs; their outputs stay the same."""
     from flown.experiments.alignment import compare
     from flown.zoo import Zoo, align_zoo
 
     source = Zoo.open(path)
     made = align_zoo(source, out, seed=seed, overwrite=overwrite)
-    table = Table(
-        "task", "pairwise distance", "networks %", "midpoints of pairs %", "mean of all %"
-    )
+    head = ["task", "pairwise distance", "networks %", "midpoints of pairs %", "mean of all %"]
+    body = []
     for task, before, after in compare(source, made, pairs, seed):
         figures = (
             f"{getattr(before, k):.1f} -> {getattr(after, k):.1f}"
             for k in ("distance", "models", "midpoints", "mean")
         )
-        table.add_row(task, *figures)
-    console.print(table)
+        body.append([task, *figures])
+    print_table(console, "", (head, body))
     wrote(out)
 
 
 @app.command("convert", epilog="Example: flown zoo convert old-zoo --out zoo")
-def zoo_convert(path: _Zoo, out: Out, overwrite: Overwrite = False, trust: Trust = None) -> None:
-    """A zoo of flown 0.1 in today's format; the weights stay what they are."""
+def zoo_convert(path: ZooPath, out: Out, overwrite: Overwrite = False, trust: Trust = None) -> None:
+    """Convert a zoo of flown 0.1 to today's format; its weights do not change."""
     from flown.zoo.convert import convert
 
     made = convert(path, out, overwrite)
-    console.print(
-        f"{len(made)} checkpoints for {len(made.tasks)} tasks", highlight=False, markup=False
-    )
+    say(console, f"{len(made)} checkpoints for {len(made.tasks)} tasks")
     wrote(out)
 
 
 @app.command("join", epilog="Example: flown zoo join zoo-a zoo-b --out zoo")
 def zoo_join(
-    paths: Annotated[list[Path], typer.Argument(help="Folders of zoos.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="ZOOS", help="The folders of zoos.")],
     out: Out,
     overwrite: Overwrite = False,
     epochs: Annotated[
         Optional[list[int]],
-        typer.Option("--epoch", help="Only these epochs; -1 is each task's last."),
+        typer.Option(
+            "--epoch", help="Only this epoch, -1 the last of each task; repeat for several."
+        ),
     ] = None,
     trust: Trust = None,
 ) -> None:
@@ -238,5 +249,5 @@ def zoo_join(
     from flown.zoo import Zoo
 
     zoos = [Zoo.open(path).select(epochs=epochs) for path in paths]
-    console.print(zoo_table(Zoo.join(zoos, out, overwrite)))
+    print_table(console, "", zoo_table(Zoo.join(zoos, out, overwrite)))
     wrote(out)

@@ -1,1 +1,1 @@
-"""The paper's tables and the demo: a config in, rows out, using only what users can use."""
+"""The paper's tables and the demo: a config in, rows out, by the public API alone."""

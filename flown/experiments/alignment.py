@@ -1,4 +1,4 @@
-"""What alignment does to a zoo: distances, and what lies between its networks."""
+"""The effect of alignment on a zoo: distances, and accuracies between its networks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def compare(
 ) -> Iterator[tuple[str, Spread, Spread]]:
     """Each task with the spread of its last training checkpoints in both zoos, same pairs.
 
-    Accuracies are of validation images. Tasks whose data is not here are left out.
+    Accuracies are measured on validation images. Tasks whose data is not installed are left out.
     """
     here = {source.name for source in data.available() if source.present}
     for task in before.tasks:

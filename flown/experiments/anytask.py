@@ -109,13 +109,13 @@ def anytask(
     model = Flown.from_pretrained(config.model).to(device)
     known = Flown.from_pretrained(config.lookup).to(device)
     settings = _kept(out / "settings.json", partial(_settings, model, config))
-    clock.lap("settings")
+    clock.record("settings")
     found: list[dict[str, Any]] = []
     with bar("any task", len(config.rows)) as update:
         for place, row in enumerate(config.rows):
             path = out / f"row-{place:02d}.json"
             found += _kept(path, partial(measure, model, known, row, config, settings))
-            clock.lap("rows")
+            clock.record("rows")
             update(place + 1, row.name)
     counts = {"tasks": {row.name: row.tasks for row in config.rows}, "settings": settings}
     about = clock.about(config, counts, device)
@@ -266,7 +266,9 @@ def _scratch(tasks: Episodes, setting: tuple[str, float], config: AnyTaskStudy) 
     kind = architecture(net, tasks.support.shape[2], tasks.ways)
     with seeded(config.seed):
         fresh = [build(net, kind.channels, kind.outputs, kind.activation) for _ in tasks.labels]
-    vectors = torch.stack([parameters_to_vector(one.parameters()).detach() for one in fresh])
+    vectors = torch.stack(
+        [parameters_to_vector(network.parameters()).detach() for network in fresh]
+    )
     starts = WeightBatch(WeightLayout.of(fresh[0], kind), vectors)
     return _after(starts, tasks, rate, [config.scratch_steps])[0]
 
@@ -294,17 +296,19 @@ def _bases(model: AnyTask, images: Tensor, tasks: Episodes, net: str, count: int
 def _settings(model: AnyTask, config: AnyTaskStudy) -> dict[str, Any]:
     """The settings of controls that are best on validation classes: networks, learning rates."""
     drawn = [row.draw(config.seed + 1) for row in config.validation]
-    tasks = [_standard(*some) for some in drawn]
+    tasks = [_standard(*pair) for pair in drawn]
     options = [(net, rate) for net in config.scratch for rate in config.scratch_rates]
-    means = [_mean([float(_scratch(some, o, config).mean()) for some in tasks]) for o in options]
+    means = [
+        _mean([float(_scratch(episodes, o, config).mean()) for episodes in tasks]) for o in options
+    ]
     scratch = options[means.index(max(means))]
     base: dict[str, dict[int, float]] = {}
     for net in config.trained_nets:
         found = []  # of each rate, the mean accuracy after each number of steps
         for rate in config.base_rates:
             accuracies = [
-                _after(_bases(model, *some, net, len(seen.labels)), seen, rate, BASE_STEPS)
-                for some, seen in zip(drawn, tasks, strict=True)
+                _after(_bases(model, *pair, net, len(seen.labels)), seen, rate, BASE_STEPS)
+                for pair, seen in zip(drawn, tasks, strict=True)
             ]
             found.append([_mean([float(a[i].mean()) for a in accuracies]) for i in range(3)])
         best = torch.tensor(found).argmax(dim=0).tolist()

@@ -1,4 +1,4 @@
-"""The folder of an experiment: begun once, gone on with only as what it was begun as."""
+"""The folder of an experiment: it can only be resumed with the settings it was begun with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from flown.base.run import Run
 
 
 def begin(out: Path, experiment: str, scale: str, seed: int, resume: bool, overwrite: bool) -> Path:
-    """Makes the folder, or goes on in it.
+    """Makes the folder, or resumes in it.
 
     Raises:
         FlownError: `out` exists, or holds another experiment, scale or seed.

@@ -1,8 +1,8 @@
 """Layer-wise vectorisation (FLoWN A.2.1) on whole networks of more than 250,000 weights: ResNet-20.
 
 One training run's late checkpoints are the zoo, the last of them held out; the chunked VAE encodes a
-network chunk by chunk, and an unconditional flow generates the latents of all chunks at once. To
-show: reconstructions and generated networks within a point of the originals.
+network chunk by chunk, and an unconditional flow generates the latents of all chunks at once. The
+aim: reconstructions and generated networks within a point of the originals.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from flown.zoo import Recipe, recipe
 
 
 class ChunkedExperiment(Config):
-    """What decides the experiment; of validation and test images the first so many are used."""
+    """The settings; `val_images` and `test_images` limit the images, the first ones are used."""
 
     recipe: Recipe
     models: int
@@ -106,7 +106,7 @@ _LEAD = (
 
 
 def run(settings: ChunkedExperiment, out: Path, device: str) -> Retrieval:
-    """Zoo, fit, report card; goes on from what is in `out`."""
+    """Zoo, fit, report card; resumes from the files in `out`."""
     clock = Clock(out / "seconds.json")
     images = _cut(data.load(settings.recipe.dataset), settings)
     made = zoo.train_zoo(
@@ -118,12 +118,12 @@ def run(settings: ChunkedExperiment, out: Path, device: str) -> Retrieval:
         device=device,
         images=images,
     )
-    clock.lap("zoo")
+    clock.record("zoo")
     by_task = {images.name: images}
     model = Flown.fit(
         made, settings.fit, out=out / "run", images=by_task, resume=True, device=device
     )
-    clock.lap("fit")
+    clock.record("fit")
     card = report_card(
         model,
         made,
@@ -140,7 +140,7 @@ def run(settings: ChunkedExperiment, out: Path, device: str) -> Retrieval:
         "weights": made.joint.size,
         "zoo": made.identity,
     }
-    clock.lap("measuring")
+    clock.record("measuring")
     return Retrieval(made, model, card, clock.about(settings, counts, device))
 
 

@@ -1,4 +1,4 @@
-"""How long an experiment has taken, over all the runs that it took."""
+"""The duration of an experiment, over all its runs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from flown.base.provenance import provenance
 
 
 class Clock:
-    """Seconds of every stage, kept in a file: `lap` at the end of each."""
+    """Seconds of every stage, kept in a file: `record` at the end of each."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.last = path, time.monotonic()
         self.spent = self._read()
 
-    def lap(self, stage: str) -> None:
-        """Counts the time since the last lap as `stage`'s."""
+    def record(self, stage: str) -> None:
+        """Adds the time since the last call to the seconds of a stage."""
         now = time.monotonic()
         self.spent = self._read()  # another process may work on another stage
         self.spent[stage] = round(self.spent.get(stage, 0.0) + now - self.last, 1)

@@ -32,7 +32,7 @@ LEAD = (
 
 
 def tasks() -> tuple[str, ...]:
-    """Digits, MNIST, and Fashion-MNIST where it is at hand, else MNIST turned by 90 degrees."""
+    """Digits, MNIST, and Fashion-MNIST if it is installed, otherwise MNIST turned by 90 degrees."""
     third = "fashion_mnist" if "fashion_mnist" in present() else "mnist5k-rot90"
     return "digits", "mnist5k", third
 
@@ -44,7 +44,8 @@ def config(seed: int = 0) -> RetrievalConfig:
         encoder_training=TrainConfig(steps=1500, batch_size=32),
         velocity=VelocityConfig(channels=32, blocks=1),
         flow_training=TrainConfig(steps=2500, batch_size=96),
-        context=ContextConfig(draws=3),  # one support set a task at a step: drawing is what costs
+        # One support set a task at a step: drawing them takes most of the time.
+        context=ContextConfig(draws=3),
         seed=seed,
     )
     recipes = tuple(recipe(f"demo-{task}") for task in tasks())

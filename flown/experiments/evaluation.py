@@ -22,7 +22,7 @@ def evaluate_file(
     """Lines of a report: chosen on validation images, measured on test images.
 
     Args:
-        epochs: the zoo's checkpoints that the generator was fitted on; all where none is named.
+        epochs: those of the zoo that the generator was fitted on; empty means all.
 
     Raises:
         FlownError: broken file, other classes than the data's, a zoo of other networks.
@@ -39,8 +39,8 @@ def evaluate_file(
     evaluator, task = Evaluator(images), ""
     if zoo_path:
         zoo = Zoo.open(zoo_path)
-        own = batch.task.id if batch.task else ""
-        task = next(x for x in (own, name, *zoo.tasks) if x in zoo.tasks)
+        task_id = batch.task.id if batch.task else ""
+        task = next(x for x in (task_id, name, *zoo.tasks) if x in zoo.tasks)
         batch.layout.check_same_weights(zoo.layout(task), str(zoo_path))
         evaluator = Reference(images, zoo, task, epochs=epochs)
     found = evaluator.measure(batch)

@@ -1,9 +1,9 @@
 """Novelty that counts: can a generator return networks that work and that nobody trained?
 
-Zoos of independently seeded `cnn-small`, as trained and aligned; on each, encoders with different
-losses, everything else the same. For every variant: reconstructions of networks seen and unseen in
-training, networks from the flow and from latents drawn at random, beside baselines that cost nothing.
-All figures are of test images; nothing is chosen among networks.
+Zoos of independently seeded `cnn-small`, as trained and aligned; on each, encoders that differ in
+their losses alone. For every variant: reconstructions of training and held-out networks, networks
+from the flow and from random latents, beside baselines without training. All figures are of test
+images; no network is selected.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _COSTLESS = ("noise-0.06", "noise-0.12", "average-16", "gaussian", "random-init"
 
 
 class Variant(Config):
-    """One idea: a zoo, as trained or aligned, and how a model is fitted to it."""
+    """A variant: a zoo, as trained or aligned, and the settings of a fit to it."""
 
     name: str
     dataset: str
@@ -53,7 +53,7 @@ class Variant(Config):
 
 
 class NoveltyConfig(Config):
-    """What decides the study. `samples` networks are drawn of everything that can be drawn."""
+    """The settings. `samples` networks are drawn from every generator and baseline."""
 
     recipes: tuple[Recipe, ...]
     models: int
@@ -77,7 +77,7 @@ IDEAS: dict[str, tuple[bool, FunctionalConfig, int]] = {
     "aligned, kl + spread 1, no weights": (True, FunctionalConfig(mse=0, kl=1, spread=1), 1),
     "aligned, ce + spread 2, twice as long": (True, FunctionalConfig(ce=1, spread=2), 2),
 }
-# A second data set tells whether the first one's best ideas were luck.
+# A second data set shows whether the best variants on the first were luck.
 _AGAIN = ("aligned", "aligned, ce + spread 1", "aligned, ce + spread 1, no weights")
 DATA: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "fashion_mnist": ({}, tuple(IDEAS)),
@@ -137,7 +137,7 @@ def config(scale: str, seed: int = 0) -> NoveltyConfig:
 
 
 class _Aligned(Reference):
-    """A zoo's last checkpoints, and figures that take the order of units out as well."""
+    """A zoo's last checkpoints, and figures that also ignore the order of units."""
 
     def __init__(self, whole: Zoo, images: ImageData) -> None:
         super().__init__(images, whole, next(iter(whole.tasks)), epochs=(-1,))
@@ -148,7 +148,7 @@ class _Aligned(Reference):
         self.aligned_unit = float(aligned_distance(self.unseen, self.aligned).mean())
 
     def points(self, batch: WeightBatch, original: WeightBatch | None = None) -> Points:
-        """Figures of networks; `original`: those they should compute the same as, row by row."""
+        """Figures of networks; `original`: the networks that they reconstruct, row by row."""
         found = _points(self.measure(batch))
         aligned = aligned_distance(batch, self.aligned) / self.aligned_unit
         found["l2-ratio-aligned"] = aligned.tolist()
@@ -161,12 +161,12 @@ class _Aligned(Reference):
         return predictions(batch, self.test.images)
 
     def originals(self, n: int, seed: int) -> dict[str, Points]:
-        """The zoo's own networks, training ones against each other, and what costs nothing."""
+        """The zoo's networks, with training networks against each other, and the baselines."""
         generator = torch.Generator().manual_seed(seed)
         found = {"zoo": _points(self.zoo()["zoo"])}
         found["zoo-held-out"] = self.points(self.unseen)
         known = self._classes(self.train)
-        others = self._classes(self.unseen)  # what any two networks share
+        others = self._classes(self.unseen)  # the agreement of any two networks
         same = [100 * float((known == one).float().mean()) for one in others]
         found["zoo-held-out"]["agreement"] = same
         for name in _COSTLESS:
@@ -175,10 +175,10 @@ class _Aligned(Reference):
 
     def model(self, model: Flown, n: int, steps: int, seed: int) -> dict[str, Points]:
         """Reconstructions, samples of the flow, and decoded latents from N(0, I)."""
-        some, generator = self.train[:n], torch.Generator().manual_seed(seed)
+        originals, generator = self.train[:n], torch.Generator().manual_seed(seed)
         drawn = torch.randn(n, *model.space.shape, generator=generator)
         return {
-            "reconstruction-train": self.points(model.reconstruct(some), some),
+            "reconstruction-train": self.points(model.reconstruct(originals), originals),
             "reconstruction-held-out": self.points(model.reconstruct(self.unseen), self.unseen),
             "flown": self.points(model.generate(n=n, seed=seed, steps=steps)),
             "latent-gaussian": self.points(model.decode(drawn)),
@@ -210,7 +210,7 @@ def novelty(
 
 
 def run(settings: NoveltyConfig, out: Path, scale: str, device: str = "cpu") -> list[Row]:
-    """Goes on from what is in `out`, zoo by zoo and variant by variant."""
+    """Resumes from the files in `out`, zoo by zoo and variant by variant."""
     clock = Clock(out / "seconds.json")
     measured: Measured = {}
     counts: dict[str, Any] = {}
@@ -225,7 +225,7 @@ def run(settings: NoveltyConfig, out: Path, scale: str, device: str = "cpu") -> 
                 "test": len(images.test),
                 "zoo": trained.identity,
             }
-            clock.lap(name)
+            clock.record(name)
             update(done, name)
     about = clock.about(settings, counts, device)
     rows = _rows(measured)
@@ -247,7 +247,7 @@ def _zoos(recipe: Recipe, settings: NoveltyConfig, out: Path) -> tuple[Zoo, Zoo]
 def _measure(
     whole: Zoo, images: ImageData, aligned: bool, settings: NoveltyConfig, out: Path, device: str
 ) -> dict[str, dict[str, Points]]:
-    """A zoo's own figures and those of the variants fitted to it; what is on disk is not made again."""
+    """Figures of a zoo and of the variants fitted to it; files on disk are not made again."""
     n, seed = settings.samples, settings.seed
     found: dict[str, dict[str, Points]] = {}
     known: _Aligned | None = None

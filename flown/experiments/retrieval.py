@@ -1,7 +1,7 @@
 """Model retrieval (FLoWN 3.1, Table 2): one generator for several tasks, told apart by images.
 
 Zoos are trained (or resumed) by recipe, joined, and one model is fitted on all of them; then the
-report card is made. The demo and Table 2 are this with other settings.
+report card is made. The demo and Table 2 differ in their settings alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from flown.zoo import Recipe, Zoo
 
 
 class RetrievalConfig(Config):
-    """What decides a retrieval experiment."""
+    """The settings of a retrieval experiment."""
 
     recipes: tuple[Recipe, ...]
     models: int
@@ -46,7 +46,7 @@ class Retrieval:
 
 
 def present() -> set[str]:
-    """Names of the data sets that are here now."""
+    """Names of the installed data sets."""
     return {source.name for source in data.available() if source.present}
 
 
@@ -67,7 +67,7 @@ def run(config: RetrievalConfig, out: Path, *, resume: bool, device: str) -> Ret
     """Zoo, fit, report card."""
     clock = Clock(out / "seconds.json")
     whole = build_zoo(config.recipes, config.models, out, config.seed, resume)
-    clock.lap("zoo")
+    clock.record("zoo")
     images = {task: data.load(task) for task in whole.tasks}
     model = Flown.fit(
         whole,
@@ -78,12 +78,12 @@ def run(config: RetrievalConfig, out: Path, *, resume: bool, device: str) -> Ret
         overwrite=True,
         device=device,
     )
-    clock.lap("fit")
+    clock.record("fit")
     card = report_card(
         model, whole, images, n=config.samples, top=config.top, seed=config.seed, steps=config.steps
     )
     counts = {**card.counts, "checkpoints": len(whole), "zoo": whole.identity}
-    clock.lap("measuring")
+    clock.record("measuring")
     about = clock.about(config, counts, device)
     model.card = {"rows": [row for row in card.rows() if row["metric"] == "accuracy"]}
     model.save_pretrained(str(out / "run" / "model"))
@@ -91,7 +91,7 @@ def run(config: RetrievalConfig, out: Path, *, resume: bool, device: str) -> Ret
 
 
 def paper_rows(rows: list[Row], figures: dict[tuple[str, str], float]) -> list[Row]:
-    """The rows with the paper's figure beside those it has one for, by (dataset, method)."""
+    """The rows, with the paper's figure where it has one, by (dataset, method)."""
     return [
         {**row, "paper": figures.get((row["dataset"], row["method"]))}
         if row["metric"] == "accuracy"

@@ -1,4 +1,4 @@
-"""Where Table 3's networks begin: generated, freshly initialised, or taken from a zoo."""
+"""The starts of Table 3: networks generated, freshly initialised, or taken from a zoo."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ INITS = ("recipe-init", "default-init", "kaiming")
 
 
 class Starts(NamedTuple):
-    """n networks a method, and the task whose layout they have.
+    """n networks for each method.
 
-    All have the layout that most support sets ask for, `votes` of n, but `best-lookup`: checkpoints of
-    its own task. `stops` are the trajectory's networks at each of its epochs, those of the last one
-    among the methods.
+    All have the layout that suits most support sets, `votes` of n; only `best-lookup` has that of
+    its checkpoints. `stops` are the trajectory's networks at each of its epochs; those of the last
+    epoch are also a method.
     """
 
     batches: dict[str, WeightBatch]
@@ -32,7 +32,7 @@ class Starts(NamedTuple):
 
 
 def asked_layout(model: Flown, supports: list[Support], seed: int) -> tuple[int, int]:
-    """The layout that most support sets ask for, and how many they are."""
+    """The layout that suits most support sets, and their number."""
     votes = Counter(
         model.asked_layout(support.images, support.labels, seed + i)
         for i, support in enumerate(supports)
@@ -51,9 +51,9 @@ def generated(
     """A network from each support set, all of one layout."""
     batches = [
         model.generate(
-            some.images, some.labels, 1, seed + i, steps=steps, layout=layout, until=until
+            support.images, support.labels, 1, seed + i, steps=steps, layout=layout, until=until
         )
-        for i, some in enumerate(supports)
+        for i, support in enumerate(supports)
     ]
     joined = torch.cat([batch.vectors for batch in batches]).cpu()
     return WeightBatch(batches[0].layout, joined, batches[0].provenance, task=batches[0].task)
@@ -62,12 +62,12 @@ def generated(
 def starts(
     model: Flown, trajectory: Flown, zoo: Zoo, images: ImageData, n: int, steps: int, seed: int
 ) -> Starts:
-    """All methods' networks for one data set, each generated one from a support set of its own.
+    """The networks of all methods for one data set; each generated one has its own support set.
 
     Args:
         trajectory: a model whose flow leads through several epochs.
-        zoo: the checkpoints the model was fitted on and may be looked up: training ones, one epoch
-            or several.
+        zoo: the training checkpoints that the model was fitted on, which lookup may return; one
+            epoch or several.
     """
     draw, classes = torch.Generator().manual_seed(seed + 20_011), len(images.classes)
     shots = model.config.context.shots
@@ -104,7 +104,7 @@ def starts(
 
 
 def best_lookup(zoo: Zoo, images: ImageData, n: int) -> WeightBatch:
-    """Of the task whose best checkpoint is best on validation images, the n best checkpoints."""
+    """The n best checkpoints of the task whose best checkpoint leads on validation images."""
     found = {}
     for task in zoo.tasks:
         batch = zoo.batch(task)

@@ -3,13 +3,14 @@
 Whole `cnn-medium`: ten trainings, 25 late checkpoints of each. The 200 checkpoints of eight are the
 originals, which the generators learn; two trainings are held out. The paper keeps 200 checkpoints of
 one training (Table 8), but then nothing in the table would tell a generator from an average: with
-several trainings an average is at chance, and there is an independent training to measure novelty by.
-Adam at a constant 1e-3, the rate at which the paper keeps checkpoints, from PyTorch's initialisation;
-without the recipes' weight decay, which is added to the gradient and at this rate ends training.
+several trainings an average is at chance, and an independent training gives the unit of novelty.
+Adam at a constant 1e-3, the rate at which the paper keeps checkpoints, from PyTorch's
+initialisation; without the recipes' weight decay, which is added to the gradient and at this rate
+ends training.
 
 The last two norm layers of ResNet-18, ViT-base and ConvNeXt-tiny: one training each, as p-diff's,
-the last checkpoints held out. STL-10 is used where its data is here, `natural10` takes its place,
-under its own name, where it is not; CIFAR-100 is left out where it is not here.
+the last checkpoints held out. STL-10 is used if its data is installed; otherwise `natural10` takes
+its place under its own name. CIFAR-100 is left out if it is not installed.
 """
 
 from __future__ import annotations
@@ -25,19 +26,18 @@ from flown.experiments.retrieval import present
 from flown.experiments.unconditional import Cell, Unconditional, UnconditionalConfig, run
 from flown.flow import VelocityConfig
 from flown.generator.config import FlownConfig
-from flown.report import write_report
-from flown.report.html import table_html
-from flown.report.style import look
+from flown.report import Section, write_report
+from flown.report.style import style_of
 from flown.training import TrainConfig
 from flown.zoo import Recipe, recipe
 
-# For a CPU, and as published. Subsets of networks have the first alone, as in the paper.
+# For a CPU, and as published. Subsets of networks use the VAE alone, as in the paper.
 ENCODERS: dict[str, tuple[Any, Any]] = {
     "vae": (VAEConfig(), VAEConfig.published()),
     "graph": (GraphConfig(), GraphConfig.published()),
 }
 
-# Original, FLoWN, p-diff: best validation accuracy. Where the text lost a cell, nothing.
+# Original, FLoWN, p-diff: best validation accuracy; None where the text lost a cell.
 _PAPER: dict[tuple[str, str], dict[str, tuple[float | None, float | None, float | None]]] = {
     ("resnet18", "vae"): {
         "cifar100": (71.45, None, 71.40),
@@ -93,16 +93,18 @@ _SUBSETS: dict[str, tuple[str, ...]] = {
 
 def config(scale: str, seed: int = 0) -> UnconditionalConfig:
     """The experiment at a scale; `paper` has the published sizes and is meant for a GPU."""
-    here = present()
-    datasets = ["mnist", "cifar10", "stl10" if "stl10" in here else "natural10"]
-    datasets += ["cifar100"] if "cifar100" in here else []
+    available = present()
+    datasets = ["mnist", "cifar10", "stl10" if "stl10" in available else "natural10"]
+    datasets += ["cifar100"] if "cifar100" in available else []
     if scale == "smoke":
         return UnconditionalConfig(
             cells=(whole("vae", datasets[0], scale, seed),), steps=10, ddpm_steps=50, seed=seed
         )
     cells = [whole(encoder, dataset, scale, seed) for encoder in ENCODERS for dataset in datasets]
-    less: dict[str, Any] = {"samples": 20, "images": 1000} if scale == "cpu" else {}
-    cells += [subset(x, scale, seed, **less) for x in _SUBSETS[scale] if x.split("-")[0] in here]
+    limits: dict[str, Any] = {"samples": 20, "images": 1000} if scale == "cpu" else {}
+    cells += [
+        subset(x, scale, seed, **limits) for x in _SUBSETS[scale] if x.split("-")[0] in available
+    ]
     return UnconditionalConfig(cells=tuple(cells), seed=seed)
 
 
@@ -111,7 +113,7 @@ def whole(encoder: str, dataset: str, scale: str, seed: int) -> Cell:
     last, smoke = _STEPS[dataset], scale == "smoke"
     changes: dict[str, dict[str, Any]] = {
         "smoke": {},
-        # Steps, not epochs: the budget is the same however many images are at hand.
+        # Steps, not epochs: the budget does not depend on the number of images.
         "cpu": {"epochs": 200, "keep": (), "keep_steps": tuple(range(last - 960, last + 1, 40))},
         "paper": {"epochs": 100, "keep": tuple(range(76, 101)), "batch_size": 128},
     }
@@ -127,7 +129,7 @@ def whole(encoder: str, dataset: str, scale: str, seed: int) -> Cell:
     )
 
 
-def subset(name: str, scale: str, seed: int, **less: Any) -> Cell:
+def subset(name: str, scale: str, seed: int, **limits: Any) -> Cell:
     """The last two norm layers of a larger network; for a CPU, on small images and few of them."""
     how = recipe(name, scale)
     if scale == "cpu":
@@ -137,7 +139,7 @@ def subset(name: str, scale: str, seed: int, **less: Any) -> Cell:
         if how.net == "vit_base":
             small |= {"max_train_images": 1000, "epochs": 10, "base_epochs": 3}
         how = how.model_copy(update=small)
-    return Cell(recipe=how, models=1, fit=_fit("vae", how, scale, seed), **less)
+    return Cell(recipe=how, models=1, fit=_fit("vae", how, scale, seed), **limits)
 
 
 def _fit(kind: str, how: Recipe, scale: str, seed: int) -> FlownConfig:
@@ -199,7 +201,7 @@ def table1(
         {},
         result.about,
         _LEAD,
-        extra=_summary(rows),
+        section=_summary(rows),
     )
     return result
 
@@ -218,8 +220,8 @@ def _beside_paper(row: Row) -> Row:
     return {**row, "paper": PAPER.get(place)}
 
 
-def _summary(rows: list[Row]) -> str:
-    """The table itself: a line a cell; original, FLoWN and p-diff, all and best, and what they cost."""
+def _summary(rows: list[Row]) -> Section:
+    """The table: a line a cell; original, FLoWN and p-diff, all and best, and their cost."""
     found = {
         (r["net"], r["encoder"], r["dataset"], r["method"], r["metric"], r["selection"] == "all"): r
         for r in rows
@@ -237,17 +239,17 @@ def _summary(rows: list[Row]) -> str:
             seconds, nfe = (found[(*place, method, x, True)]["value"] for x in ("seconds", "nfe"))
             line.append(f"{seconds:.1f} ({nfe})")
         body.append(line)
-    names = [look(method).label for method in METHODS]
+    names = [style_of(method).label for method in METHODS]
     head = [
         "network (encoder), data",
         *(f"{x}: mean" for x in names),
         *(f"{x}: best" for x in names),
         *(f"{x}: s (NFE)" for x in names[1:]),
     ]
-    return (
-        '<h2>Table 1</h2><p class="note">Test accuracy, %: mean ± standard deviation over all networks, '
-        "and the one that is best on validation images; in brackets the paper's best, on full data. "
-        "Seconds to sample all networks, and evaluations of the network for each. Where several "
-        "trainings are learnt from, means also differ by which of them samples happen to fall to.</p>"
-        f"{table_html(head, body)}"
+    note = (
+        "Test accuracy, %: mean ± standard deviation over all networks, and the network that is best on "
+        "validation images; in brackets the paper's best, on full data. Seconds to sample all networks, "
+        "and evaluations of the velocity network for each. Where a generator learns from several "
+        "trainings, means also depend on which training a sample resembles."
     )
+    return Section("Table 1", note, (head, body))

@@ -1,8 +1,8 @@
-"""Table 2: retrieval of `cnn-small` on four data sets by one generator, and what the paper leaves out.
+"""Table 2: retrieval of `cnn-small` on four data sets by one generator, with more baselines.
 
 Rows: the zoo (train and held-out networks), FLoWN from a Gaussian and from a Kaiming source, FLoWN
 from the mini-ImageNet prior of A.4.2, lookup of a training network, and the other baselines. STL-10
-is used where its data is here, `natural10` takes its place, under its own name, where it is not.
+is used if its data is installed; otherwise `natural10` takes its place under its own name.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from flown.encoders import VAEConfig
 from flown.experiments.begin import begin
 from flown.experiments.clock import Clock
 from flown.experiments.retrieval import Retrieval, RetrievalConfig, paper_rows, present, run
-from flown.experiments.unconditional import lend_encoder
+from flown.experiments.unconditional import share_encoder
 from flown.flow import VelocityConfig
 from flown.generator.card import Card, report_card
 from flown.generator.config import FlowConfig, FlownConfig
 from flown.generator.model import Flown
-from flown.report import write_report
-from flown.report.html import table_html
+from flown.report import Section, write_report
 from flown.tasks import ImageData, Split, three_way
 from flown.training import TrainConfig
 from flown.zoo import Recipe, recipe
@@ -85,12 +84,12 @@ def table2(
     result = run(settings, out, resume=True, device=device)
     rows, clock = result.card.rows(), Clock(out / "seconds.json")
     others = {"flown-kaiming": "kaiming-normal"}
-    if PRIOR_SET in present():  # without it there is no prior to start from
+    if PRIOR_SET in present():  # without this set there is no prior
         others["flown-mini-imagenet-prior"] = "checkpoint"
     for method, source in others.items():
         card = _other_source(result, settings, out, method, source, scale, device)
         rows += [{**row, "method": method} for row in card.rows() if row["method"] == "flown"]
-        clock.lap(method)
+        clock.record(method)
     rows = paper_rows(rows, PAPER)
     result.about |= clock.about(settings, result.about["data"], device)
     write_results(out / "results.json", "table2", scale, result.about, rows)
@@ -101,7 +100,7 @@ def table2(
         result.model.history,
         result.about,
         _LEAD,
-        extra=_summary(rows),
+        section=_summary(rows),
     )
     return result
 
@@ -122,15 +121,16 @@ def _other_source(
     scale: str,
     device: str,
 ) -> Card:
-    """The same encoder, another source: a flow trained anew, and its report card."""
+    """The report card of a flow with another source, trained on the same encoder."""
     folder = out / f"run-{method}"
     prior = str(_prior(out, scale, settings.seed)) if source == "checkpoint" else None
-    # Encoding fresh networks at every step is what costs: the paper's batch, and no more steps.
+    # Encoding new networks at every step takes most of the time: the paper's batch, and as few
+    # steps.
     steps = min(3000, settings.fit.flow_training.steps)
     training = settings.fit.flow_training.model_copy(update={"batch_size": 32, "steps": steps})
     changes = {"flow": FlowConfig(source=source, prior=prior), "flow_training": training}
     fit = settings.fit.model_copy(update=changes)
-    lend_encoder(out / "run", folder)
+    share_encoder(out / "run", folder)
     images = {task: data.load(task) for task in result.zoo.tasks}
     model = Flown.fit(result.zoo, fit, out=folder, images=images, resume=True, device=device)
     return report_card(
@@ -176,8 +176,8 @@ def _many_as_one() -> ImageData:
     return three_way(PRIOR_SET, names, Split(many.images[rows], labels), None)
 
 
-def _summary(rows: list[Row]) -> str:
-    """The table itself: methods by data sets, all networks and the chosen five, beside the paper."""
+def _summary(rows: list[Row]) -> Section:
+    """The table: methods by data sets, all networks and the chosen five, beside the paper."""
     datasets = list(dict.fromkeys(row["dataset"] for row in rows))
     methods = list(dict.fromkeys(row["method"] for row in rows if row["metric"] == "accuracy"))
     found = {
@@ -197,7 +197,8 @@ def _summary(rows: list[Row]) -> str:
             if any(cells):
                 body.append([method, "all" if everything else "chosen by validation", *cells])
     head = ["method", "networks", *(f"{name}, %" for name in datasets)]
-    return (
-        '<h2>Table 2</h2><p class="note">Mean test accuracy ± standard deviation over networks; in '
-        f"brackets the paper's figure (its best five, on full data).</p>{table_html(head, body)}"
+    note = (
+        "Mean test accuracy ± standard deviation over networks; in brackets the paper's figure (its "
+        "best five, on full data)."
     )
+    return Section("Table 2", note, (head, body))

@@ -1,12 +1,12 @@
 """Table 3: generated networks as a start for training, beside initialisations and lookup.
 
 One generator is fitted on checkpoints from the middle of four zoos' training (the paper's epochs 21
-to 25 of 50). What it generates from random support sets is trained further on those data sets and on
-unseen ones; all methods share the images' order, batches and learning rate. The rate is, for each
-data set, the one with which the best of the three initialisations does best on validation images:
-it favours them. A second generator, of the same settings, flows through earlier epochs of the same
-trainings and starts from the last one, or from one chosen on validation images. STL-10 is used where
-its data is here, `natural10` in its place under its own name.
+to 25 of 50). Networks that it generates from random support sets are trained further on those data
+sets and on unseen ones; all methods share the images' order, batches and learning rate. The rate is
+the one that suits the best of the three initialisations on validation images of each data set,
+which favours them. A second generator, of the same settings, flows through earlier epochs of the
+same trainings and starts from the last one, or from one chosen on validation images. STL-10 is used
+if its data is installed; otherwise `natural10` takes its place under its own name.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ UNSEEN = ("usps", "svhn", "svhn_small", "kmnist", targets.TEN_WAY)
 
 
 class Table3Config(Config):
-    """What decides the experiment.
+    """The settings.
 
-    `samples` networks a method; test images are measured at `epochs`. `max_train_images` are
-    trained on at most, in batches of `batch_size`, smaller ones where an epoch would have fewer
-    than ten; at most `max_val_images` validation images are looked at. The learning rate is chosen
-    among `rates` by `rate_samples` networks of each initialisation after `rate_epochs`; so is, by
-    as many networks, the epoch at which the flow through those of `trajectory` stops.
+    `samples` networks a method; test images are measured at `epochs`. Training sees at most
+    `max_train_images`, in batches of `batch_size`, or smaller ones so that an epoch has ten; at
+    most `max_val_images` validation images are used. The learning rate is chosen among `rates` by
+    `rate_samples` networks of each initialisation after `rate_epochs`. As many networks choose the
+    epoch at which the flow through `trajectory` stops.
     """
 
     recipes: tuple[Recipe, ...]
@@ -88,7 +88,7 @@ class Table3Config(Config):
 
     @property
     def through(self) -> FlownConfig:
-        """`fit` through the epochs of `trajectory`, on the path that keeps nearest to them."""
+        """`fit` with a spline path through the epochs of `trajectory`."""
         flow = self.fit.flow.model_copy(update={"path": "spline"})
         return self.fit.model_copy(update={"epochs": self.trajectory, "flow": flow})
 
@@ -96,9 +96,11 @@ class Table3Config(Config):
 def config(scale: str, seed: int = 0) -> Table3Config:
     """The experiment at a scale; `cpu` trains zoos to the middle of their recipes only, and
     fine-tunes on at most 1000 images."""
-    here = present()
-    last = "stl10" if "stl10" in here else "natural10"
-    unseen = tuple(x for x in UNSEEN if x in here and not (x == "svhn_small" and "svhn" in here))
+    available = present()
+    last = "stl10" if "stl10" in available else "natural10"
+    unseen = tuple(
+        x for x in UNSEEN if x in available and not (x == "svhn_small" and "svhn" in available)
+    )
     recipes = tuple(
         recipe(f"{d}-small", scale) for d in ("mnist", "fashion_mnist", "cifar10", last)
     )
@@ -184,16 +186,16 @@ def table3(
 
 
 def run(settings: Table3Config, out: Path, scale: str, device: str) -> list[Row]:
-    """The experiment with any settings; goes on from what is in `out`."""
+    """The experiment with any settings; resumes from the files in `out`."""
     clock = Clock(out / "seconds.json")
     zoo = build_zoo(settings.recipes, settings.models, out, settings.seed, resume=True)
-    clock.lap("zoo")
+    clock.record("zoo")
     model = Flown.fit(zoo, settings.fit, out=out / "run", resume=True, device=device)
-    clock.lap("fit")
+    clock.record("fit")
     trajectory = Flown.fit(
         zoo, settings.through, out=out / "trajectory", resume=True, device=device
     )
-    clock.lap("trajectory")
+    clock.record("trajectory")
     seen = zoo.select(split="train", epochs=settings.fit.epochs)
     rows: list[Row] = []
     curves: dict[str, dict[str, list[Point]]] = {}
@@ -210,7 +212,7 @@ def run(settings: Table3Config, out: Path, scale: str, device: str) -> list[Row]
         rows += found.rows(curves[name])
         if name in zoo.tasks:
             rows += found.beside(seen.batch(name))
-        clock.lap(name)
+        clock.record(name)
     about = clock.about(settings, counts, device)
     about["encoders"] = {
         "flown": model.history["encoder"][-1:],
@@ -222,8 +224,8 @@ def run(settings: Table3Config, out: Path, scale: str, device: str) -> list[Row]
 
 
 class _Target:
-    """One data set: its learning rate, where the trajectory stops, every method's networks trained
-    on it, its rows."""
+    """One data set: its learning rate, the stop of the trajectory, the training of every method's
+    networks, its rows."""
 
     def __init__(
         self, settings: Table3Config, images: ImageData, made: Starts, out: Path, device: str
@@ -252,10 +254,10 @@ class _Target:
         return done.points
 
     def _rate(self) -> float:
-        """With which the best initialisation is best on validation images; of equals the lowest."""
+        """The rate that suits the best initialisation on validation images; the lowest of equals."""
         n = self.settings.rate_samples
-        some = [self.made.batches[method][:n] for method in INITS]
-        joined = WeightBatch(some[0].layout, torch.cat([batch.vectors for batch in some]))
+        batches = [self.made.batches[method][:n] for method in INITS]
+        joined = WeightBatch(batches[0].layout, torch.cat([batch.vectors for batch in batches]))
         best = {}
         for rate in self.settings.rates:
             last = self._finetune(
@@ -265,12 +267,12 @@ class _Target:
         return max(best, key=lambda rate: best[rate])
 
     def _stop(self) -> float:
-        """The epoch whose networks do best on validation images; of equals the last."""
+        """The epoch whose networks are best on validation images; the last of equals."""
         config = self._config(self.rate, self.settings.rate_epochs)
         best = {}
         for epoch, batch in self.made.stops.items():
-            some = batch[: self.settings.rate_samples]
-            best[epoch] = float(self._finetune(some, config, f"stop{epoch:g}")[-1].val.mean())
+            sample = batch[: self.settings.rate_samples]
+            best[epoch] = float(self._finetune(sample, config, f"stop{epoch:g}")[-1].val.mean())
         return max(best, key=lambda epoch: (best[epoch], epoch))
 
     def curves(self) -> dict[str, list[Point]]:
@@ -290,8 +292,8 @@ class _Target:
         return found
 
     def rows(self, curves: dict[str, list[Point]]) -> list[Row]:
-        """Accuracies by method and epoch, how far the flows through the epochs are ahead of the other,
-        and how far ahead of the best initialisation that is."""
+        """Accuracies by method and epoch, leads of the flow through the epochs over the other flow,
+        and leads over the best initialisation."""
         rows = []
         for method, points in curves.items():
             for point in points:
@@ -312,10 +314,10 @@ class _Target:
     def beside(self, zoo: WeightBatch) -> list[Row]:
         """All the zoo's training checkpoints of this data set, and FLoWN's distance to them."""
         test = self.images.test
-        own = evaluate(zoo, test.images, test.labels)
-        flown = evaluate(self.made.batches["flown"], test.images, test.labels)
-        gap = (flown.mean() - own.mean())[None]
-        return [self._row("zoo", "accuracy", own, 0), self._row("flown", GAP, gap, 0)]
+        accuracies = evaluate(zoo, test.images, test.labels)
+        generated = evaluate(self.made.batches["flown"], test.images, test.labels)
+        gap = (generated.mean() - accuracies.mean())[None]
+        return [self._row("zoo", "accuracy", accuracies, 0), self._row("flown", GAP, gap, 0)]
 
     def _row(self, method: str, metric: str, values: Tensor, epoch: int) -> Row:
         batch = self.batches.get(method)

@@ -1,9 +1,9 @@
 """Table 4 (FLoWN 3.1): an unconditional generator, static and fine-tuned, on another data set.
 
-For every network and encoder a generator is fitted on each data set, and asked for networks for the
-other's images; static, with its flow trained through the solver, with its decoder trained too, and
-with its flow trained by adjoint matching. STL-10 is used where its data is here, `natural10` takes
-its place, under its own name, where it is not. Classes that both have are matched by name.
+For every network and encoder a generator is fitted on each data set and generates networks for the
+images of the other: static, with its flow trained through the solver, with its decoder trained too,
+and with its flow trained by adjoint matching. STL-10 is used if its data is installed; otherwise
+`natural10` takes its place under its own name. Classes that both have are matched by name.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ from flown.generator.adapt import AdaptConfig, adapt, sample
 from flown.generator.card import Card, TaskCard
 from flown.generator.model import Flown
 from flown.measure.reference import Evaluator, Measured, at_most, deviation
-from flown.report import write_report
-from flown.report.html import table_html
+from flown.report import Section, write_report
 from flown.tasks import ImageData
 from flown.training import TrainConfig
 from flown.weights.batch import WeightBatch
@@ -56,7 +55,7 @@ METHODS = (
 
 
 class Exchange(Config):
-    """Generators of one network and encoder, asked for each other's data.
+    """Generators of one network and encoder, each used for the other's data.
 
     `samples` networks a method, `controls` a control; `images` limits the test and validation images.
     """
@@ -69,7 +68,7 @@ class Exchange(Config):
 
 
 class Table4Config(Config):
-    """What decides the experiment: its exchanges, and the steps that samples take."""
+    """The settings: exchanges, and the number of sampling steps."""
 
     exchanges: tuple[Exchange, ...]
     steps: int = 100
@@ -78,7 +77,7 @@ class Table4Config(Config):
 
 @dataclass
 class Transfer:
-    """One generator on another's images: everything measured."""
+    """One generator on the images of another: its measurements."""
 
     net: str
     encoder: str
@@ -93,7 +92,7 @@ class Transfer:
         return f"{self.net} ({self.encoder}), {self.source} to {self.target}"
 
     def gain(self, method: str, other: str) -> float:
-        """By how much one method's mean accuracy exceeds another's, points."""
+        """The lead of one method's mean accuracy over another's, in points."""
         return float(self.methods[method].test.mean() - self.methods[other].test.mean())
 
     def rows(self) -> list[Row]:
@@ -172,7 +171,7 @@ def config(scale: str, seed: int = 0) -> Table4Config:
         "paper": (32_000, 128, 100),
     }[scale]
 
-    def adaptation(rate: float, evaluations: int, networks: int, **more: Any) -> AdaptConfig:
+    def adaptation(rate: float, evaluations: int, networks: int, **extra: Any) -> AdaptConfig:
         steps = max(1, evaluations // networks)
         training = TrainConfig(
             steps=steps,
@@ -190,36 +189,36 @@ def config(scale: str, seed: int = 0) -> Table4Config:
             training=training,
             validated=16,
             seed=seed,
-            **{"steps": solver_steps, **more},
+            **{"steps": solver_steps, **extra},
         )
 
     # A gradient evaluation is worth most in many small steps: 1600 of one network take the flow and
     # the decoder from 26 to 54 % on CIFAR-10, 800 of two to 51 %, 200 of eight to 42 %; but the
     # generator then makes one network again and again, as `diversity-iou` says. A step of
     # adjoint matching costs several of the others, and its SDE wants a finer grid.
-    def exchange(first: Cell, second: Cell, evaluations: int, **less: Any) -> Exchange:
-        # At 3e-3 the graph encoder's decoder is lost after some 400 steps.
-        some = partial(adaptation, 1e-3 if first.fit.encoder.kind == "graph" else 3e-3, evaluations)
+    def exchange(first: Cell, second: Cell, evaluations: int, **options: Any) -> Exchange:
+        # At 3e-3 the graph encoder's decoder diverges after about 400 steps.
+        make = partial(adaptation, 1e-3 if first.fit.encoder.kind == "graph" else 3e-3, evaluations)
         return Exchange(
             generators=(first, second),
             adaptations={
-                "fine-tuned": some(1),
-                "fine-tuned-decoder": some(1, parts=("flow", "decoder")),
-                "adjoint": some(8, method="adjoint", steps=2 * solver_steps),
+                "fine-tuned": make(1),
+                "fine-tuned-decoder": make(1, parts=("flow", "decoder")),
+                "adjoint": make(8, method="adjoint", steps=2 * solver_steps),
             },
-            **less,
+            **options,
         )
 
-    def whole(kind: str, **less: Any) -> Exchange:
-        one, other = (table1.whole(kind, dataset, scale, seed) for dataset in pair)
-        return exchange(one, other, evaluations, **less)
+    def whole(kind: str, **limits: Any) -> Exchange:
+        first, second = (table1.whole(kind, dataset, scale, seed) for dataset in pair)
+        return exchange(first, second, evaluations, **limits)
 
     if scale == "smoke":
         return Table4Config(exchanges=(whole("vae", samples=6, controls=2),), steps=10, seed=seed)
-    # Norms alone are few weights, quickly trained, of a network that takes long.
-    less = {"samples": 20, "controls": 1, "images": 1000} if scale == "cpu" else {}
-    one, other = (table1.subset(f"{dataset}-resnet18-norms", scale, seed) for dataset in pair)
-    norms = exchange(one, other, evaluations // 8, **less)
+    # Norm layers have few weights, which train in few steps, but each step of the network is slow.
+    limits = {"samples": 20, "controls": 1, "images": 1000} if scale == "cpu" else {}
+    first, second = (table1.subset(f"{dataset}-resnet18-norms", scale, seed) for dataset in pair)
+    norms = exchange(first, second, evaluations // 8, **limits)
     return Table4Config(exchanges=(*(whole(kind) for kind in table1.ENCODERS), norms), seed=seed)
 
 
@@ -256,7 +255,7 @@ def table4(
         {},
         about,
         _LEAD,
-        extra=_summary(results),
+        section=_summary(results),
     )
     return results
 
@@ -264,7 +263,7 @@ def table4(
 def run(
     settings: Table4Config, out: Path, device: str, clock: Clock
 ) -> tuple[list[Transfer], dict[str, Any]]:
-    """All transfers between the generators of each exchange, going on from what is there."""
+    """All transfers between the generators of each exchange; resumes from the files in `out`."""
     results = []
     counts: dict[str, Any] = {}
     for exchange in settings.exchanges:
@@ -296,7 +295,7 @@ def run(
             )
             counts[folder] = {part: len(getattr(images, part)) for part in ("train", "val", "test")}
             made.append((folder, model, trained, images))
-            clock.lap(folder)
+            clock.record(folder)
         for (folder, model, *_), (*_, ceiling, images) in permutations(made):
             results.append(
                 _transfer(
@@ -317,7 +316,7 @@ def run(
 def _transfer(
     model: Flown,
     ceiling: Zoo,
-    theirs: ImageData,
+    target: ImageData,
     exchange: Exchange,
     settings: Table4Config,
     out: Path,
@@ -326,7 +325,7 @@ def _transfer(
     clock: Clock,
 ) -> Transfer:
     out, source, generator = out / name, next(iter(model.tasks)), exchange.generators[0]
-    images = match_classes(theirs, model.tasks[source].classes)
+    images = match_classes(target, model.tasks[source].classes)
 
     def drawn(model: Flown) -> WeightBatch:
         return sample(model, images, 0, exchange.samples, settings.seed, "euler", settings.steps)
@@ -334,13 +333,13 @@ def _transfer(
     static = drawn(model)
     evaluator, seconds = Evaluator(images, device=device), {}
     methods = {"static": evaluator.measure(static)}
-    clock.lap(f"{name}: measuring")
+    clock.record(f"{name}: measuring")
     for method, how in exchange.adaptations.items():
         adapted = adapt(model, images, how, out=out / method, layout=0, resume=True, device=device)
-        clock.lap(stage := f"{name}: {method}")
+        clock.record(stage := f"{name}: {method}")
         seconds[method] = clock.spent[stage]
         methods[method] = evaluator.measure(drawn(adapted))
-        clock.lap(f"{name}: measuring")
+        clock.record(f"{name}: measuring")
     training = exchange.adaptations["fine-tuned"].training
     evaluations = training.steps * exchange.adaptations["fine-tuned"].networks
     for method, control in {
@@ -354,13 +353,13 @@ def _transfer(
             ),
         )
         methods[method] = evaluator.measure(batch)
-    clock.lap(f"{name}: controls")
-    methods["zoo"] = Evaluator(theirs, device=device).measure(last_trained(ceiling))
+    clock.record(f"{name}: controls")
+    methods["zoo"] = Evaluator(target, device=device).measure(last_trained(ceiling))
     return Transfer(
         generator.recipe.net,
         generator.fit.encoder.kind,
         source,
-        theirs.name,
+        target.name,
         methods,
         seconds,
         evaluations,
@@ -368,12 +367,12 @@ def _transfer(
 
 
 def last_trained(zoo: Zoo) -> WeightBatch:
-    """Every network's last checkpoint that is not held out; of a lone training the very last are."""
+    """Every network's last checkpoint in the training split."""
     return zoo.select(split="train").select(epochs=[-1]).batch(next(iter(zoo.tasks)))
 
 
 def _kept(path: Path, make: Any) -> WeightBatch:
-    """Reads networks, or makes and keeps them."""
+    """Reads networks, or makes and saves them."""
     if not path.exists():
         make().to("cpu").save(path)
     return WeightBatch.load(path)
@@ -388,7 +387,7 @@ _LEAD = (
 
 
 def summary(results: list[Transfer]) -> tuple[list[str], list[list[str]]]:
-    """The table itself: a line a transfer; mean test accuracy of all networks, the paper's beside."""
+    """The table: a line a transfer; mean test accuracy of all networks, beside the paper's."""
     body = []
     for result in results:
         paper = PAPER.get((result.net, result.encoder, result.source, result.target))
@@ -402,11 +401,11 @@ def _cell(m: Measured) -> str:
     return f"{m.test.mean():.1f}" + ("" if spread is None else f" ± {spread:.1f}")
 
 
-def _summary(results: list[Transfer]) -> str:
+def _summary(results: list[Transfer]) -> Section:
     notes = "; ".join(f"{x.name}: {x.evaluations} gradient evaluations" for x in results)
-    return (
-        '<h2>Table 4</h2><p class="note">Mean test accuracy ± standard deviation over networks. '
-        "Classes that both data sets have are matched by name (automobile is car); the target's other "
-        "classes take the network's other outputs in the data sets' own orders. "
-        f"{notes}.</p>{table_html(*summary(results))}"
+    note = (
+        "Mean test accuracy ± standard deviation over networks. Classes that both data sets have are "
+        "matched by name (automobile is car); the target's other classes take the network's other "
+        f"outputs in the order of each data set. {notes}."
     )
+    return Section("Table 4", note, summary(results))

@@ -1,10 +1,10 @@
-"""Table 5: classifier heads from one image a class, generated, beside what is cheap and what is known.
+"""Table 5: classifier heads generated from one image a class, beside baselines and known methods.
 
-A ResNet-12 learns mini-ImageNet's base classes, probed heads of their tasks make the zoo, and test
-tasks come from classes and data sets that nothing was trained on. All methods see the same tasks:
-5 ways, 1 shot, 15 queries a class. D2NWG is there twice: predicting noise, as published, and as a
-v-diffusion, which does better after as little training as there is here (`flown.flow.diffusion`). STL-10 is
-used where its data is here, `natural10` takes its place, under its own name, where it is not.
+A ResNet-12 learns mini-ImageNet's base classes, probes of their tasks are the zoo, and test tasks
+come from classes and data sets that no training used. All methods see the same tasks: 5 ways, 1
+shot, 15 queries a class. D2NWG has two rows: predicting noise, as published, and as a v-diffusion,
+which is better after this little training (`flown.flow.diffusion`). STL-10 is used if its data is
+installed; otherwise `natural10` takes its place under its own name.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def config(scale: str, seed: int = 0) -> Table5Config:
 
 
 class Models(NamedTuple):
-    """Everything that is trained on base classes; `strength` is ridge regression's."""
+    """The models trained on base classes; `strength` is that of ridge regression."""
 
     flows: dict[str, HeadFlow]
     caml: CAML
@@ -142,7 +142,7 @@ def table5(
     many = data.load_many(BASE)
     check_disjoint(many.class_split)
     backbone, rows = _backbone(many, settings, out, device)
-    clock.lap("backbone")
+    clock.record("backbone")
     found = cached_features(backbone, many.images, out / "features")
     base = FeatureSet(found, many.labels, many.class_split)
     models = _train(base, settings, out, clock)
@@ -151,7 +151,7 @@ def table5(
         for done, (name, tasks) in enumerate(tests.items(), 1):
             rows += measure(name, tasks, models, settings)
             update(done, name)
-    clock.lap("tests")
+    clock.record("tests")
     rows += _order(tests[BASE], models.flows["flown"], seed)
     counts = {name: {"tasks": len(tasks.support)} for name, tasks in tests.items()}
     counts["heads"] = {"tasks": settings.heads.tasks}
@@ -164,7 +164,7 @@ def table5(
 def _backbone(
     many: ManyClass, settings: Table5Config, out: Path, device: str
 ) -> tuple[nn.Module, list[Row]]:
-    """The backbone, and what its training came to on validation classes."""
+    """The backbone, and its accuracy on validation classes."""
     if settings.backbone is not None:
         return load_backbone(settings.backbone), []
     path = out / "backbone.safetensors"
@@ -186,11 +186,11 @@ def _backbone(
 
 
 def _train(base: FeatureSet, settings: Table5Config, out: Path, clock: Clock) -> Models:
-    """The zoo of heads, then all that learns from base classes."""
+    """The zoo of heads, then all models that learn from base classes."""
     heads, known = settings.heads, base.class_split["train"]
     size = base.features.shape[1]
     zoo = train_heads(base.features, base.labels, known, out / "zoo", heads, resume=True)
-    clock.lap("heads")
+    clock.record("heads")
     use = torch.tensor([i for i, row in enumerate(zoo.rows) if row.split == "train"])
     vectors = zoo.read(use.tolist())
     variants: dict[str, dict[str, Any]] = {
@@ -210,7 +210,7 @@ def _train(base: FeatureSet, settings: Table5Config, out: Path, clock: Clock) ->
         flows[name] = fit_heads(
             vectors, tokens[fit.queries], fit, out=out / name, resume=True, like=flows.get("flown")
         )
-        clock.lap(name)
+        clock.record(name)
     caml = train_caml(
         [base],
         settings.caml.model_copy(update={"feature_dim": size}),
@@ -227,7 +227,7 @@ def _train(base: FeatureSet, settings: Table5Config, out: Path, clock: Clock) ->
         seed=settings.seed,
         resume=True,
     )
-    clock.lap("caml and maml")
+    clock.record("caml and maml")
     val = _tasks(base.features, base.pool("val"), settings, settings.seed)
     return Models(flows, caml, learner, classifiers.choose_strength(val))
 
@@ -235,7 +235,7 @@ def _train(base: FeatureSet, settings: Table5Config, out: Path, clock: Clock) ->
 def _tests(
     backbone: nn.Module, base: FeatureSet, settings: Table5Config, out: Path
 ) -> Iterator[tuple[str, Episodes]]:
-    """Test tasks of each set; none of its classes or images was trained on."""
+    """Test tasks of each set; no training used its classes or images."""
     for name in settings.sets:
         if name == BASE:
             found, labels, classes = base.features, base.labels, base.class_split["test"]
@@ -289,18 +289,18 @@ def measure(name: str, tasks: Episodes, models: Models, settings: Table5Config) 
 
 def _generated(row: partial[Row], method: str, heads: Tensor, tasks: Episodes) -> list[Row]:
     """All samples, the best three by the support, and the best three by the queries."""
-    each = sample_accuracy(heads, tasks)  # (T, n)
-    count, top = each.shape[1], min(_TOP, each.shape[1])
+    accuracy = sample_accuracy(heads, tasks)  # (T, n)
+    count, top = accuracy.shape[1], min(_TOP, accuracy.shape[1])
     logits = apply_heads(heads, tasks.support[:, None])  # (T, n, W K, W)
     targets = tasks.labels[:, None].expand(logits.shape[:3])
     loss = F.cross_entropy(logits.flatten(0, 2), targets.flatten(), reduction="none")
     loss = loss.view(targets.shape).mean(dim=2)
-    chosen = each.gather(1, loss.topk(top, largest=False).indices)
-    best = each.topk(top).values
+    chosen = accuracy.gather(1, loss.topk(top, largest=False).indices)
+    best = accuracy.topk(top).values
     return [
-        row(method, *interval(values.mean(dim=1)), len(each), selection)
+        row(method, *interval(values.mean(dim=1)), len(accuracy), selection)
         for values, selection in (
-            (each, "all"),
+            (accuracy, "all"),
             (chosen, f"support-top{top}-of-{count}"),
             (best, f"queries-top{top}-of-{count}, the paper's protocol"),
         )
@@ -335,7 +335,7 @@ def interval(values: Tensor) -> tuple[float, float]:
 
 
 def _order(tasks: Episodes, model: HeadFlow, seed: int) -> list[Row]:
-    """Do classes in another order give the same heads in that order? The largest difference."""
+    """The largest difference between heads for reordered classes and reordered heads."""
     tokens = class_tokens(tasks)[:8]
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(tasks.ways, generator=generator)

@@ -1,4 +1,4 @@
-"""What Table 3 fine-tunes on: a zoo's own data set, or one that no zoo was trained on."""
+"""The data of Table 3: a zoo's own data set, or one that no zoo was trained on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flown.base.errors import FlownError
 from flown.tasks import ImageData, Split, three_way
 
 TEN_WAY = "omniglot"
-# What must be said beside figures on a data set.
+# Notes that stand beside figures on a data set.
 NOTES = {
     "svhn_small": "770 images of SVHN's training set, in grey; its test part is not the official one",
     TEN_WAY: "Ten characters of a test alphabet, 20 images each: 10 to train on, 6 to test",

@@ -1,9 +1,9 @@
 """Trajectory inference (FLoWN 5): flows through the epochs of training, stopped at each of them.
 
 One zoo keeps several epochs. Flows are fitted on the three paths through them, which share one
-encoder of all epochs, and today's on the last epoch alone, with an encoder of its own. Networks are
-taken from each on the way, at the time of each epoch, measured beside the zoo's of that epoch, and
-trained further beside them: the same images, order and rate.
+encoder of all epochs, and a linear flow on the last epoch alone, with its own encoder. Each
+generates networks at the time of each epoch; these are measured beside the zoo's networks of that
+epoch and trained further beside them, with the same images, order and rate.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from flown.context.tokens import ContextConfig
 from flown.encoders import VAEConfig
 from flown.experiments.begin import begin
 from flown.experiments.clock import Clock
-from flown.experiments.unconditional import lend_encoder
+from flown.experiments.unconditional import share_encoder
 from flown.flow import VelocityConfig, knot_times
 from flown.flow.marginals import PathName
 from flown.generator.config import FlowConfig, FlownConfig
@@ -38,8 +38,8 @@ PATHS: tuple[PathName, ...] = ("linear", "piecewise", "spline", "metric")
 
 
 class TrajectoryConfig(Config):
-    """What decides the experiment: `samples` networks a method, in `steps` a flow; `further` are the
-    epochs of training at which those are measured."""
+    """The settings: `samples` networks a method, by `steps` of a flow; after each of `further`
+    epochs of training they are measured."""
 
     recipe: Recipe
     models: int
@@ -113,7 +113,7 @@ def trajectory(
 
 
 def run(settings: TrajectoryConfig, out: Path, scale: str, device: str = "cpu") -> list[Row]:
-    """Goes on from what is in `out`: zoo, models, networks trained further."""
+    """Resumes from the files in `out`: zoo, models, networks trained further."""
     clock = Clock(out / "seconds.json")
     images = data.load(settings.recipe.dataset)
     made = zoo.train_zoo(
@@ -134,7 +134,7 @@ def run(settings: TrajectoryConfig, out: Path, scale: str, device: str = "cpu") 
             update(done, path)
     rows += _gaps(rows, images.name)
     counts = {"train": len(images.train), "test": len(images.test), "zoo": made.identity}
-    clock.lap("all")
+    clock.record("all")
     about = clock.about(settings, counts, device)
     write_results(out / "results.json", "trajectory", scale, about, rows)
     write_trajectory(out / "report.html", f"Through the epochs, at the {scale} scale", rows, about)
@@ -144,12 +144,12 @@ def run(settings: TrajectoryConfig, out: Path, scale: str, device: str = "cpu") 
 def _fit(
     path: PathName, made: Zoo, images: ImageData, settings: TrajectoryConfig, out: Path, device: str
 ) -> Flown:
-    """A model on one path; of those through the epochs the first one's encoder serves all."""
+    """A model on one path; the paths through the epochs share the first one's encoder."""
     changes: dict[str, object] = {"flow": FlowConfig(path=path)}
     if path == "linear":
         changes["epochs"] = (-1,)
     elif path != PATHS[1]:
-        lend_encoder(out / PATHS[1], out / path)
+        share_encoder(out / PATHS[1], out / path)
     return Flown.fit(
         made,
         settings.fit.model_copy(update=changes),
@@ -175,7 +175,7 @@ def _on_the_way(model: Flown, settings: TrajectoryConfig) -> dict[float, WeightB
 
 
 def _zoo_rows(made: Zoo, images: ImageData, settings: TrajectoryConfig, out: Path) -> list[Row]:
-    """Of the checkpoints that the flows learn from, and of held-out networks'."""
+    """Accuracies of the checkpoints that the flows learn from, and of held-out networks."""
     rows = []
     for method, split in (("zoo", "train"), ("zoo-held-out", "held-out")):
         batches = {
@@ -219,23 +219,23 @@ def _measured(
 
 
 def _gaps(rows: list[Row], dataset: str) -> list[Row]:
-    """How far each flow is from the zoo's accuracy, on average over the epochs, before training."""
+    """The mean distance of each flow from the zoo's accuracy over the epochs, before training."""
     found: dict[str, dict[float, float]] = {}
     for row in rows:
         if row["epoch"] == 0:
             found.setdefault(row["method"], {})[row["until"]] = row["value"]
     gaps = []
     for method, values in found.items():
-        apart = torch.tensor([abs(v - found["zoo"][epoch]) for epoch, v in values.items()])
+        distances = torch.tensor([abs(v - found["zoo"][epoch]) for epoch, v in values.items()])
         if method != "zoo":
             gaps.append(
                 {
                     "dataset": dataset,
                     "method": method,
                     "metric": GAP,
-                    "value": float(apart.mean()),
+                    "value": float(distances.mean()),
                     "std": None,
-                    "n": len(apart),
+                    "n": len(distances),
                     "selection": "all",
                     "epoch": 0,
                     "paper": None,

@@ -1,7 +1,7 @@
-"""A generator of one data set's networks on another's images: as it is, adapted, and beside controls.
+"""A generator of one data set's networks on another's images: static, adapted, beside controls.
 
 One gradient evaluation is the forward and backward pass of one network on one batch. The controls
-spend as many on each of their networks as an adaptation does in all.
+spend as many on each network as an adaptation does in total.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from flown.weights import construction
 from flown.weights.batch import WeightBatch
 from flown.zoo.train.trainers import trainer
 
-RATES = (3e-4, 1e-3, 3e-3)  # Adam's, of which each control has the one best on validation images
-LOOKS = 10  # times along the way that a control's networks are validated, the best of which count
+RATES = (3e-4, 1e-3, 3e-3)  # Adam's; each control uses the one that is best on validation images
+LOOKS = 10  # times that a control's networks are validated during training; the best counts
 _SAME = {"automobile": "car"}  # one class under two names
 
 
 def match_classes(images: ImageData, names: Sequence[str]) -> ImageData:
-    """The same images, labelled as outputs of networks for the classes `names`, as many.
+    """The same images, with labels that are outputs of networks for as many classes `names`.
 
-    A class that both have keeps the network's place. The rest of the images' classes, in their own
-    order, take the places left, in theirs: arbitrary, and always the same.
+    A class that both have keeps the network's place. The images' other classes take the remaining
+    places in order: arbitrary, but always the same.
     """
     known = [_SAME.get(name, name) for name in names]
-    own = [_SAME.get(name, name) for name in images.classes]
-    free = iter([place for place, name in enumerate(known) if name not in own])
-    places = [known.index(name) if name in known else next(free) for name in own]
+    named = [_SAME.get(name, name) for name in images.classes]
+    free = iter([place for place, name in enumerate(known) if name not in named])
+    places = [known.index(name) if name in known else next(free) for name in named]
     table = torch.tensor(places)
 
     def matched(split: Split) -> Split:
@@ -86,7 +86,7 @@ def from_best(
 def _trained(
     starts: WeightBatch, images: ImageData, evaluations: int, batch_size: int, seed: int
 ) -> WeightBatch:
-    """`starts` trained for so many batches each; rate and stopping chosen on validation images."""
+    """Trains `starts` for a number of batches each; validation images choose rate and stopping."""
     layout, frozen, n = starts.layout, starts.frozen or None, len(starts)
     rates = [rate for rate in RATES for _ in range(n)]
     net = construction.fill(layout.architecture.build(), starts.frozen).eval()
@@ -132,7 +132,7 @@ def _trained(
 
 
 def _order(images: int, count: int, seed: int) -> Tensor:
-    """`count` places of images; none comes again before all have come."""
+    """`count` places of images; none is repeated before all were drawn."""
     generator = torch.Generator().manual_seed(seed)
     passes = -(-count // images)
     return torch.cat([torch.randperm(images, generator=generator) for _ in range(passes)])[:count]

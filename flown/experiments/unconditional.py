@@ -1,8 +1,8 @@
 """Unconditional generation (FLoWN 3.1): one generator a network and data set, beside a diffusion.
 
 For every cell a zoo is trained (or resumed) by recipe and an encoder on it; on the same latents a
-flow and, with the same network and budget, a diffusion are trained: FLoWN and p-diff. Everything is
-measured alike, the zoo's own networks too.
+flow and, with the same network and budget, a diffusion are trained: FLoWN and p-diff. All networks
+are measured alike, those of the zoo too.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _ENCODER = "encoder.checkpoint.safetensors"
 
 
 class Cell(Config):
-    """A zoo, what is fitted on it, and how that is measured.
+    """A zoo, the models fitted on it, and the settings of the measurement.
 
     `samples` networks a method; `images` limits the test and validation images, drawn at random,
-    where evaluation is what costs.
+    where evaluation is slow.
     """
 
     recipe: Recipe
@@ -49,7 +49,7 @@ class Cell(Config):
 
     @property
     def about(self) -> dict[str, str]:
-        """What the rows of the cell have in common."""
+        """The values that all rows of the cell share."""
         return {
             "net": self.recipe.net,
             "encoder": self.fit.encoder.kind,
@@ -62,7 +62,7 @@ class Cell(Config):
 
 
 class UnconditionalConfig(Config):
-    """What decides the experiment: its cells, and how many steps each sampler takes."""
+    """The settings: cells, and the number of steps of each sampler."""
 
     cells: tuple[Cell, ...]
     steps: int = 100
@@ -72,7 +72,7 @@ class UnconditionalConfig(Config):
 
 @dataclass
 class Result:
-    """A cell, measured: every method's networks; seconds and NFE of the two generators."""
+    """The measurements of a cell: all methods' networks; seconds and NFE of the generators."""
 
     cell: Cell
     methods: dict[str, Measured]
@@ -88,7 +88,7 @@ class Result:
             value: float,
             n: int,
             selection: str = "all",
-            **more: float | None,
+            **extra: float | None,
         ) -> None:
             found.append(
                 {
@@ -101,7 +101,7 @@ class Result:
                     "selection": selection,
                     "epoch": None,
                     "paper": None,
-                    **more,
+                    **extra,
                 }
             )
 
@@ -140,7 +140,7 @@ class Unconditional:
 
 
 class _Originals:
-    """A zoo's checkpoints and what is cheap to make of them, measured once for all encoders."""
+    """A zoo's checkpoints and its baselines, measured once for all encoders."""
 
     def __init__(self, cell: Cell, trained: Zoo, images: ImageData, seed: int, device: str) -> None:
         self.reference = Reference(
@@ -162,10 +162,10 @@ class _Originals:
 
 
 def run(config: UnconditionalConfig, out: Path, *, device: str) -> Unconditional:
-    """All cells, each going on from what is under `out` already.
+    """All cells; each resumes from the files under `out`.
 
     Raises:
-        FlownError: data that is not here; as `train_zoo`, `Flown.fit` and `Flown.sample`.
+        FlownError: data that is not installed; as `train_zoo`, `Flown.fit` and `Flown.sample`.
     """
     clock = Clock(out / "seconds.json")
     originals: dict[str, _Originals] = {}
@@ -189,7 +189,7 @@ def run(config: UnconditionalConfig, out: Path, *, device: str) -> Unconditional
         zoos[name] = trained.identity
         used = originals[name].reference
         counts[name] = {"train": len(images.train), "val": len(used.choice), "test": len(used.test)}
-        clock.lap(cell.name)
+        clock.record(cell.name)
     about = clock.about(config, {**counts, "zoos": zoos}, device)
     tasks = {
         x.cell.name: TaskCard(
@@ -204,12 +204,12 @@ def run(config: UnconditionalConfig, out: Path, *, device: str) -> Unconditional
     return Unconditional(results, card, about)
 
 
-def lend_encoder(run: Path, other: Path) -> None:
-    """Lets the run in folder `other`, not begun yet, go on with the encoder that `run` has trained."""
-    target = other / _ENCODER
+def share_encoder(run: Path, folder: Path) -> None:
+    """Gives a run that will begin in `folder` the encoder that `run` has trained."""
+    target = folder / _ENCODER
     if not target.exists():
         plan = {"encoder of": run.name}
-        Run(other, plan, resume=True, overwrite=False, file="progress.json").write()
+        Run(folder, plan, resume=True, overwrite=False, file="progress.json").write()
         with replacing(target) as scratch:
             shutil.copy(run / _ENCODER, scratch)
 
@@ -218,10 +218,10 @@ def _fit(cell: Cell, trained: Zoo, images: ImageData, out: Path, device: str) ->
     """The flow, then the diffusion on the flow's encoder."""
     about: Mapping[str, ImageData] = {images.name: images}
     flow = Flown.fit(trained, cell.fit, out=out / "flown", images=about, resume=True, device=device)
-    lend_encoder(out / "flown", out / "p-diff")
-    other = cell.fit.model_copy(update={"flow": FlowConfig(process="diffusion")})
+    share_encoder(out / "flown", out / "p-diff")
+    diffusing = cell.fit.model_copy(update={"flow": FlowConfig(process="diffusion")})
     diffusion = Flown.fit(
-        trained, other, out=out / "p-diff", images=about, resume=True, device=device
+        trained, diffusing, out=out / "p-diff", images=about, resume=True, device=device
     )
     return {"flown": flow, "p-diff": diffusion}
 
@@ -230,8 +230,8 @@ def _result(
     cell: Cell, models: Mapping[str, Flown], originals: _Originals, config: UnconditionalConfig
 ) -> Result:
     samplers = {"flown": ("euler", config.steps), "p-diff": ("ddpm", config.ddpm_steps)}
-    rebuilt = models["flown"].reconstruct(originals.reference.train[: cell.samples])
-    measured = {"reconstruction-train": originals.reference.measure(rebuilt)}
+    reconstructed = models["flown"].reconstruct(originals.reference.train[: cell.samples])
+    measured = {"reconstruction-train": originals.reference.measure(reconstructed)}
     costs = {}
     with bar(f"measuring {cell.name}", len(models)) as update:
         for done, (method, model) in enumerate(models.items(), 1):

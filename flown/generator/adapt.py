@@ -3,9 +3,9 @@
     x_0 --t: 0 -> t', no graph--> x_t' --t: t' -> 1, graph--> x_1 --decode--> w
     loss = -E r(w),   r(w) = -cross-entropy of f(.; w) on a batch of the new task's training images
 
-Gradients are those of the discretised solver. The stop-gradient time t' (`detach`, 0.4 in Table 9)
-trades accuracy for time and memory: what the flow does before t' is not asked to change.
-`flown.adjoint` is the other method: it keeps close to what the model generated before.
+Gradients are exact for the discretised solver. The stop-gradient time t' (`detach`, 0.4 in Table 9)
+trades accuracy for time and memory: the flow before t' gets no gradient. Adjoint matching
+(`flow.adjoint`) is the other method: it stays close to the former generator.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ Part = Literal["flow", "decoder", "head"]
 class AdaptConfig(Config):
     """How a model is adapted.
 
-    `parts` are trained, the rest is frozen; `networks` are generated in every step and see one batch
-    of `training.batch_size` images, so that a step is `networks` gradient evaluations. `detach` is t',
-    moved to the nearest of `steps` grid points; `recompute` keeps no activations of a solver's step,
-    `amp` runs in bfloat16 on a GPU. `scale` multiplies the reward of adjoint matching: the larger, the
-    further it may go from the model that was. `validated` networks are measured on validation images,
-    and what did best on them is kept; a reward of one's own is followed to the end.
+    `parts` are trained, other parts are frozen. Each step generates `networks` networks, which see
+    one batch of `training.batch_size` images: a step is `networks` gradient evaluations. `detach`
+    is t', moved to the nearest of `steps` grid points; `recompute` keeps no activations of a
+    solver's step, `amp` runs in bfloat16 on a GPU. `scale` multiplies the reward of adjoint
+    matching: the larger it is, the further the model may move. `validated` networks are measured on
+    validation images, and the best model is kept; with a user's reward the last one is.
     """
 
     method: Literal["solver", "adjoint"] = "solver"
@@ -75,7 +75,7 @@ class AdaptConfig(Config):
     seed: int = 0
 
     def check(self, device: str) -> None:
-        """Raises FlownError for what cannot be run."""
+        """Raises FlownError for settings that cannot run."""
         if self.solver not in flow.SOLVERS:
             raise unknown("solver", self.solver, flow.SOLVERS)
         if flow.SOLVERS[self.solver] is None:
@@ -99,9 +99,9 @@ def endpoint(
     detach: float,
     recompute: bool = False,
 ) -> Tensor:
-    """x_1 (n, *L) of a fixed grid of `steps`, with the graph of the steps after t' alone.
+    """x_1 (n, *L) on a fixed grid of `steps`, with a graph of the steps after t' alone.
 
-    The numbers are those of `flow.integrate` from 0 to 1, whatever t' is.
+    The numbers equal those of `flow.integrate` from 0 to 1 for every t'.
     """
     before = round(detach * steps)
     x, middle = x0, before / steps
@@ -118,12 +118,12 @@ class Objective(nn.Module):
     """The loss of one step for a model whose trained parameters require gradients.
 
     Args:
-        model: is changed by training.
+        model: training changes it.
         images: the new task's; labels are outputs of the networks of the model's layout `layout`.
         reward: replaces the cross-entropy; weights alone decide it.
 
     Raises:
-        FlownError: other numbers of classes; adjoint matching for another flow than it is made for.
+        FlownError: another number of classes, or a flow that adjoint matching does not cover.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Objective(nn.Module):
                 f"{outputs}; adapt to data of as many classes"
             )
         self.net = self.layout.architecture.build().to(model.device).eval()
-        # Statistics of images unlike the old ones: the batch's, as `WeightBatch.calibrated` has it.
+        # New images have other statistics: the batch's, as in `WeightBatch.calibrated`.
         batchnorm.by_batch(self.net, batchnorm.layers(self.net))
         self.net.requires_grad_(False)
         self.contexts: Contexts | None = None
@@ -200,7 +200,7 @@ class Objective(nn.Module):
         """Rewards (n,) of networks: minus their cross-entropy on training images `rows` (B,).
 
         Raises:
-            FlownError: a reward of one's own returned anything but n numbers.
+            FlownError: a user's reward returned anything but n numbers.
         """
         if self.reward is not None:
             found = self.reward(batch)
@@ -208,19 +208,21 @@ class Objective(nn.Module):
                 got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
                 raise FlownError(f"reward: expected a tensor ({len(batch)},), got {got}")
             return found
-        some = self.images.train[rows]
-        x, y = (t.to(self.model.device) for t in (some.images, some.labels))
-        own, seen = self.layout.unpack(batch.vectors), self.layout.architecture.preprocess(x)
-        logits = stacked.forward(self.net, own, seen.to(batch.vectors), batch.frozen)  # (n, B, C)
-        each = F.cross_entropy(logits.flatten(0, 1), y.repeat(len(batch)), reduction="none")
-        losses: Tensor = each.unflatten(0, (len(batch), -1)).mean(dim=1)
-        return -losses
+        drawn = self.images.train[rows]
+        x, y = (t.to(self.model.device) for t in (drawn.images, drawn.labels))
+        weights, inputs = self.layout.unpack(batch.vectors), self.layout.architecture.preprocess(x)
+        logits = stacked.forward(
+            self.net, weights, inputs.to(batch.vectors), batch.frozen
+        )  # (n, B, C)
+        losses = F.cross_entropy(logits.flatten(0, 1), y.repeat(len(batch)), reduction="none")
+        means: Tensor = losses.unflatten(0, (len(batch), -1)).mean(dim=1)
+        return -means
 
     def choose(self) -> None:
         """Frees the parameters of `config.parts` that gradients reach, and freezes all others.
 
         Raises:
-            FlownError: a part of which no parameter is reached.
+            FlownError: gradients reach no parameter of a part.
         """
         modules = {
             "flow": self.model.velocity,
@@ -232,19 +234,21 @@ class Objective(nn.Module):
             for part in self.config.parts
         }
         self.requires_grad_(False)
-        every = [p for parameters in chosen.values() for p in parameters]
-        for parameter in every:
+        candidates = [p for parameters in chosen.values() for p in parameters]
+        for parameter in candidates:
             parameter.requires_grad_(True)
         loss = self(step_generator(self.config.seed, 0, self.model.device))
-        found = torch.autograd.grad(loss, every, allow_unused=True) if loss.requires_grad else ()
-        reached = {id(p) for p, g in zip(every, found, strict=False) if g is not None}
+        found = (
+            torch.autograd.grad(loss, candidates, allow_unused=True) if loss.requires_grad else ()
+        )
+        reached = {id(p) for p, g in zip(candidates, found, strict=False) if g is not None}
         for part, parameters in chosen.items():
             if not any(id(p) in reached for p in parameters):
                 raise FlownError(
                     f"parts: nothing of '{part}' can be trained on this model with method "
                     f"{self.config.method} and detach {self.config.detach:g}"
                 )
-        for parameter in every:
+        for parameter in candidates:
             parameter.requires_grad_(id(parameter) in reached)
 
     def validate(self) -> dict[str, float]:
@@ -278,8 +282,8 @@ def sample(
     solver: str = "euler",
     steps: int = 100,
 ) -> WeightBatch:
-    """n networks for new images, BatchNorm statistics theirs; a model with context gets a support
-    set of their training part."""
+    """n networks for new images, with BatchNorm statistics of these; a model with context gets a
+    support set from their training part."""
     support = _support(model, images, seed)
     batch = model.generate(*support, n, seed, solver, steps, layout=layout, classes=images.classes)
     return batch.calibrated(images.train.images, seed=seed)
@@ -309,12 +313,12 @@ def adapt(
     """A copy of a model, trained on new data, saved under `out/model`.
 
     Args:
-        images: the new task. Its training part is learnt from, its validation part measured in the
-            history; labels are the networks' outputs, in the data's own order of classes, or in the
-            task's, where it has the same ones.
-        task: whose networks (architecture, activation, preprocessing) are generated; by default the
-            one that the new images resemble most, or a model without context's first.
-        reward: what to make large instead of minus the cross-entropy: a differentiable function of
+        images: the new task. The model learns from its training part; its validation part is
+            measured in the history. Labels are outputs of the networks: in the order of a task
+            of training with the same class names, otherwise in the data's own order.
+        layout: the place of one of the model's layouts (architecture and preprocessing); by default
+            the one that suits the new images, or the first of a model without context.
+        reward: maximised in place of minus the cross-entropy: a differentiable function of
             a batch of n networks that returns (n,), as
 
                 lambda batch: -batch.vectors.abs().mean(dim=1)                     # sparse
@@ -391,7 +395,7 @@ def adapt(
 
 
 def _kept(history: History, config: TrainConfig) -> float:
-    """Validation accuracy of what was kept: the best, or the last."""
+    """Validation accuracy of the kept model: the best, or the last."""
     key = config.choose
     return (max(history, key=lambda record: record[key]) if key else history[-1])["val"]
 

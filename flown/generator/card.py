@@ -1,9 +1,9 @@
-"""The report card: how good, how new, and compared with what.
+"""The report card: accuracy and novelty of generated networks beside baselines.
 
 Every figure is on test images, by the rules of `flown.measure.reference`. Methods share the number
-of networks and the selection. Support sets are of validation images, which neither the zoo nor the
-model has seen: the contexts of training images trained the flow. Images of a support set are not
-among those that the top networks are chosen on.
+of networks and the selection. Support sets are validation images, because contexts of training
+images trained the flow. The top networks are chosen on other validation images than those of the
+support sets.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from flown.tasks import ImageData, Split, Support, draw_support, in_order
 from flown.weights.batch import WeightBatch
 from flown.zoo import Zoo
 
-SUPPORTS = 5  # support sets that share the n samples, so that none is one lucky draw
+SUPPORTS = 5  # support sets that share the n samples: one alone could be a lucky draw
 _FEW = 10  # samples whose trajectory is drawn
 
 
 @dataclass
 class TaskCard:
-    """Everything measured on one task.
+    """The measurements on one task.
 
     `on_others` is the row of the confusion matrix, None where class counts differ; `shuffled`
     holds the networks generated from other tasks' support sets; `along` (times, few) the accuracy
@@ -78,7 +78,7 @@ class Card:
 
     @property
     def compares_tasks(self) -> bool:
-        """Whether the confusion matrix says anything."""
+        """Whether the confusion matrix compares two tasks or more."""
         return len(self.tasks) > 1 and any(card.on_others for card in self.tasks.values())
 
     def rows(self) -> list[Row]:
@@ -105,7 +105,7 @@ def report_card(
         images: image data by task, the same as in fitting.
         n: networks generated a task, over `SUPPORTS` support sets; `top` of them are chosen.
         shots: images a class in a support set, of the validation part.
-        full: False leaves out what only explains: confusion, shuffled contexts, trajectories.
+        full: False leaves out confusion, shuffled contexts and trajectories.
 
     Raises:
         FlownError: n or top < 1, a task without images or training networks, too few validation
@@ -193,7 +193,7 @@ class _Sampler:
     lookup: Lookup | None = None
 
     def draw(self, task: str, context: str, n: int, trajectory: bool = False) -> list[Samples]:
-        """n networks for `task`, shared out over the support sets of the task `context`."""
+        """n networks for `task`, spread over the support sets of the task `context`."""
         drawn = []
         for i, share in enumerate(torch.arange(n).tensor_split(SUPPORTS)):
             if not len(share):
@@ -273,7 +273,7 @@ def _explain(
     images: Mapping[str, ImageData],
     generated: WeightBatch,
 ) -> None:
-    """Does the context decide? Confusion of tasks, and networks from others' support sets."""
+    """Does the context decide? Confusion of tasks, and networks from other tasks' support sets."""
     classes = len(images[card.task].classes)
     others = [t for t in sampler.layouts if t != card.task]
     comparable = [t for t in others if len(images[t].classes) == classes]
@@ -359,9 +359,8 @@ def _rows(card: TaskCard, top: int) -> list[Row]:
         ]
     cost = {"seconds": card.seconds, "nfe": card.nfe, "recognised": card.recognised}
     n = len(card.methods["flown"].test)
-    one = torch.zeros(1)
     rows += [
-        {**row("flown", metric, one), "value": float(value), "n": n}
+        {**row("flown", metric, torch.zeros(1)), "value": float(value), "n": n}
         for metric, value in cost.items()
         if value is not None
     ]

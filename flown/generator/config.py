@@ -1,4 +1,4 @@
-"""Everything that `Flown.fit` needs to know but the zoo."""
+"""The settings of `Flown.fit`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from flown.training import TrainConfig
 class FlowConfig(Config):
     """The flow's source p0, coupling and path; `sigma` is the path's noise.
 
-    All but the `linear` path lead through the checkpoints of `FlownConfig.epochs`, each network's
-    own, so that generation may stop at an epoch.
+    Every path but `linear` leads through each network's checkpoints of `FlownConfig.epochs`, so
+    that generation may stop at an epoch.
 
     `process: diffusion` trains the same network as a DDPM instead: with context it is D2NWG,
     without p-diff; `v-diffusion` differs in what the network predicts. Both start at uncoupled
@@ -44,11 +44,11 @@ class FlowConfig(Config):
 
 
 class FlownConfig(Config):
-    """Everything that `fit` needs to know but the zoo.
+    """The settings of `fit`.
 
-    `epochs`: which checkpoints, -1 the last; with none named, all. `functional` compares decoded
-    networks by what they compute, beside or instead of their weights. `path_training` is for
-    `flow.path: metric`.
+    `epochs` selects checkpoints, -1 the last; empty means all. `functional` compares the outputs of
+    decoded networks, beside or instead of their weights. `path_training` is for `flow.path:
+    metric`.
     """
 
     epochs: tuple[int, ...] = (-1,)

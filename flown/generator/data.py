@@ -1,4 +1,4 @@
-"""What a generator learns from: a zoo's networks in one scaled vector space."""
+"""The training data of a generator: a zoo's networks in one scaled vector space."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from flown.zoo.networks import Networks
 
 @dataclass
 class TrainingSet:
-    """A zoo's networks, training and held-out ones apart; both scaled by the training ones.
+    """A zoo's training networks and its held-out networks, each scaled by its own statistics.
 
-    `frozen`: what the networks of each layout share, where a subset of their tensors is generated.
+    `frozen`: the tensors that the networks of each layout share, where only a subset is generated.
     """
 
     joint: JointLayout
@@ -34,7 +34,7 @@ class TrainingSet:
 
     @classmethod
     def of(cls, zoo: Zoo, epochs: Sequence[int]) -> TrainingSet:
-        """The checkpoints of some epochs, of all without one.
+        """The checkpoints of the given epochs; without any, of all epochs.
 
         Raises:
             FlownError: a task has no training network among these checkpoints.
@@ -63,7 +63,7 @@ class TrainingSet:
         return cls(chosen.joint, chosen.tasks, train.scale, train, others, frozen)
 
     def orders(self, layouts: Tensor, generator: torch.Generator) -> Tensor:
-        """A random order of each network's own outputs, (n, C); those it lacks stay behind them."""
+        """A random order of each network's outputs, (n, C); outputs that it lacks come last."""
         counts = [layout.architecture.outputs for layout in self.joint.layouts]
         count = torch.tensor(counts, device=layouts.device)[layouts, None]
         shape = (len(layouts), self.joint.outputs)
@@ -73,7 +73,7 @@ class TrainingSet:
 
 
 def task_images(task: Task, images: Images) -> ImageData:
-    """A task's own images.
+    """The images of a task.
 
     Raises:
         FlownError: its data set is not among `images`, or as `Task.images`.

@@ -19,7 +19,7 @@ from flown.base.files import (
     write_json,
     write_text,
 )
-from flown.base.printable import printable
+from flown.base.text import plain
 from flown.tasks import TaskTable
 
 FORMAT = "flown-model-2"
@@ -46,7 +46,7 @@ def write(
     for part in PARTS:
         save_tensors(folder / f"{part}.safetensors", parts[part])
     tasks.write(folder / "tasks.jsonl")
-    write_text(folder / "README.md", printable(readme))
+    write_text(folder / "README.md", plain(readme, keep="\n\t"))
     write_json(folder / "config.json", {"format": FORMAT, **values})
 
 
@@ -90,7 +90,7 @@ def floats(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
 
 
 def frozen(tensors: Tensors, layouts: int) -> list[dict[str, Tensor]]:
-    """What each layout's networks share, stored as `rest.<k>.<name>`; floats in single precision."""
+    """The tensors that networks of each layout share, stored as `rest.<k>.<name>`; in float32."""
     return [
         {
             k: v.float() if v.is_floating_point() else v
@@ -101,25 +101,27 @@ def frozen(tensors: Tensors, layouts: int) -> list[dict[str, Tensor]]:
 
 
 def fill(module: nn.Module, name: str, tensors: Tensors, file: Path) -> None:
-    """Loads what `prefixed` stored under `name`.
+    """Loads the tensors that `prefixed` stored under `name`.
 
     Raises:
-        FlownError: the tensors are not this module's, or hold NaN or Inf.
+        FlownError: the tensors belong to another module, or hold NaN or Inf.
     """
-    own = under(name, tensors)
-    check_finite(own, file)
+    loaded = under(name, tensors)
+    check_finite(loaded, file)
     try:
-        module.load_state_dict(own, strict=True)  # half precision on disk becomes the module's own
+        module.load_state_dict(
+            loaded, strict=True
+        )  # half precision on disk becomes the module's own
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise FlownError(f"{file}: does not fit config.json ({reason})") from None
 
 
 def export(source: Path, target: Path) -> None:
-    """Copies a model's folder in half precision, for shipping: half the size, loaded as any other.
+    """Copies a model's folder in half precision, which halves its size; it loads as any other.
 
     Raises:
-        FlownError: `source` is no whole model.
+        FlownError: `source` is not a complete model.
     """
     values, tasks, parts = read(source)
     small = {part: halved(tensors) for part, tensors in parts.items()}
@@ -128,7 +130,7 @@ def export(source: Path, target: Path) -> None:
 
 
 def locate(name: str, **options: Any) -> Path:
-    """The folder of a model: itself, a shipped one's, or a download by its hub id.
+    """The folder of a model, given as a folder, a shipped model's name, or a hub id.
 
     Args:
         options: of `huggingface_hub.snapshot_download`.

@@ -32,10 +32,10 @@ from flown.measure.evaluate import evaluate
 from flown.training import History, train
 from flown.weights.batch import WeightBatch
 
-_TASKS = 8  # whose networks' reconstruction accuracy is followed during training
+_TASKS = 8  # tasks whose reconstruction accuracy is measured during training
 _PROBE = 24  # networks a task
 _PROBE_IMAGES = 500
-_PROBE_LARGE, _LARGE = 8, 100_000  # of large ones: more numbers, or a frozen rest beside them
+_PROBE_LARGE, _LARGE = 8, 100_000  # networks a task if they are large or have frozen tensors
 _PROBE_BATCH = 16  # images a batch on which BatchNorm is calibrated
 _SETTLED = 4096  # networks on which the latent's scale is fitted
 
@@ -48,13 +48,13 @@ def fit_encoder(
     resume: bool,
     device: str,
 ) -> tuple[Encoder, History]:
-    """Trains the weight encoder; its history holds reconstruction accuracies of both splits.
+    """Trains the weight encoder; its history has reconstruction accuracies of both splits.
 
-    Reconstruction accuracy is measured on validation images, never only the loss.
+    Reconstruction accuracy is measured on validation images, beside the loss.
 
     Raises:
-        FlownError: nothing to train for: `functional.mse` is 0 and its other factors too, functions
-            are asked of an encoder without parameters, or labels of classes that change places.
+        FlownError: every factor of `functional` is 0, a functional loss is set for an encoder
+            without parameters, or it needs labels while classes are permuted.
     """
     if not (config.functional.mse or config.functional.runs):
         raise FlownError("functional: mse, kl, ce, spread are all 0; there is nothing to train for")
@@ -106,7 +106,7 @@ def _functions(
 
 
 def _spread(n: int, most: int) -> Tensor:
-    """At most `most` of n places, evenly."""
+    """At most `most` of n places, evenly spread."""
     return torch.arange(0, n, max(1, -(-n // most)))
 
 
@@ -114,7 +114,7 @@ def _spread(n: int, most: int) -> Tensor:
 def reconstruction_accuracy(
     encoder: Encoder, networks: TrainingSet, images: Images, device: str
 ) -> dict[str, float]:
-    """Mean validation accuracy (percent) of decode(encode(w)), and of w, over some networks."""
+    """Mean validation accuracy (percent) of decode(encode(w)) and of w, over a few networks."""
     figures: dict[str, float] = {}
     sampler = Sampler(networks, device)
     for split, part in {"train": networks.train, "held-out": networks.held_out}.items():
@@ -146,9 +146,9 @@ def reconstruction_accuracy(
 
 @dataclass
 class FlowParts:
-    """What training the flow gives: the network, and what makes its condition of class tokens.
+    """The trained flow: the velocity network, and the head that makes its condition.
 
-    `epochs`: those that the path leads through, none for the linear one.
+    `epochs` are those that the path leads through; the linear path has none.
     """
 
     velocity: flow.UNet
@@ -161,7 +161,7 @@ class FlowParts:
 def flow_parts(
     config: FlownConfig, latent_shape: Sequence[int], layouts: int, classes: int, width: int | None
 ) -> FlowParts:
-    """The flow's modules, untrained; `width` is a class token's, None without context."""
+    """The flow's untrained modules; `width` is that of a class token, None without context."""
     velocity = flow.UNet(config.velocity, tuple(latent_shape), CONTEXT_DIM)
     if width is None:
         return FlowParts(velocity, None, None)

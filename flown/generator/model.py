@@ -1,11 +1,12 @@
-"""Flown: weight encoder + support-set context + conditional flow, as one model that can be kept.
+"""Flown: weight encoder + support-set context + conditional flow, as one model.
 
     support set --class tokens, head--> c (128,)
     x_0 ~ p_0 --dx = v(x, t; c) dt, t: 0 -> 1--> x_1 (4, 4, 4) --decode, unscale--> weights (D,)
 
 On disk a model is a folder: `config.json` (written last), `tasks.jsonl`, `encoder.safetensors`,
-`flow.safetensors`, `context.safetensors` and `README.md`, the model card. Of a model for a subset of
-tensors, `encoder.safetensors` also holds what the networks of layout k share, `rest.<k>.<name>`.
+`flow.safetensors`, `context.safetensors` and `README.md`, the model card. Where a model generates a
+subset of tensors, `encoder.safetensors` also holds the tensors that the networks of layout k share,
+as `rest.<k>.<name>`.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ from flown.zoo import Zoo
 class Flown(nn.Module, ModelHubMixin):
     """A trained generator of weights. Made by `Flown.fit` or `Flown.from_pretrained`.
 
-    `tasks` are those of training; nothing in generation knows them. `epochs` are those that the flow
-    passes through, if its path does.
+    `tasks` are those of training; generation does not use them. `epochs` are those that the flow's
+    path leads through, if any.
     """
 
     def __init__(
@@ -178,7 +179,7 @@ class Flown(nn.Module, ModelHubMixin):
     def asked_layout(
         self, images: Tensor | None = None, labels: Tensor | None = None, seed: int = 0
     ) -> int:
-        """Which of the model's layouts a support set asks for, by its place.
+        """The place of the model's layout that suits a support set.
 
         Raises:
             FlownError: as `context`.
@@ -197,7 +198,7 @@ class Flown(nn.Module, ModelHubMixin):
         return context, int(labels.max()) + 1
 
     def _layout(self, context: Tensor | None, count: int | None) -> int:
-        """The layout that a context (1, 128) asks for, among those of `count` outputs."""
+        """The layout that suits a context (1, 128), among those of `count` outputs."""
         layouts = self.space.joint.layouts
         fitting = [
             i for i, x in enumerate(layouts) if count is None or x.architecture.outputs == count
@@ -228,16 +229,16 @@ class Flown(nn.Module, ModelHubMixin):
         until: float | None = None,
         classes: Sequence[str] | None = None,
     ) -> Samples:
-        """Generates n networks for a support set, with everything that led to them.
+        """Generates n networks for a support set, with latents, context and cost.
 
         Args:
             images, labels: the support set; None only for a model without context.
             solver: `euler` and others for a flow, `ddpm` or `ddim` for a diffusion.
             guidance: classifier-free guidance scale; needs `velocity.context_dropout` in training.
             layout: which of the model's layouts (architecture, preprocessing) the networks have, by
-                its place; what the support set asks for when None.
+                its place; by default the one that suits the support set.
             trajectory: keep the latents of all steps.
-            until: stop at this epoch, with its share of the steps; of a model whose `flow.path` leads
+            until: stop at this epoch, with its share of the steps, if the model's `flow.path` leads
                 through epochs.
             classes: names of the labels, kept with the networks; "0", "1", ... when None.
 
@@ -385,7 +386,7 @@ class Flown(nn.Module, ModelHubMixin):
         frozen: Sequence[Mapping[str, Tensor]] = (),
         prior: Mapping[str, Tensor] | None = None,
     ) -> Flown:
-        """A model of random parameters, to be filled; `support` belongs to models with context."""
+        """A model of empty parameters, to be filled; `support` is for models with context."""
         joint = JointLayout.of(layouts)
         width = None if support is None else token_width(support, config.context.tokens)
         with seeded(config.seed):

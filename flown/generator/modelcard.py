@@ -1,4 +1,4 @@
-"""The README of a saved model: what it generates, how well, and where it should not be trusted."""
+"""The README of a saved model: what it generates, its accuracy and its limits."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _tasks(tasks: TaskTable) -> str:
 
 
 def _adapted(card: dict[str, Any]) -> str:
-    """What the model was trained on after its fit, if it was."""
+    """The data that the model was adapted to after its fit, if any."""
     about = card.get("adapted")
     if about is None:
         return ""

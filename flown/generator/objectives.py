@@ -20,7 +20,7 @@ from flown.generator.data import TrainingSet
 
 
 class Sampler:
-    """Scaled networks of a training set on a device, their outputs in any order."""
+    """Scaled networks of a training set on a device, with their outputs in any order."""
 
     def __init__(self, networks: TrainingSet, device: str) -> None:
         self.networks, self.device = networks, device
@@ -40,7 +40,7 @@ class Sampler:
 
 
 class EncoderObjective(nn.Module):
-    """Reconstruction in every network's own units, the latent's penalty, and functional errors."""
+    """Reconstruction error at each network's scale, the latent's penalty, functional errors."""
 
     def __init__(
         self,
@@ -75,8 +75,8 @@ class EncoderObjective(nn.Module):
 class FlowObjective(nn.Module):
     """Flow matching (eq. 1), or the diffusion loss, on latents under fresh support sets.
 
-    Where networks have several layouts, which one a support set asks for is learnt beside it, by the
-    cross-entropy of `form` on the context.
+    With several layouts, the cross-entropy of `form` on the context teaches which layout suits a
+    support set.
 
     Args:
         latents: (n, *L), or a path's marginals (m, K, *L); `layouts` and `tasks` (n or m,).
@@ -105,7 +105,7 @@ class FlowObjective(nn.Module):
         self.latents, self.layouts, self.tasks, self.path = latents, layouts, tasks, path
         self.encode, self.orders = encode, orders
         self.couple = flow.COUPLINGS[config.flow.coupling]
-        # Tasks are drawn alike, however many networks each has.
+        # Every task is drawn equally often, however many networks it has.
         self.chances = 1.0 / torch.bincount(tasks).clamp_min(1)[tasks].double()
 
     def forward(self, generator: torch.Generator) -> Tensor:

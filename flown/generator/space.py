@@ -23,8 +23,8 @@ class LatentSpace(nn.Module):
     """Encodes and decodes networks of the layouts of `joint`.
 
     Args:
-        frozen: what the networks of each layout share, by state_dict name, where only a subset of
-            their tensors is generated.
+        frozen: the tensors that the networks of each layout share, by state_dict name, where only a
+            subset is generated.
     """
 
     def __init__(
@@ -44,10 +44,10 @@ class LatentSpace(nn.Module):
         return self.scale.mean.device
 
     def place(self, layout: WeightLayout) -> int:
-        """Which of the space's layouts this is.
+        """The place of a layout in the space.
 
         Raises:
-            FlownError: none of them.
+            FlownError: the space does not have it.
         """
         if layout in self.joint.layouts:
             return self.joint.layouts.index(layout)
@@ -62,7 +62,7 @@ class LatentSpace(nn.Module):
         return self.encoder.encode(self.scale(vectors, layouts))
 
     def encode(self, batch: WeightBatch) -> Tensor:
-        """Networks to latents (n, *shape)."""
+        """Encodes networks as latents (n, *shape)."""
         index = self.place(batch.layout)
         vectors = self.joint.embed(batch.vectors.to(self.device), index)
         return self.encode_joint(vectors, torch.full((len(batch),), index, device=self.device))

@@ -22,8 +22,8 @@ def sample_for(
 ) -> tuple[Samples, str | None]:
     """Networks for the classes of a data set or folder, and a warning about their order, if any.
 
-    Where a task of the model has the same class names, the support set takes that task's order. Else
-    the networks' classes are called as the support set's.
+    If a task of the model has the same class names, the support set takes that task's order.
+    Otherwise the networks take the support set's class names.
 
     Args:
         source, shots: as in `load_support`.

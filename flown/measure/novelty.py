@@ -19,6 +19,7 @@ from torch import Tensor
 
 from flown.base.errors import FlownError
 from flown.weights.batch import WeightBatch
+from flown.weights.geometry import distances
 from flown.zoo.align.matching import Aligned, align
 
 _CHUNK = 1 << 23  # numbers of the training networks in double precision at a time
@@ -33,11 +34,10 @@ def nearest_distance(vectors: Tensor, training: Tensor, excluded: Tensor | None 
     nearest = torch.full((len(vectors),), torch.inf, dtype=torch.double, device=vectors.device)
     rows = max(1, _CHUNK // max(1, training.shape[1]))
     for start in range(0, len(training), rows):
-        # In double precision: the matrix form loses half the digits where vectors are alike.
-        distances = torch.cdist(vectors.double(), training[start : start + rows].double())
+        found = distances(vectors, training[start : start + rows], exact=False)
         if excluded is not None:
-            distances.masked_fill_(excluded[:, start : start + rows], torch.inf)
-        nearest = torch.minimum(nearest, distances.amin(dim=1))
+            found.masked_fill_(excluded[:, start : start + rows], torch.inf)
+        nearest = torch.minimum(nearest, found.amin(dim=1))
     return nearest.float()
 
 
@@ -51,12 +51,12 @@ def aligned_distance(batch: WeightBatch, training: Aligned) -> Tensor:
     """
     moved = align(batch, training.reference, groups=training.groups).batch
     known = training.batch.vectors
-    places = torch.cdist(moved.vectors.double(), known.double()).argmin(dim=1).tolist()
-    distances = []
+    places = distances(moved.vectors, known, exact=False).argmin(dim=1).tolist()
+    found = []
     for i, place in enumerate(places):
-        own = align(moved[[i]], known[place], groups=training.groups).batch.vectors
-        distances.append((own[0].double() - known[place].double()).norm())
-    return torch.stack(distances).float()
+        aligned = align(moved[[i]], known[place], groups=training.groups).batch.vectors
+        found.append(distances(aligned, known[[place]])[0, 0])
+    return torch.stack(found).float()
 
 
 def same_network(models: Sequence[int], others: Sequence[int]) -> Tensor:

@@ -1,8 +1,8 @@
-"""From report cards, curves and rows to tables on a terminal and one self-contained HTML file."""
+"""Report cards, curves and rows as tables on a terminal and as self-contained pages."""
 
+from flown.report.card import print_card, write_report
 from flown.report.finetuning import print_table3
-from flown.report.html import write_report
 from flown.report.novelty import print_study
-from flown.report.terminal import print_card, print_table
+from flown.report.page import Section
 
-__all__ = ["print_card", "print_study", "print_table", "print_table3", "write_report"]
+__all__ = ["Section", "print_card", "print_study", "print_table3", "write_report"]

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flown.base.printable import Console
-from flown.report import html, terminal
-from flown.report.tables import NONE, Table
+from rich.console import Console
+
+from flown.base.terminal import Table, print_table
+from flown.report.page import write_page
+from flown.report.tables import NONE
 
 Rows = Sequence[dict[str, Any]]
 _GENERATED = "flown-any "
@@ -56,15 +58,15 @@ def leads(rows: Rows) -> Table:
     """The best written network and the best control of each row, and the points between them."""
     body = []
     for name in dict.fromkeys(row["row"] for row in rows):
-        these = [row for row in rows if row["row"] == name]
-        ours = max((r for r in these if _is_ours(r)), key=lambda r: r["accuracy"])
-        best = max((r for r in these if not _is_ours(r)), key=lambda r: r["accuracy"])
+        of_row = [row for row in rows if row["row"] == name]
+        written = max((r for r in of_row if _is_written(r)), key=lambda r: r["accuracy"])
+        best = max((r for r in of_row if not _is_written(r)), key=lambda r: r["accuracy"])
         body.append(
             [
                 name,
-                f"{ours['method'].removeprefix(_GENERATED)} {ours['accuracy']:.1f}",
+                f"{written['method'].removeprefix(_GENERATED)} {written['accuracy']:.1f}",
                 f"{best['method']} {best['accuracy']:.1f}",
-                f"{ours['accuracy'] - best['accuracy']:+.1f}",
+                f"{written['accuracy'] - best['accuracy']:+.1f}",
             ]
         )
     return ["row", "generated", "best control", "points"], body
@@ -76,7 +78,7 @@ def print_study(rows: Rows, console: Console) -> None:
         ("Zero gradient steps on tasks nobody trained on, %", leads(rows)),
         ("Many networks of one support set", populations(rows)),
     ):
-        terminal.print_table(console, title, table)
+        print_table(console, title, table)
 
 
 def write_study(path: Path | str, rows: Rows, about: Mapping[str, Any]) -> None:
@@ -85,31 +87,18 @@ def write_study(path: Path | str, rows: Rows, about: Mapping[str, Any]) -> None:
     Raises:
         FlownError: the file cannot be written.
     """
-    parts: list[str] = []
-    for title, note, table in (
-        (
-            "Written or trained",
-            "Mean accuracy in percent of queries, all networks, no gradient step, no selection; beside "
-            "the best of all controls that have the same support set, shuffled ones included.",
-            leads(rows),
-        ),
-        (
-            "Many networks of one support set",
-            "The vote of all is the mean of their predictions; IoU among: share of errors that two "
-            "networks have in common; ECE: expected calibration error of the vote.",
-            populations(rows),
-        ),
-        (
-            "Everything",
-            "Mean over tasks with half of its 95 % interval, in percent.",
-            accuracies(rows),
-        ),
-    ):
-        parts += [f"<h2>{title}</h2>", html.note(note), html.table_html(*table)]
-    html.write_page(path, "Networks for tasks that nobody trained on", parts, about)
+    write_page(
+        path,
+        "anytask.html",
+        "Networks for tasks that nobody trained on",
+        leads=leads(rows),
+        populations=populations(rows),
+        accuracies=accuracies(rows),
+        about=about,
+    )
 
 
-def _is_ours(row: dict[str, Any]) -> bool:
+def _is_written(row: dict[str, Any]) -> bool:
     return str(row["method"]).startswith(_GENERATED)
 
 

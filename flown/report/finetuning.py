@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flown.base.printable import Console
+from rich.console import Console
+
 from flown.base.provenance import Row
+from flown.base.terminal import Table, print_table
 from flown.measure.finetune import Point
-from flown.report import html, terminal
-from flown.report.style import legend, look, panels
-from flown.report.tables import NONE, Table
+from flown.report.page import write_page
+from flown.report.style import legend, panels, style_of
+from flown.report.tables import NONE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Curves = Mapping[str, Mapping[str, list[Point]]]  # data set -> method -> points
 LEAD = "lead-over-best-init"  # points of accuracy, generated networks over the best initialisation
-AHEAD = "ahead-of-flown"  # points of accuracy, the same support sets' networks compared in pairs
+AHEAD = "ahead-of-flown"  # points of accuracy, over pairs of networks from the same support set
 GAP = "gap-to-zoo"  # generated networks minus the zoo's checkpoints
-THROUGH = ("flown-trajectory", "flown-trajectory-stopped")  # at its last epoch, at one chosen
+THROUGH = ("flown-trajectory", "flown-trajectory-stopped")  # at its last epoch, at a chosen epoch
 _TICKS = (0, 1, 2, 5, 10, 25, 50, 100)
-_NEAR, _SOON = 3, 5  # the bars: points that may be missing to the zoo; epochs to be ahead in
+_NEAR, _SOON = 3, 5  # the targets: points that may lie under the zoo, epochs with a lead
 
 
 def curves(of: Curves) -> Figure:
@@ -31,7 +32,7 @@ def curves(of: Curves) -> Figure:
     page, axes = panels(len(of), 5.4, 3.3, room=0.7)
     for axis, (name, methods) in zip(axes, of.items(), strict=True):
         for method, points in methods.items():
-            style, own = look(method), method == "flown"
+            style, generated = style_of(method), method == "flown"
             epochs = [p.epoch for p in points]
             mean = [float(p.val.mean()) for p in points]
             std = [float(p.val.std(correction=min(1, len(p.val) - 1))) for p in points]
@@ -39,16 +40,16 @@ def curves(of: Curves) -> Figure:
                 epochs,
                 mean,
                 color=style.colour,
-                lw=2.2 if own else 1.3,
+                lw=2.2 if generated else 1.3,
                 label=style.label,
                 marker=style.mark,
                 ms=4,
                 markevery=_marks(epochs),
-                zorder=3 if own else 2,
+                zorder=3 if generated else 2,
             )
             low, high = ([m + side * s for m, s in zip(mean, std, strict=True)] for side in (-1, 1))
             axis.fill_between(epochs, low, high, color=style.colour, alpha=0.14, lw=0)
-        # Linear over the first epoch, logarithmic beyond: what matters happens early.
+        # Linear over the first epoch, logarithmic beyond: most of the change comes early.
         axis.set_xscale("symlog", linthresh=1)
         last = max(p.epoch for points in methods.values() for p in points)
         ticks = sorted({last, *(t for t in _TICKS if t <= last)})
@@ -68,12 +69,12 @@ def _marks(epochs: list[int]) -> list[int]:
 
 def accuracy_table(rows: list[Row], dataset: str) -> Table:
     """Methods by epochs, mean and deviation on test images, the paper's figure in brackets."""
-    own = [r for r in rows if r["dataset"] == dataset and r["metric"] == "accuracy"]
-    epochs = sorted({r["epoch"] for r in own})
-    found = {(r["method"], r["epoch"]): r for r in own}
+    measured = [r for r in rows if r["dataset"] == dataset and r["metric"] == "accuracy"]
+    epochs = sorted({r["epoch"] for r in measured})
+    found = {(r["method"], r["epoch"]): r for r in measured}
     body = [
-        [look(method).label, *(_cell(found.get((method, epoch))) for epoch in epochs)]
-        for method in dict.fromkeys(r["method"] for r in own)
+        [style_of(method).label, *(_cell(found.get((method, epoch))) for epoch in epochs)]
+        for method in dict.fromkeys(r["method"] for r in measured)
     ]
     return ["networks", *(f"epoch {epoch}" for epoch in epochs)], body
 
@@ -87,7 +88,7 @@ def _cell(row: Row | None) -> str:
 
 
 def bars(rows: list[Row]) -> Table:
-    """What was to be reached, and whether it was; leads are over the best initialisation."""
+    """The targets, and whether they were reached; leads are over the best initialisation."""
     trained = {r["dataset"] for r in rows if r["metric"] == GAP}
     body = []
     for row in rows:
@@ -95,7 +96,7 @@ def bars(rows: list[Row]) -> Table:
         if row["metric"] == GAP:
             bar, held = f"gap to the zoo, -{_NEAR} or more", value >= -_NEAR
         elif row["metric"] == LEAD and (epoch <= _SOON if known else epoch == 1):
-            bar, held = f"lead over {look(row['over']).label}", value > 0
+            bar, held = f"lead over {style_of(row['over']).label}", value > 0
         else:
             continue
         body.append(
@@ -111,10 +112,10 @@ def bars(rows: list[Row]) -> Table:
 
 
 def through(rows: list[Row]) -> Table:
-    """How far the flow through several epochs is ahead of the one to the last, ± the standard error.
+    """The lead of the flow through several epochs over the flow to the last, ± the standard error.
 
-    Both methods' i-th networks come from one support set and see the same images in the same order,
-    so the error is that of the mean of their differences.
+    The i-th networks of both methods come from one support set and see the same images in the same
+    order, so the error is that of the mean difference.
     """
     found = {(r["dataset"], r["method"], r["epoch"]): r for r in rows if r["metric"] == AHEAD}
     epochs = sorted({epoch for *_, epoch in found})
@@ -123,7 +124,7 @@ def through(rows: list[Row]) -> Table:
         for method in THROUGH:
             leads = [found[name, method, epoch] for epoch in epochs]
             stop = f"{leads[0]['until']:g}"
-            body.append([name, look(method).label, stop, *map(_ahead, leads)])
+            body.append([name, style_of(method).label, stop, *map(_ahead, leads)])
     return ["data", "networks", "stop", *(f"epoch {epoch}" for epoch in epochs)], body
 
 
@@ -133,17 +134,13 @@ def _ahead(row: Row) -> str:
 
 
 def print_table3(rows: list[Row], console: Console) -> None:
-    """Prints every data set's table, then the bars."""
+    """Prints the table of every data set, then the targets."""
     for name in dict.fromkeys(row["dataset"] for row in rows):
-        terminal.print_table(
-            console,
-            f"{name}: test accuracy, %, by epochs of fine-tuning",
-            accuracy_table(rows, name),
-        )
-    terminal.print_table(
-        console, "A flow through several epochs: points ahead of the other", through(rows)
-    )
-    terminal.print_table(console, "Generated networks against what was to be reached", bars(rows))
+        title = f"{name}: test accuracy, %, by epochs of fine-tuning"
+        print_table(console, title, accuracy_table(rows, name), style_of("flown").label)
+    title = "A flow through several epochs: points ahead of the other"
+    print_table(console, title, through(rows))
+    print_table(console, "Generated networks against their targets", bars(rows))
 
 
 def write_table3(
@@ -154,42 +151,16 @@ def write_table3(
     Raises:
         FlownError: the file cannot be written.
     """
-    title = f"Table 3 at the {scale} scale"
-    parts = [
-        html.note(_LEAD),
-        html.table_html(*bars(rows)),
-        html.note("Points of test accuracy; a lead is that over the best initialisation."),
-        html.figure(
-            "Learning curves",
-            curves(of),
-            "Mean and, shaded, one standard deviation over a method's networks, on validation "
-            "images; the axis is logarithmic from the first epoch on.",
-        ),
-        "<h2>Through the epochs</h2>",
-        html.note(_THROUGH),
-        html.table_html(*through(rows)),
-        "<h2>Test accuracy</h2>",
-    ]
-    for name in of:
-        parts += [
-            f"<h3>{escape(name)}</h3>",
-            html.note(_about(rows, name)),
-            html.table_html(*accuracy_table(rows, name)),
-        ]
-    html.write_page(path, title, parts, about)
-
-
-_LEAD = (
-    "Networks generated from random support sets, trained further beside initialisations, networks "
-    "of the zoo and their mean: the same images in the same order, the same batches, and the "
-    "learning rate that the best initialisation does best with on validation images."
-)
-_THROUGH = (
-    "How many points of test accuracy networks from a flow through several epochs of the zoo's "
-    "trainings are ahead of those from the flow to the last epochs alone, by epochs of fine-tuning, "
-    "± the standard error of the differences in pairs; negative epochs are counted from the last. The "
-    "stop is chosen, for each data set, on validation images."
-)
+    write_page(
+        path,
+        "finetuning.html",
+        f"Table 3 at the {scale} scale",
+        bars=bars(rows),
+        curves=curves(of),
+        through=through(rows),
+        accuracies=[(name, _about(rows, name), accuracy_table(rows, name)) for name in of],
+        about=about,
+    )
 
 
 def _about(rows: list[Row], dataset: str) -> str:

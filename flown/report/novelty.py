@@ -1,17 +1,18 @@
-"""The novelty study as a table and as one HTML file: how accurate, how far, how alike in their errors."""
+"""The novelty study as a table and as one HTML file: accuracy, distance, errors in common."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flown.base.printable import Console
+from rich.console import Console
+
 from flown.base.provenance import Row
-from flown.report import html, terminal
-from flown.report.style import LOOKS, TASK_COLOURS, legend, look, panels
+from flown.base.terminal import print_table
+from flown.report.page import write_page
+from flown.report.style import STYLES, TASK_COLOURS, legend, panels, style_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,20 +32,11 @@ HEAD = (
 )
 _METRICS = ("accuracy", "agreement", "l2-ratio", "l2-ratio-aligned", "max-iou", "diversity-iou")
 _LABELS = {"flown": "samples", "latent-gaussian": "random latents"}
-_LEAD = (
-    "Can a generator return networks that work and that nobody trained? Accuracy: mean ± standard "
-    "deviation over networks, percent of test images, none chosen. Agreement: percent of test images "
-    "on which a reconstruction says what its original says; of held-out networks, what they share "
-    "with a training network on average. L2 ratio: distance to the nearest training network in units "
-    "of held-out networks' own; aligned: the same after taking that network's order of units. "
-    "Largest IoU: errors shared with the training network that is most alike; among: with the row's "
-    "other networks, the lower the more diverse."
-)
 
 
 def label(method: str) -> str:
-    """How the study's tables call a method."""
-    return _LABELS.get(method, look(method).label)
+    """The name of a method in the study's tables."""
+    return _LABELS.get(method, style_of(method).label)
 
 
 def table(rows: Sequence[Row], dataset: str) -> list[list[str]]:
@@ -77,11 +69,8 @@ def _cell(row: Row | None) -> str:
 def print_study(rows: Sequence[Row], console: Console) -> None:
     """Prints every data set's table."""
     for dataset in dict.fromkeys(row["dataset"] for row in rows):
-        terminal.print_table(
-            console,
-            f"{dataset}: accuracy on test images, and novelty",
-            (list(HEAD), table(rows, dataset)),
-        )
+        title = f"{dataset}: accuracy on test images, and novelty"
+        print_table(console, title, (list(HEAD), table(rows, dataset)))
 
 
 def write_novelty(
@@ -92,28 +81,19 @@ def write_novelty(
     Raises:
         FlownError: the file cannot be written.
     """
-    parts = [html.note(_LEAD)]
-    for metric, name, caption in (
-        (
-            "l2-ratio",
-            "Accuracy against distance",
-            "Right is new, up is accurate. Dotted: held-out networks' own mean.",
-        ),
-        (
-            "max-iou",
-            "Accuracy against errors in common with the most similar training network",
-            "Left is new, up is accurate. Dotted: held-out networks' own mean.",
-        ),
-    ):
-        parts.append(html.figure(name, scatter(measured, metric), caption))
-    for dataset in measured:
-        parts.append(f"<h2>{escape(dataset)}</h2>")
-        parts.append(html.table_html(list(HEAD), table(rows, dataset)))
-    html.write_page(path, title, parts, about)
+    write_page(
+        path,
+        "novelty.html",
+        title,
+        distance=scatter(measured, "l2-ratio"),
+        errors=scatter(measured, "max-iou"),
+        tables=[(dataset, (list(HEAD), table(rows, dataset))) for dataset in measured],
+        about=about,
+    )
 
 
 def scatter(measured: Measured, metric: str) -> Figure:
-    """Every sample's accuracy against a measure of novelty, variants beside what costs nothing."""
+    """Every sample's accuracy against a measure of novelty, beside the baselines."""
     page, axes = panels(len(measured), 6.2, 4.2, room=1.3)
     fitted = dict.fromkeys(
         name
@@ -121,7 +101,7 @@ def scatter(measured: Measured, metric: str) -> Figure:
         for name, methods in variants.items()
         if "flown" in methods
     )
-    # Seven colours and six marks: no pair comes twice.
+    # Seven colours and six marks: no pair repeats for 42 variants.
     styles = dict(
         zip(fitted, zip(cycle(TASK_COLOURS), cycle("o^vDPX"), strict=False), strict=False)
     )
@@ -142,8 +122,8 @@ def scatter(measured: Measured, metric: str) -> Figure:
                     zorder=3,
                 )
                 continue
-            for method in (m for m in LOOKS if m in methods and m != "zoo"):
-                points, style = methods[method], look(method)
+            for method in (m for m in STYLES if m in methods and m != "zoo"):
+                points, style = methods[method], style_of(method)
                 note = ", aligned" if "aligned" in variant else ""
                 axis.scatter(
                     points[metric],
@@ -155,8 +135,8 @@ def scatter(measured: Measured, metric: str) -> Figure:
                     marker="s" if note else "D",
                     label=f"{style.label}{note}",
                 )
-            own = methods["zoo-held-out"][metric]
-            axis.axvline(sum(own) / len(own), color="black", lw=0.8, ls=":")
+            held_out = methods["zoo-held-out"][metric]
+            axis.axvline(sum(held_out) / len(held_out), color="black", lw=0.8, ls=":")
         axis.set_ylim(-2, 102)
         axis.set_xlabel(
             {

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from flown.generator.card import Card, TaskCard
-from flown.report.style import LOOKS, SOURCE, TASK_COLOURS, figure, legend, look, panels
+from flown.report.style import SOURCE, STYLES, TASK_COLOURS, figure, legend, panels, style_of
 from flown.training import History
+from flown.weights.geometry import principal
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,8 +21,8 @@ _X_TICKS = (0, 0.25, 0.5, 0.75, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 def ordered(task: TaskCard) -> list[str]:
-    """A task's methods in the order of `LOOKS`, unknown ones last."""
-    return [m for m in LOOKS if m in task.methods] + [m for m in task.methods if m not in LOOKS]
+    """A task's methods in the order of `STYLES`, unknown ones last."""
+    return [m for m in STYLES if m in task.methods] + [m for m in task.methods if m not in STYLES]
 
 
 def accuracies(card: Card) -> Figure:
@@ -35,7 +35,9 @@ def accuracies(card: Card) -> Figure:
         for place, method in enumerate(shown):
             values = task.methods[method].test.numpy()
             spread = place + jitter.uniform(-0.26, 0.26, len(values))
-            axis.scatter(values, spread, s=10, alpha=0.5, color=look(method).colour, linewidths=0)
+            axis.scatter(
+                values, spread, s=10, alpha=0.5, color=style_of(method).colour, linewidths=0
+            )
             mean = values.mean()
             axis.plot([mean, mean], [place - 0.38, place + 0.38], color="black", lw=1.6)
             weight = "bold" if method == "flown" else "normal"
@@ -48,7 +50,7 @@ def accuracies(card: Card) -> Figure:
                 fontsize=9,
                 fontweight=weight,
             )
-        axis.set_yticks(range(len(shown)), [look(m).label for m in shown])
+        axis.set_yticks(range(len(shown)), [style_of(m).label for m in shown])
         for label, method in zip(axis.get_yticklabels(), shown, strict=True):
             label.set_fontweight("bold" if method == "flown" else "normal")
         _zoo_line(axis.axvline, task)
@@ -68,7 +70,7 @@ def accuracies(card: Card) -> Figure:
 
 
 def confusion(card: Card) -> Figure | None:
-    """Networks generated for the row's task, tested on the column's."""
+    """Accuracy of networks generated for the row's task on the column's images."""
     if not card.compares_tasks:
         return None
     names = list(card.tasks)
@@ -105,20 +107,20 @@ def novelty(card: Card) -> Figure | None:
     for axis, (name, task) in zip(axes, card.tasks.items(), strict=True):
         farthest = 1.0
         for method in ordered(task):
-            measured, own = task.methods[method], method == "flown"
+            measured, generated = task.methods[method], method == "flown"
             if measured.ratio is None:
                 continue
             farthest = max(farthest, float(measured.ratio.max()))
-            style = look(method)
+            style = style_of(method)
             axis.scatter(
                 measured.ratio,
                 measured.test,
-                s=26 if own else 16,
+                s=26 if generated else 16,
                 marker=style.mark,
                 alpha=0.65,
                 color=style.colour,
                 linewidths=0,
-                zorder=3 if own else 2,
+                zorder=3 if generated else 2,
                 label=style.label,
             )
         # Linear up to a held-out network's distance, logarithmic beyond: untrained ones are far.
@@ -138,7 +140,7 @@ def novelty(card: Card) -> Figure | None:
 
 
 def trajectory(card: Card) -> Figure | None:
-    """Accuracy of what is decoded on the way from source to weights."""
+    """Accuracy of networks decoded on the way from source to weights."""
     shown = {n: t for n, t in card.tasks.items() if t.times is not None and t.along is not None}
     if not shown:
         return None
@@ -160,12 +162,12 @@ def trajectory(card: Card) -> Figure | None:
 
 
 def losses(histories: Mapping[str, History]) -> Figure | None:
-    """Training loss of encoder and flow; the accuracy of what the encoder reconstructs."""
+    """Training loss of encoder and flow; accuracy of reconstructed networks."""
     shown = {name: history for name, history in histories.items() if history}
     if not shown:
         return None
-    rebuilt = [h for h in shown.get("encoder", []) if "train reconstructed" in h]
-    count = len(shown) + bool(rebuilt)
+    reconstructed = [h for h in shown.get("encoder", []) if "train reconstructed" in h]
+    count = len(shown) + bool(reconstructed)
     page, axes = figure(1, count, 4.2 * count, 3.4)
     for axis, (name, history) in zip(axes, shown.items(), strict=False):
         axis.plot(
@@ -176,8 +178,8 @@ def losses(histories: Mapping[str, History]) -> Figure | None:
         axis.set_title(f"{name}: loss", fontsize=11, loc="left")
         axis.set_xlabel("step")
         axis.grid(alpha=0.25)
-    if rebuilt:
-        _rebuilt(axes[-1], rebuilt)
+    if reconstructed:
+        _reconstructions(axes[-1], reconstructed)
     return page
 
 
@@ -191,7 +193,7 @@ def _log_scale(axis: Any) -> None:
     axis.yaxis.set_major_formatter("{x:g}")
 
 
-def _rebuilt(axis: Any, history: History) -> None:
+def _reconstructions(axis: Any, history: History) -> None:
     steps = [h["step"] for h in history]
     for split, method in (
         ("train", "reconstruction-train"),
@@ -199,16 +201,16 @@ def _rebuilt(axis: Any, history: History) -> None:
     ):
         if f"{split} reconstructed" not in history[0]:
             continue
-        style = look(method)
+        style = style_of(method)
         axis.plot(
             steps,
             [h[f"{split} reconstructed"] for h in history],
             color=style.colour,
             marker=style.mark,
             ms=4,
-            label=f"{split}, rebuilt",
+            label=f"{split}, reconstructed",
         )
-        zoo = look("zoo" if split == "train" else "zoo-held-out").colour
+        zoo = style_of("zoo" if split == "train" else "zoo-held-out").colour
         axis.plot(steps, [h[split] for h in history], color=zoo, ls=":", label=f"{split}, as is")
     axis.set_title("encoder: accuracy of networks", fontsize=11, loc="left")
     axis.set_xlabel("step")
@@ -222,28 +224,23 @@ def latents(card: Card) -> Figure | None:
     """Zoo, held-out networks, source, samples and their paths in the zoo's two main directions."""
     if not all("zoo" in task.latents for task in card.tasks.values()):
         return None
-    every = torch.cat([task.latents["zoo"] for task in card.tasks.values()])
-    centre = every.mean(dim=0)
-    directions = torch.linalg.svd(every - centre, full_matrices=False)[2][:2].T  # (L, 2)
-    if directions.shape[1] < 2:
+    zoos = torch.cat([task.latents["zoo"] for task in card.tasks.values()])
+    plane = principal(zoos)
+    if plane is None:
         return None
-
-    def project(x: Tensor) -> Any:
-        return ((x - centre) @ directions).numpy()
-
     page, axes = panels(len(card.tasks), 5.4, 4.2, room=0.5)
-    background = project(every)
+    background = plane.project(zoos)
     for axis, (name, task) in zip(axes, card.tasks.items(), strict=True):
         if len(card.tasks) > 1:
             axis.scatter(*background.T, s=7, color="#DDDDDD", lw=0, label="zoos of all tasks")
         for part, style, size in (
             ("source", SOURCE, 26),
-            ("zoo", look("zoo"), 13),
-            ("held-out", look("zoo-held-out"), 15),
-            ("samples", look("flown"), 18),
+            ("zoo", style_of("zoo"), 13),
+            ("held-out", style_of("zoo-held-out"), 15),
+            ("samples", style_of("flown"), 18),
         ):
             if part in task.latents:
-                points = project(task.latents[part])
+                points = plane.project(task.latents[part])
                 axis.scatter(
                     *points.T,
                     s=size,
@@ -257,8 +254,8 @@ def latents(card: Card) -> Figure | None:
         if task.path is not None:
             for i in range(task.path.shape[1]):
                 axis.plot(
-                    *project(task.path[:, i]).T,
-                    color=look("flown").colour,
+                    *plane.project(task.path[:, i]).T,
+                    color=style_of("flown").colour,
                     lw=0.7,
                     alpha=0.55,
                     zorder=2,
@@ -271,4 +268,6 @@ def latents(card: Card) -> Figure | None:
 
 
 def _zoo_line(draw: Any, task: TaskCard) -> None:
-    draw(float(task.methods["zoo"].test.mean()), color=look("zoo").colour, lw=1, ls=":", zorder=1)
+    draw(
+        float(task.methods["zoo"].test.mean()), color=style_of("zoo").colour, lw=1, ls=":", zorder=1
+    )

@@ -2,56 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from html import escape
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from rich.markup import escape as escape_markup
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console
 
-from flown.base.printable import Console
-from flown.report import html, population_plots, tables, terminal
-from flown.report.style import encode
+from flown.base.terminal import Table, print_facts, print_table, say
+from flown.report import population_plots, tables
+from flown.report.page import write_page
 from flown.zoo import Zoo
 from flown.zoo.inspect.population import Population, Spread, TaskPopulation, groups
 from flown.zoo.rows import Row
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 UNKNOWN = "unknown"
-_LISTED = 5  # duplicates and broken networks that are named one by one
+_LISTED = 5  # duplicates and broken networks that are listed
 Lines = list[tuple[str, str]]
-
-_CSS = """
-table.facts td { border: 0; text-align: left; white-space: normal; padding: .12rem 1rem .12rem .3rem; }
-table.facts td:first-child { color: #444; white-space: nowrap; vertical-align: top; }
-table.facts { margin: .5rem 0 1.4rem; }
-"""
 
 
 def zoo_table(zoo: Zoo) -> Table:
     """The networks of each task, split and epoch with their mean accuracies, from the index."""
-    table = Table("task", "net", "weights", "split", "epoch", "networks", "train %", "validation %")
+    head = ["task", "net", "weights", "split", "epoch", "networks", "train %", "validation %"]
+    body = []
     for task in zoo.tasks:
         layout = zoo.layout(task)
         for group in groups(zoo, task):
             means = (UNKNOWN if x is None else f"{x.mean:.1f}" for x in (group.train, group.val))
-            table.add_row(
-                task,
-                layout.net,
-                str(layout.size),
-                group.split,
-                str(group.epoch),
-                str(group.networks),
-                *means,
-            )
-    return table
+            size, epoch, count = str(layout.size), str(group.epoch), str(group.networks)
+            body.append([task, layout.net, size, group.split, epoch, count, *means])
+    return head, body
 
 
-def accuracy_rows(zoo: Zoo, task: str) -> tuple[list[str], list[list[str]]]:
+def accuracy_rows(zoo: Zoo, task: str) -> Table:
     """Head and body of a task's table: a row per split and epoch, from the index."""
     head = ["split, epoch", "networks", "train %", "min – max", "validation %", "min – max"]
     body = [
@@ -67,7 +48,7 @@ def accuracy_rows(zoo: Zoo, task: str) -> tuple[list[str], list[list[str]]]:
 
 
 def facts(task: TaskPopulation) -> Lines:
-    """What was measured, a name and a text each."""
+    """The measurements, a name and a text each."""
     d, m = task.distances, task.norm.n if task.norm else 0
     return [
         ("apart", f"{_figure(Spread.of(d.pairs.tolist()))}, L2 of two among {m} training networks"),
@@ -96,8 +77,8 @@ def named(task: TaskPopulation) -> Lines:
         for rows in task.duplicates[:_LISTED]
     ]
     for what, found in (("NaN or Inf", task.broken), ("the same", task.duplicates)):
-        if more := _more(found):
-            lines.append((what, more.strip()))
+        if remainder := _more(found):
+            lines.append((what, remainder.strip()))
     return lines
 
 
@@ -105,21 +86,16 @@ def print_accuracies(zoo: Zoo, console: Console) -> None:
     """A table per task by split and epoch, from the index alone: no weight is read."""
     for name in zoo.tasks:
         layout = zoo.layout(name)
-        title = escape_markup(f"{name}: {layout.net}, {layout.size:,} weights")
-        terminal.print_table(console, title, accuracy_rows(zoo, name))
+        title = f"{name}: {layout.net}, {layout.size:,} weights"
+        print_table(console, title, accuracy_rows(zoo, name))
 
 
 def print_population(population: Population, console: Console) -> None:
-    """What was measured on each task's networks, and which of them to look at."""
+    """Prints the measurements of each task, and which networks to look at."""
     for task in population.tasks:
-        table = Table.grid(padding=(0, 2, 0, 0))
-        for name, text in facts(task):
-            table.add_row(Text(name), Text(text))
-        for name, text in named(task):
-            table.add_row("", Text(f"{name}: {text}"))
-        console.print(Text(task.task, style="bold"))
-        console.print(table, highlight=False)
-        console.print()
+        say(console, task.task, "bold")
+        lines = [*facts(task), *(("", f"{name}: {text}") for name, text in named(task))]
+        print_facts(console, lines)
 
 
 def write_population(path: Path | str, zoo: Zoo, population: Population) -> None:
@@ -128,92 +104,45 @@ def write_population(path: Path | str, zoo: Zoo, population: Population) -> None
     Raises:
         FlownError: the file cannot be written.
     """
-    title = f"Population of {zoo.path.resolve().name}"
-    count = _count(len(zoo), "checkpoint")
     looked = sum(task.looked for task in population.tasks)
-    parts = [
-        html.note(
-            f"{count} of {_count(len(zoo.tasks), 'task')} in {zoo.path}; the weights of {looked:,} "
-            "were looked at."
-        ),
-    ]
-    parts.append("<h2>In numbers</h2>")
-    for task in population.tasks:
-        parts.append(f"<h3>{escape(task.task)}: {escape(task.net)}</h3>")
-        parts.append(html.table_html(*accuracy_rows(zoo, task.task)))
-        parts.append(_list(facts(task) + named(task)))
-    parts += _sections(zoo, population)
-    html.write_page(path, title, parts, css=_CSS)
-
-
-def _sections(zoo: Zoo, population: Population) -> Iterator[str]:
-    drawn: list[tuple[str, Figure | None, str, str]] = [
-        (
-            "Accuracy by epoch",
-            population_plots.accuracies(zoo, population),
-            "Validation accuracy: a faint line (or, of one epoch, a dot) is a network, the bold line "
-            "is the mean of its split.",
-            "No validation accuracy is known.",
-        ),
-        (
-            "Accuracy, network by network",
-            population_plots.spreads(zoo, population),
-            "Share of each split's networks by validation accuracy of their last checkpoint: splits "
-            "by seed should look alike.",
-            "No validation accuracy is known.",
-        ),
-        (
-            "Distances",
-            population_plots.distances(population),
-            "Between the last checkpoints of sampled networks. Held-out networks should lie as far "
-            "from the training networks as these lie from each other; a distance of 0 is a copy.",
-            "Needs two training networks.",
-        ),
-        (
-            "Directions",
-            population_plots.plane(population),
-            "Weights in the two directions in which they differ most, a mark a checkpoint; lines "
-            "join the epochs of a network to its last, the large mark. Ringed: held-out networks.",
-            "Needs three checkpoints that differ.",
-        ),
-    ]
-    for name, page, caption, instead in drawn:
-        yield html.figure(name, page, caption) if page else _missing(name, instead)
-    yield "<h2>Weights</h2>" + html.note(
-        "Each tensor's weights over the sampled training networks, up to four deviations from "
-        "the mean, with mean ± standard deviation."
+    write_page(
+        path,
+        "population.html",
+        f"Population of {zoo.path.resolve().name}",
+        lead=f"{_count(len(zoo), 'checkpoint')} of {_count(len(zoo.tasks), 'task')} in {zoo.path}; "
+        f"the weights of {looked:,} were read.",
+        tasks=[
+            {
+                "name": task.task,
+                "net": task.net,
+                "accuracies": accuracy_rows(zoo, task.task),
+                "facts": facts(task) + named(task),
+                "histograms": population_plots.weights(task),
+            }
+            for task in population.tasks
+        ],
+        figures={
+            "accuracies": population_plots.accuracies(zoo, population),
+            "spreads": population_plots.spreads(zoo, population),
+            "distances": population_plots.distances(population),
+            "plane": population_plots.plane(population),
+            "dead": population_plots.dead(population),
+        },
+        dead_note=_dead_note(population),
     )
-    for task in population.tasks:
-        histograms = population_plots.weights(task)
-        yield f"<h3>{escape(task.task)}</h3>" + (
-            f'<img alt="weights of {escape(task.task)}" '
-            f'src="data:image/png;base64,{encode(histograms)}">'
-            if histograms
-            else html.note("No network to look at.")
-        )
-    yield _dead_section(population)
 
 
-def _dead_section(population: Population) -> str:
-    caption = (
-        "Units that are the same for every image tell nothing: percent of a hidden layer's, "
-        "the mean over sampled training networks."
+def _dead_note(population: Population) -> str:
+    text = (
+        "Units with the same value for every image carry no information: percent of a hidden "
+        "layer's units, the mean over sampled training networks."
     )
-    page = population_plots.dead(population)
-    if page is None and any(task.dead is not None for task in population.tasks):
-        caption += " There is none."
+    counted = [layer for task in population.tasks for layer in task.dead or ()]
+    if counted and not any(layer.dead for layer in counted):
+        text += " There are none."
     if unseen := [f"{t.task}: {t.dead_note}" for t in population.tasks if t.dead is None]:
-        caption += f" Unknown for {'; '.join(unseen)}."
-    return html.figure("Dead units", page, caption) if page else _missing("Dead units", caption)
-
-
-def _missing(name: str, why: str) -> str:
-    return f"<h2>{escape(name)}</h2>" + html.note(why)
-
-
-def _list(lines: Lines) -> str:
-    rows = "".join(f"<tr><td>{escape(a)}</td><td>{escape(b)}</td></tr>" for a, b in lines)
-    return f'<table class="facts">{rows}</table>'
+        text += f" Unknown for {'; '.join(unseen)}."
+    return text
 
 
 def _accuracy(spread: Spread | None) -> tuple[str, str]:

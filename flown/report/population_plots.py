@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from flown.report.style import Look, figure, legend, look, panels
+from flown.report.style import Style, figure, legend, panels, style_of
 from flown.zoo import Zoo
 from flown.zoo.inspect.population import SPLITS, Group, Plane, Population, TaskPopulation, networks
 from flown.zoo.rows import Row
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 _LINES = 200  # networks of a split that are drawn one by one
 _BINS = 30
 _TENSORS = 30  # histograms a task
-_LOOKS = {"train": look("zoo"), "held-out": look("zoo-held-out")}
+_STYLES = {"train": style_of("zoo"), "held-out": style_of("zoo-held-out")}
 _DARK, _PALE = "#333333", "#C9CDD2"
 
 
-def _look(split: str) -> Look:
-    return _LOOKS.get(split, look(split))
+def _style_of(split: str) -> Style:
+    return _STYLES.get(split, style_of(split))
 
 
 def accuracies(zoo: Zoo, population: Population) -> Figure | None:
@@ -55,22 +55,22 @@ def accuracies(zoo: Zoo, population: Population) -> Figure | None:
 
 def _known(zoo: Zoo, task: str, split: str) -> list[list[Row]]:
     """Checkpoints with a known accuracy of up to `_LINES` networks, evenly through the split."""
-    every = networks(zoo, task, split)
-    step = max(1, -(-len(every) // _LINES))
-    rows = [[zoo.rows[place] for place in places] for places in every[::step]]
+    members = networks(zoo, task, split)
+    step = max(1, -(-len(members) // _LINES))
+    rows = [[zoo.rows[place] for place in places] for places in members[::step]]
     return [[row for row in path if row.val_accuracy is not None] for path in rows]
 
 
 def _lines(axis: Any, zoo: Zoo, task: str, split: str) -> None:
     paths = _known(zoo, task, split)
-    faint = min(0.25, max(0.06, 8 / max(1, len(paths))))  # together they must not hide the mean
+    faint = min(0.25, max(0.06, 8 / max(1, len(paths))))  # many lines must not hide the mean
     for path in paths:
         axis.plot(
             [row.epoch for row in path],
             [row.val_accuracy for row in path],
             lw=0.6,
             alpha=faint,
-            color=_look(split).colour,
+            color=_style_of(split).colour,
             zorder=1,
         )
 
@@ -78,7 +78,7 @@ def _lines(axis: Any, zoo: Zoo, task: str, split: str) -> None:
 def _strip(axis: Any, zoo: Zoo, task: str, split: str) -> None:
     """One epoch alone: a dot a network."""
     rows = list(chain.from_iterable(_known(zoo, task, split)))
-    style, side = _look(split), -0.35 if split == "train" else 0.35
+    style, side = _style_of(split), -0.35 if split == "train" else 0.35
     spread = side + np.random.default_rng(0).uniform(-0.2, 0.2, len(rows))
     axis.scatter(
         np.array([row.epoch for row in rows]) + spread,
@@ -93,8 +93,8 @@ def _strip(axis: Any, zoo: Zoo, task: str, split: str) -> None:
 def _mean_line(axis: Any, split: str, groups: list[Group]) -> None:
     from matplotlib.patheffects import withStroke
 
-    style = _look(split)
-    edge = [withStroke(linewidth=3.6, foreground="white")]  # apart from the lines behind it
+    style = _style_of(split)
+    edge = [withStroke(linewidth=3.6, foreground="white")]  # sets it off from the lines behind it
     means = [g.val.mean for g in groups if g.val]
     if len(groups) == 1:
         x = groups[0].epoch + (-0.35 if split == "train" else 0.35)
@@ -133,7 +133,7 @@ def spreads(zoo: Zoo, population: Population) -> Figure | None:
     }
 
     def draw(axis: Any, task: TaskPopulation) -> None:
-        parts = [(split, _look(split), values[task.task, split]) for split in SPLITS]
+        parts = [(split, _style_of(split), values[task.task, split]) for split in SPLITS]
         _histogram(axis, parts)
         axis.set_xlabel("validation accuracy of the last checkpoint, %")
 
@@ -144,18 +144,18 @@ def distances(population: Population) -> Figure | None:
     """Histograms of L2 distances: pairs of training networks, and to the nearest of them."""
     if not any(len(task.distances.pairs) for task in population.tasks):
         return None
-    near = look("zoo")._replace(colour="#00664B")
+    near = style_of("zoo")._replace(colour="#00664B")
 
     def draw(axis: Any, task: TaskPopulation) -> None:
         d = task.distances
         _histogram(
             axis,
             [
-                ("two training networks", look("zoo")._replace(colour=_PALE), d.pairs.tolist()),
+                ("two training networks", style_of("zoo")._replace(colour=_PALE), d.pairs.tolist()),
                 ("training network to the nearest other", near, d.nearest.tolist()),
                 (
                     "held-out network to the nearest training network",
-                    look("flown"),
+                    style_of("flown"),
                     d.held_out.tolist(),
                 ),
             ],
@@ -178,7 +178,7 @@ def _panels(
     return page
 
 
-def _histogram(axis: Any, parts: list[tuple[str, Look, list[float]]]) -> None:
+def _histogram(axis: Any, parts: list[tuple[str, Style, list[float]]]) -> None:
     """Shares in percent over common bins: the first filled, the others outlined."""
     known = [value for _, _, values in parts for value in values]
     if not known:
@@ -242,7 +242,7 @@ def _trajectories(axis: Any, shown: Plane) -> None:
 
 
 def _points(axis: Any, shown: Plane) -> Any:
-    """A mark a checkpoint, shaded by accuracy where all are known; the shades, for a scale."""
+    """A mark for each checkpoint, shaded by accuracy if all are known; returns the shades."""
     values = [row.val_accuracy for row in shown.rows]
     known = [value for value in values if value is not None]
     ends = {(row.split, row.model): row.epoch for row in sorted(shown.rows, key=lambda r: r.epoch)}
@@ -252,9 +252,9 @@ def _points(axis: Any, shown: Plane) -> Any:
         if not places:
             continue
         x, y = shown.points[places].T.numpy()
-        some = [shown.rows[i] for i in places]
-        sizes = [26 if row.epoch == ends[split, row.model] else 7 for row in some]
-        about: dict[str, Any] = {"color": _look(split).colour}
+        marked = [shown.rows[i] for i in places]
+        sizes = [26 if row.epoch == ends[split, row.model] else 7 for row in marked]
+        about: dict[str, Any] = {"color": _style_of(split).colour}
         if len(known) == len(values):
             about = {
                 "c": [values[i] for i in places],
@@ -264,14 +264,14 @@ def _points(axis: Any, shown: Plane) -> Any:
             }
         ring = {"edgecolors": "black", "linewidths": 0.7} if split == "held-out" else {"lw": 0}
         drawn = axis.scatter(
-            x, y, s=sizes, zorder=3, **about, marker=_look(split).mark, label=split, **ring
+            x, y, s=sizes, zorder=3, **about, marker=_style_of(split).mark, label=split, **ring
         )
         shades = drawn if "c" in about else None
     return shades
 
 
 def weights(task: TaskPopulation) -> Figure | None:
-    """A small histogram per tensor, the first ones of a network with many."""
+    """A small histogram per tensor; of many tensors the first ones."""
     shown = task.histograms[:_TENSORS]
     if not shown:
         return None
@@ -280,7 +280,9 @@ def weights(task: TaskPopulation) -> Figure | None:
     page, axes = figure(rows, columns, 2.25 * columns, 1.7 * rows)
     for axis, tensor in zip(axes, shown, strict=False):
         edges = np.linspace(*tensor.edges, len(tensor.counts) + 1)
-        axis.stairs(tensor.counts.numpy(), edges, fill=True, color=look("zoo").colour, alpha=0.7)
+        axis.stairs(
+            tensor.counts.numpy(), edges, fill=True, color=style_of("zoo").colour, alpha=0.7
+        )
         axis.set_title(tensor.name, fontsize=9, loc="left", pad=16)
         axis.text(
             0,
@@ -300,7 +302,7 @@ def weights(task: TaskPopulation) -> Figure | None:
 
 
 def dead(population: Population) -> Figure | None:
-    """A bar per hidden layer: the percent of its units that are dead; None where none is."""
+    """A bar per hidden layer: the percent of its units that are dead; None without dead units."""
     shown = [task for task in population.tasks if task.dead]
     highest = max((layer.dead for task in shown for layer in task.dead or ()), default=0.0)
     if not highest:
@@ -310,7 +312,7 @@ def dead(population: Population) -> Figure | None:
     for axis, task in zip(axes, shown, strict=True):
         layers = (task.dead or ())[::-1]
         shares = torch.tensor([layer.dead for layer in layers]).numpy()
-        axis.barh(range(len(layers)), shares, height=0.6, color=look("zoo").colour, alpha=0.8)
+        axis.barh(range(len(layers)), shares, height=0.6, color=style_of("zoo").colour, alpha=0.8)
         for place, layer in enumerate(layers):
             axis.text(layer.dead, place, f" {layer.dead:.1f}", va="center", fontsize=9)
         axis.set_yticks(range(len(layers)), [f"{x.name} ({x.units} units)" for x in layers])

@@ -1,20 +1,23 @@
-"""One look for every figure: a colour and a mark per method.
+"""One style for every figure: a colour and a mark per method.
 
 The colours are those of Okabe & Ito, safe for colour-blind readers, and their shades; marks differ
-too, so that no figure rests on colour alone.
+too, so that no figure depends on colour alone.
 """
 
 from __future__ import annotations
 
 import base64
 import io
+import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from flown.base.text import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Look(NamedTuple):
+class Style(NamedTuple):
     """How a method is named and drawn."""
 
     label: str
@@ -22,39 +25,52 @@ class Look(NamedTuple):
     mark: str
 
 
-# In the order of tables and strips: the zoo, what the model makes, what is cheap to make.
-LOOKS = {
-    "zoo": Look("zoo, train", "#0072B2", "s"),
-    "zoo-held-out": Look("zoo, held-out", "#56B4E9", "D"),
-    "reconstruction-train": Look("rebuilt, train", "#00664B", "<"),
-    "reconstruction-held-out": Look("rebuilt, held-out", "#009E73", ">"),
-    "flown": Look("generated", "#D55E00", "o"),
-    "p-diff": Look("p-diff", "#882255", "H"),
-    "nearest": Look("lookup", "#CC79A7", "p"),
-    "noise-0.06": Look("noise 0.06", "#E69F00", "^"),
-    "noise-0.12": Look("noise 0.12", "#A6761D", "v"),
-    "average-16": Look("average of 16", "#4B3F72", "P"),
-    "gaussian": Look("Gaussian", "#333333", "X"),
-    "random-init": Look("random init", "#8C8C8C", "*"),
-    "recipe-init": Look("recipe's init", "#BFBFBF", "d"),
+# In the order of tables and strips: the zoo, generated networks, baselines.
+STYLES = {
+    "zoo": Style("zoo, train", "#0072B2", "s"),
+    "zoo-held-out": Style("zoo, held-out", "#56B4E9", "D"),
+    "reconstruction-train": Style("reconstructed, train", "#00664B", "<"),
+    "reconstruction-held-out": Style("reconstructed, held-out", "#009E73", ">"),
+    "flown": Style("generated", "#D55E00", "o"),
+    "p-diff": Style("p-diff", "#882255", "H"),
+    "nearest": Style("lookup", "#CC79A7", "p"),
+    "noise-0.06": Style("noise 0.06", "#E69F00", "^"),
+    "noise-0.12": Style("noise 0.12", "#A6761D", "v"),
+    "average-16": Style("average of 16", "#4B3F72", "P"),
+    "gaussian": Style("Gaussian", "#333333", "X"),
+    "random-init": Style("random init", "#8C8C8C", "*"),
+    "recipe-init": Style("recipe's init", "#BFBFBF", "d"),
 }
-# What training may start from, beside "flown" and "recipe-init" (Table 3); not drawn beside the above.
+# Starts of training beside "flown" and "recipe-init" (Table 3); never drawn beside the above.
 STARTS = {
-    "flown-trajectory": Look("generated, trajectory", "#009E73", "^"),
-    "flown-trajectory-stopped": Look("trajectory, stop chosen", "#E69F00", "v"),
-    "default-init": Look("PyTorch's init", "#8C8C8C", "*"),
-    "kaiming": Look("Kaiming init", "#333333", "X"),
-    "checkpoint": Look("zoo checkpoint", "#0072B2", "s"),
-    "zoo-mean": Look("mean of the zoo", "#4B3F72", "P"),
-    "best-lookup": Look("best lookup", "#CC79A7", "p"),
+    "flown-trajectory": Style("generated, trajectory", "#009E73", "^"),
+    "flown-trajectory-stopped": Style("trajectory, stop chosen", "#E69F00", "v"),
+    "default-init": Style("PyTorch's init", "#8C8C8C", "*"),
+    "kaiming": Style("Kaiming init", "#333333", "X"),
+    "checkpoint": Style("zoo checkpoint", "#0072B2", "s"),
+    "zoo-mean": Style("mean of the zoo", "#4B3F72", "P"),
+    "best-lookup": Style("best lookup", "#CC79A7", "p"),
 }
-SOURCE = Look("source", "#A9A9A9", ".")
+SOURCE = Style("source", "#A9A9A9", ".")
 TASK_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
 
 
-def look(method: str) -> Look:
-    """The look of a method; one that is not in the list is drawn in black under its own name."""
-    return (LOOKS | STARTS).get(method, Look(method, "#000000", "h"))
+# Tried where the usual font has no glyph; whichever are installed.
+_FONTS = (
+    "Noto Sans CJK JP",
+    "Noto Sans CJK SC",
+    "WenQuanYi Micro Hei",
+    "Hiragino Sans",
+    "Microsoft YaHei",
+    "Malgun Gothic",
+    "Arial Unicode MS",
+)
+_FORMULA = "$\\mathdefault{"  # how matplotlib writes powers of ten on an axis
+
+
+def style_of(method: str) -> Style:
+    """The style of a method; one that is not in the list is drawn in black under its own name."""
+    return (STYLES | STARTS).get(method, Style(method, "#000000", "h"))
 
 
 def figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, Any]:
@@ -103,7 +119,32 @@ def legend(page: Figure, axes: Any, columns: int) -> None:
 
 
 def encode(page: Figure) -> str:
-    """The figure as a PNG in base64."""
+    """The figure as a PNG, a data URI. Names in it are drawn as they are, dollars included.
+
+    A sign that none of the fonts has is drawn as a box.
+    """
+    _write_names_out(page)
     buffer = io.BytesIO()
-    page.savefig(buffer, format="png", dpi=130)
-    return base64.b64encode(buffer.getvalue()).decode()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from", UserWarning)
+        page.savefig(buffer, format="png", dpi=130)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _write_names_out(page: Figure) -> None:
+    """Text without control characters and formulas, in fonts that know more scripts if there are any."""
+    from matplotlib import font_manager
+    from matplotlib.text import Text
+
+    for axis in (axis for axes in page.axes for axis in (axes.xaxis, axes.yaxis)):
+        names = [label.get_text() for label in axis.get_ticklabels()]
+        if any(plain(name) != name for name in names):
+            axis.set_ticks(axis.get_ticklocs(), [plain(name) for name in names])
+    installed = set(font_manager.get_font_names())
+    others = [name for name in _FONTS if name in installed]
+    for text in page.findobj(Text):
+        assert isinstance(text, Text)
+        if not text.get_text().startswith(_FORMULA):
+            text.set_parse_math(False)
+        text.set_text(plain(text.get_text(), keep="\n"))
+        text.set_fontfamily([*text.get_fontfamily(), *others])

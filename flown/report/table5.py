@@ -1,4 +1,4 @@
-"""Table 5 as a table of methods by data sets, with the bars it was to reach, on a terminal and a page."""
+"""Table 5: methods by data sets, with its targets, on a terminal and as a page."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flown.base.printable import Console
+from rich.console import Console
+
 from flown.base.provenance import Row
-from flown.report import html, terminal
-from flown.report.tables import NONE, Table
+from flown.base.terminal import Table, print_table
+from flown.report.page import write_page
+from flown.report.tables import NONE
 
 _UNDER = 5  # points that generated heads may lie under the linear probe
 
 
 def accuracies(rows: list[Row]) -> Table:
     """Mean and half of the 95 % interval over tasks, the paper's figure in brackets."""
-    own = [row for row in rows if row["interval"] is not None]
-    sets = list(dict.fromkeys(row["dataset"] for row in own))
-    found = {(row["method"], row["selection"], row["dataset"]): row for row in own}
+    measured = [row for row in rows if row["interval"] is not None]
+    sets = list(dict.fromkeys(row["dataset"] for row in measured))
+    found = {(row["method"], row["selection"], row["dataset"]): row for row in measured}
     body = []
-    for method, selection in dict.fromkeys((row["method"], row["selection"]) for row in own):
+    for method, selection in dict.fromkeys((row["method"], row["selection"]) for row in measured):
         cells = [_cell(found.get((method, selection, name))) for name in sets]
         body.append([method if selection == "all" else f"{method}, {selection}", *cells])
     return ["method", *sets], body
@@ -34,7 +36,7 @@ def _cell(row: Row | None) -> str:
 
 
 def bars(rows: list[Row]) -> Table:
-    """What was to be reached on each set, and whether it was, in points."""
+    """The targets on each set, and whether they were reached, in points."""
     found = {
         (row["dataset"], row["method"]): row["value"]
         for row in rows
@@ -55,11 +57,10 @@ def bars(rows: list[Row]) -> Table:
 
 
 def print_table5(rows: list[Row], console: Console) -> None:
-    """Prints accuracies, then the bars."""
-    terminal.print_table(
-        console, "5-way 1-shot accuracy, % of queries, 95 % intervals over tasks", accuracies(rows)
-    )
-    terminal.print_table(console, "Generated heads against what was to be reached", bars(rows))
+    """Prints accuracies, then the targets."""
+    title = "5-way 1-shot accuracy, % of queries, 95 % intervals over tasks"
+    print_table(console, title, accuracies(rows))
+    print_table(console, "Generated heads against their targets", bars(rows))
 
 
 def write_table5(path: Path | str, title: str, rows: list[Row], about: Mapping[str, Any]) -> None:
@@ -73,23 +74,12 @@ def write_table5(path: Path | str, title: str, rows: list[Row], about: Mapping[s
         for row in rows
         if row["interval"] is None
     ]
-    parts = [
-        html.note(_LEAD),
-        html.table_html(*accuracies(rows)),
-        "<h2>What was to be reached</h2>",
-        html.table_html(*bars(rows)),
-        "<h2>Other figures</h2>",
-        html.table_html(["data", "method", "metric", "value"], others),
-    ]
-    html.write_page(path, title, parts, about)
-
-
-_LEAD = (
-    "Accuracy on the queries of 5-way 1-shot tasks, mean and 95 % interval over tasks; every method sees "
-    "the same tasks. Generated heads: the mean over all samples of a task, the three with the least "
-    "loss on the support, and the three that do best on the queries themselves, which is the paper's "
-    "protocol and nothing a user could do. '+5': after five steps of AdamW on the support. "
-    "In brackets: the paper's figure, on its own backbone and full data. D2NWG is a diffusion on the same "
-    "latent with the same network and as many steps of training: d2nwg predicts the noise, as published, "
-    "d2nwg-v what does not magnify a network's error where there is much noise."
-)
+    write_page(
+        path,
+        "table5.html",
+        title,
+        accuracies=accuracies(rows),
+        bars=bars(rows),
+        others=(["data", "method", "metric", "value"], others),
+        about=about,
+    )

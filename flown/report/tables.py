@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from flown.base.terminal import Table
 from flown.generator.card import Card
 from flown.measure.reference import Measured
 from flown.report.plots import ordered
-from flown.report.style import look
+from flown.report.style import style_of
 
-Table = tuple[list[str], list[list[str]]]
 NONE = "–"
 
 
@@ -21,7 +21,7 @@ def summary(card: Card) -> Table:
     methods = list(dict.fromkeys(m for task in card.tasks.values() for m in ordered(task)))
     body = [
         [
-            look(m).label,
+            style_of(m).label,
             *(_mean(t.methods[m].test) if m in t.methods else NONE for t in card.tasks.values()),
         ]
         for m in methods
@@ -47,7 +47,7 @@ def methods(card: Card, task: str) -> Table:
         m = card.tasks[task].methods[method]
         body.append(
             [
-                look(method).label,
+                style_of(method).label,
                 str(len(m.test)),
                 _mean(m.test),
                 f"{float(m.test.quantile(0.5)):.1f}",
@@ -72,7 +72,7 @@ def confusion(card: Card) -> Table:
 
 
 def sampling(card: Card) -> Table:
-    """What samples cost, and how often the support set's task was told right."""
+    """The cost of samples, and how often the lookup named the support set's task."""
     body = [
         [
             name,

@@ -1,4 +1,4 @@
-"""Networks taken from flows at the epochs they pass through: a table, one figure, one HTML file."""
+"""Networks generated at the epochs of a flow's path: a table, a figure, a page."""
 
 from __future__ import annotations
 
@@ -7,34 +7,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flown.base.provenance import Row
-from flown.report import html
-from flown.report.style import TASK_COLOURS, Look, legend, look, panels
-from flown.report.tables import NONE, Table
+from flown.base.terminal import Table
+from flown.report.page import write_page
+from flown.report.style import TASK_COLOURS, Style, legend, panels, style_of
+from flown.report.tables import NONE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GAP = "gap-to-zoo"  # mean distance of accuracies from the zoo's, in points, over all epochs
-_LOOKS = {
-    "flown": Look("last epoch alone, linear", "#8C8C8C", "o"),
-    "piecewise": Look("through the epochs, piecewise", TASK_COLOURS[0], "v"),
-    "spline": Look("through the epochs, spline", TASK_COLOURS[2], "^"),
-    "metric": Look("through the epochs, metric", TASK_COLOURS[3], "D"),
+_STYLES = {
+    "flown": Style("last epoch alone, linear", "#8C8C8C", "o"),
+    "piecewise": Style("through the epochs, piecewise", TASK_COLOURS[0], "v"),
+    "spline": Style("through the epochs, spline", TASK_COLOURS[2], "^"),
+    "metric": Style("through the epochs, metric", TASK_COLOURS[3], "D"),
 }
-_LEAD = (
-    "A flow whose path leads through the checkpoints of the zoo's trainings is at the time t = k / K "
-    "among networks of the k-th kept epoch, so that generation may stop at any of them. Beside the "
-    "zoo's own accuracies, and beside a flow to the last epoch alone whose networks are decoded at "
-    "the same times. Mean ± standard deviation over networks, percent of test images, none chosen."
-)
 
 
 def _name(further: int) -> str:
     return f"Trained {further} epoch{'s' * (further > 1)} more" if further else "As generated"
 
 
-def _look(method: str) -> Look:
-    return _LOOKS.get(method) or look(method)
+def _style_of(method: str) -> Style:
+    return _STYLES.get(method) or style_of(method)
 
 
 def table(rows: Sequence[Row], further: int) -> Table:
@@ -45,10 +40,12 @@ def table(rows: Sequence[Row], further: int) -> Table:
     gaps = {r["method"]: r["value"] for r in rows if r["metric"] == GAP}
     body = []
     for method in dict.fromkeys(r["method"] for r in here):
-        line = [_look(method).label]
+        line = [_style_of(method).label]
         for epoch in epochs:
             row = found[method, epoch]
-            spread = "" if row["std"] is None else f" ± {row['std']:.1f}"  # one network has none
+            spread = (
+                "" if row["std"] is None else f" ± {row['std']:.1f}"
+            )  # a single network has no deviation
             line.append(f"{row['value']:.1f}{spread}")
         if not further:
             line.append(f"{gaps[method]:.1f}" if method in gaps else NONE)
@@ -64,12 +61,12 @@ def curves(rows: Sequence[Row]) -> Figure:
     page, axes = panels(len(steps), 5.4, 3.5, room=0.8)
     for axis, further in zip(axes, steps, strict=True):
         for method in dict.fromkeys(r["method"] for r in found):
-            own = [r for r in found if r["method"] == method and r["epoch"] == further]
-            style = _look(method)
+            shown = [r for r in found if r["method"] == method and r["epoch"] == further]
+            style = _style_of(method)
             axis.errorbar(
-                [r["until"] for r in own],
-                [r["value"] for r in own],
-                [r["std"] or 0.0 for r in own],
+                [r["until"] for r in shown],
+                [r["value"] for r in shown],
+                [r["std"] or 0.0 for r in shown],
                 color=style.colour,
                 marker=style.mark,
                 ms=4,
@@ -91,10 +88,6 @@ def write_trajectory(path: Path, title: str, rows: Sequence[Row], about: Mapping
     Raises:
         FlownError: the file cannot be written.
     """
-    parts = [
-        html.note(_LEAD),
-        html.figure("Accuracy by epoch", curves(rows), "Bars: one standard deviation."),
-    ]
-    for further in sorted({r["epoch"] for r in rows if r["metric"] == "accuracy"}):
-        parts += [f"<h2>{_name(further)}</h2>", html.table_html(*table(rows, further))]
-    html.write_page(path, title, parts, about)
+    further = sorted({r["epoch"] for r in rows if r["metric"] == "accuracy"})
+    tables = [(_name(epochs), table(rows, epochs)) for epochs in further]
+    write_page(path, "trajectory.html", title, curves=curves(rows), tables=tables, about=about)

@@ -1,4 +1,4 @@
-"""Zoos of flown 0.1, where a task and an architecture were one record, in today's format."""
+"""Converts zoos of flown 0.1, where a task and an architecture were one record."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OLD = "flown-zoo-1"
 
 
 def convert(source: Path | str, out: Path | str, overwrite: bool = False) -> Zoo:
-    """Copies an old zoo's weights, tables written anew.
+    """Copies an old zoo's weights and writes its tables anew.
 
     Raises:
         FlownError: `source` is no zoo of flown 0.1 or is broken, or `out` exists.

@@ -19,8 +19,8 @@ class Networks:
     """Some checkpoints of a zoo; `networks[rows]` are their scaled vectors (b, D + 2 T).
 
     `layouts` (n,) and `tasks` (n,) are each network's place among the joint space's layouts and the
-    zoo's tasks. Up to `HELD` numbers are read once and held; of a larger population only what is
-    asked for ever is in memory, and every reading is checked again.
+    zoo's tasks. Up to `HELD` numbers are read once and kept in memory. A larger zoo stays on the
+    disk; every reading is checked again.
     """
 
     def __init__(self, zoo: Zoo, joint: JointLayout, places: Sequence[int]) -> None:

@@ -36,7 +36,7 @@ class Row(NamedTuple):
     offset: int
     layout: int = 0
     checksum: int | None = None  # CRC-32 of the weight vector; zoos before 0.2 have none
-    grid: dict[str, Any] | None = None  # what the recipe's grid gave this network
+    grid: dict[str, Any] | None = None  # the settings that the recipe's grid gave this network
 
 
 def checksum(vector: Tensor) -> int:
@@ -51,22 +51,22 @@ def read_rows(path: Path) -> list[Row]:
     except OSError as error:
         raise FlownError(f"{path}: cannot be read ({error.strerror})") from None
     rows = []
-    for start in range(0, len(lines), _BLOCK):  # many at once: four times as fast as each by itself
-        some = lines[start : start + _BLOCK]
+    for start in range(0, len(lines), _BLOCK):  # many at once: four times as fast as one by one
+        block = lines[start : start + _BLOCK]
         try:
-            rows += [_row(**values) for values in json.loads(f"[{','.join(some)}]")]
+            rows += [_row(**values) for values in json.loads(f"[{','.join(block)}]")]
         except (ValueError, TypeError):
-            raise FlownError(f"{path}, {_fault(some, start)}") from None
+            raise FlownError(f"{path}, {_fault(block, start)}") from None
     return rows
 
 
 def _row(task: str, split: str, shard: str, **values: Any) -> Row:
-    # A hundred thousand rows share these words.
+    # A hundred thousand rows share these strings.
     return Row(task=sys.intern(task), split=sys.intern(split), shard=sys.intern(shard), **values)
 
 
 def _fault(lines: Sequence[str], before: int) -> str:
-    """The first of some lines that is no row; `before` lines precede them."""
+    """The number of the first line that is no row; `before` lines precede these."""
     for number, line in enumerate(lines, before + 1):
         try:
             _row(**json.loads(line))

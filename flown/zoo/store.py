@@ -9,8 +9,8 @@
 
 Rows of one shard share a layout, and may be for any tasks. `split` is by model: a network and all its
 checkpoints are either in `train` or in `held-out`; of a lone network, the last checkpoints are held
-out. Shards are mapped into memory, not read: a zoo may be larger than the memory, and costs what is
-asked of it.
+out. Shards are mapped into memory: a zoo may be larger than the memory, and only the rows in use
+are read.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _ROWS = 4096  # networks a shard of a zoo that is joined
 
 
 class Zoo:
-    """A population of trained networks for one task or several."""
+    """Trained networks for one task or several."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Zoo:
 
     @classmethod
     def open(cls, path: Path | str) -> Zoo:
-        """Opens a zoo folder; weights are read when asked for.
+        """Opens a zoo folder; weights are read when they are needed.
 
         Raises:
             FlownError: no zoo there, or one that is not finished.
@@ -102,7 +102,7 @@ class Zoo:
         rows: Sequence[Row],
         about: dict[str, Any],
     ) -> Zoo:
-        """Writes tables and manifest beside shards that are there already; the manifest last."""
+        """Writes tables and manifest beside existing shards; the manifest last."""
         TaskTable(tasks).write(path / "tasks.jsonl")
         write_rows(path / "index.jsonl", rows)
         content = {
@@ -121,10 +121,10 @@ class Zoo:
         overwrite: bool = False,
         resume: bool = False,
     ) -> Zoo:
-        """Copies several zoos of different tasks, or what was selected of them, into one folder.
+        """Copies several zoos of different tasks, or selections of them, into one folder.
 
-        With `resume`, a folder that holds these zoos already is taken as it is, and one that was not
-        finished is written anew.
+        With `resume`, a folder that holds these zoos already is kept, and an unfinished one is
+        written anew.
 
         Raises:
             FlownError: two share a task, their networks cannot share a vector space, or with `resume`
@@ -183,7 +183,7 @@ class Zoo:
 
     @cached_property
     def identity(self) -> str:
-        """A fingerprint of what the zoo holds: its layouts, tasks and index rows, not its place."""
+        """A fingerprint of the zoo's contents: layouts, tasks and index rows, but not its path."""
         tables = [[x.model_dump(mode="json") for x in self.layouts]]
         tables += [[x.model_dump(mode="json") for x in self.tasks.values()]]
         text = json.dumps([*tables, *self.rows])
@@ -211,7 +211,7 @@ class Zoo:
         return self.layouts[self.place(task)]
 
     def place(self, task: str) -> int:
-        """Which of `layouts` a task's networks are of.
+        """The place in `layouts` of a task's layout.
 
         Raises:
             FlownError: as `layout`.
@@ -223,7 +223,7 @@ class Zoo:
         return found.pop()
 
     def recipe(self, task: str) -> dict[str, Any]:
-        """How a task's networks were trained, as plain values; nothing where it is not known."""
+        """The recipe of a task's networks as plain values; empty where it is not known."""
         found: dict[str, Any] = self.about.get("recipes", {}).get(self.tasks[task].dataset, {})
         return found
 
@@ -269,18 +269,18 @@ class Zoo:
         )
 
     def frozen(self, task: str) -> dict[str, Tensor]:
-        """What networks of a subset share, by state_dict name; nothing for whole networks."""
+        """The tensors that networks of a subset share, by state_dict name; {} for whole ones."""
         return self.frozen_of(self.place(task))
 
     def frozen_of(self, layout: int) -> dict[str, Tensor]:
-        """As `frozen`, of the networks of a layout."""
+        """As `frozen`, for the networks of a layout."""
         if layout not in self._frozen:
             path = frozen_file(self.path, layout)
             self._frozen[layout] = load_tensors(path)[0] if path.exists() else {}
         return self._frozen[layout]
 
     def read(self, places: Sequence[int]) -> Tensor:
-        """The weights (n, D) of some `rows`, by their places, all of one layout.
+        """The weights (n, D) of `rows` at `places`, all of one layout.
 
         Raises:
             FlownError: a shard is missing, broken or of another layout; a checkpoint's bytes are
@@ -296,7 +296,7 @@ class Zoo:
         return vectors
 
     def raw(self, places: Sequence[int]) -> Tensor:
-        """As `read`, but not checked: what is damaged, NaN or Inf comes as it lies on the disk.
+        """As `read`, without checks: damaged weights, NaN and Inf are returned as they are stored.
 
         Raises:
             FlownError: a shard is missing, broken or of another layout.
@@ -307,9 +307,9 @@ class Zoo:
         of_shard: dict[str, list[int]] = {}
         for i, row in enumerate(rows):
             of_shard.setdefault(row.shard, []).append(i)
-        for shard, some in of_shard.items():
-            offsets = torch.tensor([rows[i].offset for i in some])
-            vectors[some] = self._shard(shard, layout).read(offsets)
+        for shard, group in of_shard.items():
+            offsets = torch.tensor([rows[i].offset for i in group])
+            vectors[group] = self._shard(shard, layout).read(offsets)
         return vectors
 
     def _name(self, row: Row) -> str:
@@ -324,9 +324,9 @@ class Zoo:
         return self._mapped[name]
 
     def verify(self) -> list[str]:
-        """Reads every checkpoint; what is wrong, a line each.
+        """Reads every checkpoint; returns a line for each fault.
 
-        Wrong are: bytes that are not those that were written, NaN and Inf, shards that are missing
+        Faults are bytes that changed since they were written, NaN and Inf, shards that are missing
         or cannot be read, and an index that disagrees with its shards.
         """
         places: dict[str, list[int]] = {}
@@ -337,16 +337,16 @@ class Zoo:
             named.setdefault(row.shard, set()).add(row.offset)
         found = []
         with bar("zoo verify", len(places)) as update:
-            for done, (shard, some) in enumerate(sorted(places.items()), 1):
-                found += self._damage(shard, some, named.get(shard, set()))
-                self._mapped.pop(shard, None)  # or all of the zoo would stay in memory
+            for done, (shard, in_shard) in enumerate(sorted(places.items()), 1):
+                found += self._damage(shard, in_shard, named.get(shard, set()))
+                self._mapped.pop(shard, None)  # otherwise the whole zoo would stay in memory
                 update(done, f"{len(found)} faults" if found else "")
         files = sorted(path.name for path in self.path.glob("weights-*.safetensors"))
         found += [f"{self.path / x}: no row of the index names it" for x in files if x not in named]
         return found
 
     def _damage(self, shard: str, places: list[int], named: set[int]) -> list[str]:
-        """What is wrong with a shard and its rows at `places`; `named`: offsets the index knows."""
+        """The faults of a shard and its rows at `places`; `named`: offsets that the index knows."""
         path, layout = self.path / shard, self.layouts[self.rows[places[0]].layout]
         try:
             count = self._shard(shard, layout).rows
@@ -362,11 +362,11 @@ class Zoo:
                 f"row {unnamed[0]} the first"
             )
         size = max(1, _CHUNK // layout.size)
-        for some in (inside[start : start + size] for start in range(0, len(inside), size)):
+        for block in (inside[start : start + size] for start in range(0, len(inside), size)):
             try:
-                self.read(some)
+                self.read(block)
             except FlownError:
-                found += self._each(some)
+                found += self._each(block)
         return found
 
     def _each(self, places: Sequence[int]) -> list[str]:
@@ -380,7 +380,7 @@ class Zoo:
 
 
 def frozen_file(folder: Path, layout: int) -> Path:
-    """Where a subset zoo keeps what the networks of a layout share."""
+    """The file of the tensors that the networks of a layout share."""
     return folder / f"rest-{layout}.safetensors"
 
 
@@ -393,7 +393,7 @@ def _place(layout: WeightLayout, frozen: dict[str, Tensor], layouts: list[Weight
 
 
 def _begun(path: Path) -> str:
-    """What to do about a folder that is not a zoo yet."""
+    """Advice on a folder that is not a zoo yet."""
     if not (path / "progress.json").exists():
         return ""
     about = read_json(path / "progress.json")

@@ -21,10 +21,11 @@ from flown.zoo.store import Zoo
 
 @dataclass(frozen=True)
 class Spread:
-    """How far networks lie apart, and what lies between them; accuracies in percent.
+    """Distances between networks and the accuracy of points between them, in percent.
 
     `distance` is the mean over all pairs; `midpoints` the mean accuracy of (w_i + w_j) / 2 over random
-    pairs, `mean` the accuracy of the mean of all, `models` their own mean accuracy.
+    pairs, `mean` the accuracy of the mean of all networks, `models` the mean accuracy of the
+    networks.
     """
 
     distance: float
@@ -37,10 +38,10 @@ class Spread:
 def spread(
     batch: WeightBatch, accuracy: Callable[[WeightBatch], Tensor], pairs: int = 100, seed: int = 0
 ) -> Spread:
-    """Measures networks; the same seed takes the same pairs, so that before and after compare.
+    """Measures networks. The same seed takes the same pairs, so zoos before and after compare.
 
     Args:
-        accuracy: percent of every network, (n,): `flown.evaluate` on validation images.
+        accuracy: computes the accuracy of every network (n,) in percent, on validation images.
 
     Raises:
         FlownError: fewer than two networks or no pair.
@@ -64,11 +65,11 @@ def spread(
 def align_zoo(
     zoo: Zoo, out: Path | str, *, rounds: int = 50, seed: int = 0, overwrite: bool = False
 ) -> Zoo:
-    """Writes an aligned copy of a zoo, each task by itself; rows, splits and accuracies stay.
+    """Writes an aligned copy of a zoo, task by task; rows, splits and accuracies stay.
 
-    The reference is the mean of the training networks at their last epoch; networks held out are
-    brought into its order and have no part in it. All checkpoints of a network take the order of its
-    last one, so that its trajectory stays continuous. `reference-<k>.safetensors` holds the
+    The reference is the mean of the training networks at their last epoch; held-out networks are
+    brought into its order, but do not contribute to it. All checkpoints of a network take the order
+    of its last one, so that its trajectory stays continuous. `reference-<k>.safetensors` holds the
     mean for the k-th task.
 
     Raises:
@@ -90,7 +91,7 @@ def align_zoo(
     rows: list[Row] = []
     about: dict[str, int] = {}
     for number, task in enumerate(zoo.tasks):
-        some = [zoo.rows[place] for place in zoo.places[task]]
+        members = [zoo.rows[place] for place in zoo.places[task]]
         batch = zoo.batch(task)
         layout = batch.layout
         if shared := construction.constants(batch.network).keys() & batch.frozen.keys():
@@ -98,11 +99,11 @@ def align_zoo(
                 f"{zoo.path}: networks for task '{task}' share buffer '{min(shared)}', which a "
                 "permutation of one network might have to change"
             )
-        aligned, owner = _align_rows(batch, some, rounds, seed, str(zoo.path))
+        aligned, owner = _align_rows(batch, members, rounds, seed, str(zoo.path))
         orders = [p[owner] for p in aligned.permutations]
         flips = [s[owner] for s in aligned.signs]
         tensors = permute(layout.unpack(batch.vectors), aligned.groups, orders, flips)
-        # Another name than the source's: a zoo's identity is made of its rows.
+        # The name differs from the source's, because the rows make a zoo's identity.
         shard = f"weights-aligned-{len(rows):06d}.safetensors"
         save_tensors(out / shard, tensors)
         reference = WeightBatch(
@@ -113,7 +114,7 @@ def align_zoo(
         sums = map(checksum, layout.pack(tensors))
         rows += [
             row._replace(shard=shard, offset=i, checksum=known)
-            for i, (row, known) in enumerate(zip(some, sums, strict=True))
+            for i, (row, known) in enumerate(zip(members, sums, strict=True))
         ]
     alignment = {"source": zoo.identity, "seed": seed, "rounds": about}
     kept = {key: value for key, value in zoo.about.items() if key not in ("format", "layouts")}
@@ -125,7 +126,7 @@ def align_zoo(
 def _align_rows(
     batch: WeightBatch, rows: Sequence[Row], rounds: int, seed: int, where: str
 ) -> tuple[Aligned, Tensor]:
-    """Alignment of the last checkpoint of every network, and for each row its network's place."""
+    """Aligns the last checkpoint of every network; also returns each row's network."""
     last = {row.model: i for i, row in sorted(enumerate(rows), key=lambda item: item[1].epoch)}
     training = [i for i in last.values() if rows[i].split == "train"]
     if not training:

@@ -2,18 +2,20 @@
 
     minimise over P    |w_ref - P w|^2,    that is: maximise <w_ref, P w>
 
-where P permutes the units of every group, and flips their signs where it may (`nets.symmetry`). For
-one group with the others held, this is a linear assignment over S_ij = <unit i of w_ref, unit j of
-w>; the groups take turns until none changes (Git Re-Basin, Ainsworth et al., 2209.04836, algorithm
-1). |S| stands for S where signs may flip, and the matched entry's sign is the unit's. Tensors count
-as they are: scaled to a common size, networks halfway between two were worse or no better.
+where P permutes the units of every group, and flips their signs where that is a symmetry
+(`nets.symmetry`). For one group, with the others fixed, this is a linear assignment over S_ij =
+<unit i of w_ref, unit j of w>; the groups are matched in turn until none changes (Git Re-Basin,
+Ainsworth et al., 2209.04836, algorithm 1). Where signs may flip, |S| replaces S, and the matched
+entry's sign is the unit's. Tensors are not scaled to a common size: networks halfway between two
+were no better for it.
 
-Ascent ends in a local optimum, so it starts thrice: from the order as it is, and after one sweep
-from the inputs up or from the outputs down, in which a tensor counts only where its other units are
-in order already. From the inputs up a permuted copy is found exactly. The best of the three stays.
+Ascent ends in a local optimum, so it starts three times: from the order as it is, and after one
+sweep from the inputs up or from the outputs down, in which a tensor counts only if its other units
+are in order already. The sweep from the inputs finds a permuted copy exactly. The best of the three
+is kept.
 
-Where permutations are indices p (n, size) and signs s, unit i of the new network is s_i times unit
-p_i of the old one. An aligned network computes what it did before: no inverse is needed.
+With permutations as indices p (n, size) and signs s, unit i of the new network is s_i times unit
+p_i of the old network. An aligned network computes the same function as before.
 """
 
 from __future__ import annotations
@@ -40,10 +42,10 @@ _PART = 128  # networks
 
 @dataclass(frozen=True)
 class Aligned:
-    """Networks in the order of `reference` (D,), and how they came there.
+    """Networks in the order of `reference` (D,), with their permutations.
 
-    `permutations` and `signs` hold (n, size) for each group: `permute` makes `batch` of the networks
-    as they were. `rounds` counts the means that were taken.
+    `permutations` and `signs` hold (n, size) for each group; with them `permute` turns the former
+    networks into `batch`. `rounds` counts the means that were taken.
     """
 
     batch: WeightBatch
@@ -63,7 +65,7 @@ def permute(
     """Gives each of n networks its own order of units.
 
     Args:
-        tensors: stacked state dicts, name -> (n, *shape); those of no group are passed on.
+        tensors: stacked state dicts, name -> (n, *shape); tensors without a group are passed on.
         permutations: for each group int64 (n, size); unit i is taken from unit p_i.
         signs: for each group (n, size) of 1 and -1, the factors of the new units.
 
@@ -80,7 +82,8 @@ def permute(
                 raise FlownError(
                     f"tensor '{name}' changes with the units of '{group.axes[0][0]}' and is missing"
                 )
-            # (n, size, inner, ...): indexing rows moves whole blocks, gathering each number apart.
+            # (n, size, inner, ...): indexing rows moves whole blocks, gathering moves single
+            # numbers.
             units = out[name].movedim(axis + 1, 1).unflatten(1, (group.size, inner))
             units = units[torch.arange(len(order), device=order.device)[:, None], order]
             if flips is not None:
@@ -117,9 +120,10 @@ def align(
     """Brings networks into the order of a reference, or of their own mean.
 
     Args:
-        reference: weights (D,). With "mean" one of the networks, drawn from `seed`, is the first,
-            then the mean of what was aligned, until no network changes or for `rounds` means.
-        groups: the network's symmetries, where they are not to be derived from its graph.
+        reference: weights (D,). With "mean" the first reference is a network drawn from `seed`, the
+            next is the mean of the aligned networks, until no network changes or for `rounds`
+            means.
+        groups: the network's symmetries; by default they are derived from its graph.
 
     Raises:
         FlownError: no network, NaN, a reference of another size, or a network without known groups.
@@ -148,21 +152,21 @@ def align(
             elif fresh:
                 break
             else:
-                fresh = True  # costs three times as much: only where going on has ended
+                fresh = True  # costs three times as much, so only once the cheap search has ended
     aligned = WeightBatch(layout, matching.turned(orders), batch.provenance)
     permutations, signs = (tuple(order[i] for order in orders) for i in (0, 1))
     return Aligned(aligned, found, permutations, signs, target, taken)
 
 
-def _differ(one: Orders, other: Orders) -> bool:
+def _differ(before: Orders, after: Orders) -> bool:
     return any(
         not (torch.equal(p, q) and torch.equal(s, t))
-        for (p, s), (q, t) in zip(one, other, strict=True)
+        for (p, s), (q, t) in zip(before, after, strict=True)
     )
 
 
 class _Matching:
-    """The search for n networks' orders, in parts that fit a cache, one a thread."""
+    """The search for the orders of n networks, in parts that fit a cache, a part in each thread."""
 
     def __init__(self, batch: WeightBatch, groups: tuple[Group, ...]) -> None:
         rows = range(0, len(batch), _PART)
@@ -175,14 +179,16 @@ class _Matching:
 
     def turned(self, orders: Orders) -> Tensor:
         """The networks in these orders, (n, D)."""
-        own = zip(self.parts, self._apart(orders), strict=True)
-        return torch.cat([part.layout.pack(part.apply(some)) for part, some in own])
+        matched = zip(self.parts, self._apart(orders), strict=True)
+        return torch.cat([part.layout.pack(part.apply(order)) for part, order in matched])
 
     def best(self, reference: Tensor, orders: Orders, fresh: bool = True) -> Orders:
-        """As `_Part.best`, of all networks."""
+        """As `_Part.best`, for all networks."""
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             found = pool.map(
-                lambda part, own: part.best(reference, own, fresh), self.parts, self._apart(orders)
+                lambda part, order: part.best(reference, order, fresh),
+                self.parts,
+                self._apart(orders),
             )
             return self._joined(list(found))
 
@@ -192,13 +198,13 @@ class _Matching:
 
     def _joined(self, parts: Sequence[Orders]) -> Orders:
         return [
-            (torch.cat([own[k][0] for own in parts]), torch.cat([own[k][1] for own in parts]))
+            (torch.cat([part[k][0] for part in parts]), torch.cat([part[k][1] for part in parts]))
             for k in range(len(self.groups))
         ]
 
 
 class _Part:
-    """The search for some networks' orders."""
+    """The search for the orders of a part of the networks."""
 
     def __init__(self, batch: WeightBatch, groups: tuple[Group, ...]) -> None:
         self.layout = batch.layout
@@ -223,12 +229,12 @@ class _Part:
         return permute(self.layout.unpack(self.vectors), self.groups, permutations, signs)
 
     def best(self, reference: Tensor, orders: Orders, fresh: bool = True) -> Orders:
-        """Orders at least as near to the reference (D,) as those given, for every network.
+        """Orders at least as near to the reference (D,) as the given ones, for every network.
 
-        Without `fresh` starts the search only goes on from where it is.
+        Without `fresh` the search starts from the given orders alone.
         """
         target = {name: t[0] for name, t in self.layout.unpack(reference[None]).items()}
-        # What float32 leaves open is no gain: ties would go on for ever.
+        # A gain below float32's precision does not count: ties would never end.
         slack = 1e-6 * reference.norm() * self.norms
         best, score = self._ascend(target, orders, slack)
         count = len(self.groups)
@@ -236,12 +242,12 @@ class _Part:
             found, reached = self._ascend(target, self._sweep(target, sequence), slack)
             better = reached > score + slack
             score = torch.where(better, reached, score)
-            for one, other in zip(best, found, strict=True):
-                one[0][better], one[1][better] = other[0][better], other[1][better]
+            for kept, new in zip(best, found, strict=True):
+                kept[0][better], kept[1][better] = new[0][better], new[1][better]
         return best
 
     def _sweep(self, target: Mapping[str, Tensor], sequence: Sequence[int]) -> Orders:
-        """Every group once, by those tensors whose other groups have had their turn."""
+        """Matches every group once, by the tensors whose other groups are matched already."""
         orders, tensors, known = self.identity, self.layout.unpack(self.vectors), set[int]()
         for k in sequence:
             orders[k] = self._match(k, target, tensors, known)
@@ -260,12 +266,12 @@ class _Part:
             moved = torch.zeros_like(slack, dtype=torch.bool)
             for k, group in enumerate(self.groups):
                 names = sorted({name for name, _, _ in group.axes})
-                some = {name: tensors[name][active] for name in names}
-                q, t = self._match(k, target, some, everything)
-                turned = permute(some, [group], [q], [t])
+                current = {name: tensors[name][active] for name in names}
+                q, t = self._match(k, target, current, everything)
+                turned = permute(current, [group], [q], [t])
                 # With the group along two axes of one tensor the problem is quadratic, and the
                 # linear assignment may lose.
-                gain = _agreement(target, turned, names) - _agreement(target, some, names)
+                gain = _agreement(target, turned, names) - _agreement(target, current, names)
                 better = gain > slack[active]
                 rows = active[better]
                 for name in names:
@@ -286,17 +292,17 @@ class _Part:
         from scipy.optimize import linear_sum_assignment  # slow to import, and only this needs it
 
         group = self.groups[k]
-        owners = [(j, axis[:2]) for j, other in enumerate(self.groups) for axis in other.axes]
+        owners = [(j, axis[:2]) for j, owner in enumerate(self.groups) for axis in owner.axes]
         n, size = len(tensors[group.axes[0][0]]), group.size
         similarity = self.vectors.new_zeros(n, size, size)
         for name, axis, _ in group.axes:
             if any(j not in known for j, place in owners if place[0] == name and place[1] != axis):
                 continue
-            mine = target[name].movedim(axis, 0).reshape(size, -1)
-            theirs = tensors[name].movedim(axis + 1, 1).reshape(n, size, -1)
-            similarity += mine @ theirs.transpose(1, 2)
+            reference = target[name].movedim(axis, 0).reshape(size, -1)
+            units = tensors[name].movedim(axis + 1, 1).reshape(n, size, -1)
+            similarity += reference @ units.transpose(1, 2)
         gains = (similarity.abs() if group.signs else similarity).cpu().numpy()
-        columns = np.stack([linear_sum_assignment(one, maximize=True)[1] for one in gains])
+        columns = np.stack([linear_sum_assignment(gain, maximize=True)[1] for gain in gains])
         order = torch.as_tensor(columns, device=similarity.device)
         matched = similarity.gather(2, order[:, :, None])[..., 0]
         flipped = (matched < 0) & group.signs

@@ -1,8 +1,8 @@
-"""Zoos from checkpoints that others trained.
+"""Zoos from checkpoints that other people trained.
 
 Checkpoints are read one at a time, in an order that depends on their names only, and written shard
-by shard. One that cannot be used is skipped and named with the reason; what was done to the rest
-(names mapped, buffers dropped or kept, numbers converted) is in the new zoo's `import.json`.
+by shard. A checkpoint that cannot be used is skipped and listed with the reason. The new zoo's
+`import.json` says which names were mapped, which buffers dropped or kept, which numbers converted.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from flown.zoo.train.shard import splits
 
 __all__ = ["Skipped", "from_checkpoints", "from_modelzoos"]
 
-_ROWS, _BYTES = 1000, 2**28  # of a shard, at most: what is held in memory
+_ROWS, _BYTES = 1000, 2**28  # weights of a shard, at most; they are held in memory
 _NUMBER = re.compile(r"(?<![a-z])(epoch|checkpoint|ckpt|step|iter)[-_=]?(\d+)", re.IGNORECASE)
 
 
@@ -50,7 +50,7 @@ def from_checkpoints(
     seed: int = 0,
     overwrite: bool = False,
 ) -> tuple[Zoo, list[Skipped]]:
-    """A zoo from a folder of state dicts, sub-folders included, hidden files not.
+    """A zoo from a folder of state dicts, with its sub-folders, without hidden files.
 
     Files are `.pt`, `.pth`, `.bin` and `.safetensors`, sharded with an index as Hugging Face does
     it or whole; `state_dict`, `model_state_dict` or `model` inside are unwrapped, DataParallel's and
@@ -59,23 +59,24 @@ def from_checkpoints(
 
     A file is one model, at epoch 0, unless its name has a number after `epoch`, `checkpoint`,
     `ckpt`, `step` or `iter` (`epoch_12`, `ckpt-12`, `checkpoint_000012`): files of one folder whose
-    names differ in such numbers only are epochs of one model. A file without one takes its
+    names differ in such numbers only are epochs of one model. A file without a number takes its
     folder's (`checkpoint-500/model.safetensors`). This decides what may be held out, so names
-    matter: `best.pt` beside a model's epochs is a model of its own, unless it equals one of them.
-    A file with exactly the weights of another is skipped.
+    matter: `best.pt` beside a model's epochs is a model of its own, unless it equals one of them. A
+    file with exactly the weights of another is skipped.
 
     Args:
-        architecture: what the weights are of; its activation and preprocessing are not in the files.
+        architecture: the networks' architecture; its activation and preprocessing are not in the
+            files.
         mapping: a YAML or JSON file, or a dict, `theirs: ours` of tensor names; null drops a tensor.
         held_out: the share of models, drawn by `seed`, kept from everything that learns.
 
     Returns:
-        The zoo, and what was not imported with the reasons; paths are relative to `path`.
+        The zoo, and the skipped files with reasons; paths are relative to `path`.
 
     Raises:
-        FlownError: no folder, no checkpoint in it, not one that can be used (the first reasons are
-            named), an unknown network or tensor in `mapping`, networks whose buffers differ, or
-            `out` exists or overlaps `path`.
+        FlownError: no folder, no usable checkpoint in it (the first reasons are named), an unknown
+            network or tensor in `mapping`, networks whose buffers differ, or `out` exists or
+            overlaps `path`.
     """
     mapping = read_mapping(mapping) if isinstance(mapping, Path | str) else dict(mapping or {})
     naming = Naming.of(architecture, mapping=mapping)
@@ -103,21 +104,22 @@ def from_modelzoos(
     and `result.json` and `params.json` where they were kept. `module_list.` is stripped from names;
     where names still differ and the shapes are the network's in its order, that order is taken.
 
-    Accuracies are `train_acc` and `validation_acc` or `val_acc`; `test_acc` is never taken for
-    them: what is chosen by it could not be tested on it. A trial whose `model::nlin` is not the
-    task's activation is skipped: its weights mean something else.
+    Accuracies are `train_acc` and `validation_acc` or `val_acc`; `test_acc` is never used, because
+    networks chosen by it could not be tested on it. A trial whose `model::nlin` is not the task's
+    activation is skipped: with another activation its weights compute something else.
 
     Args:
-        architecture: what the weights are of; its activation and preprocessing are not in the files.
-        epochs: only these; all that were kept, without.
+        architecture: the networks' architecture; its activation and preprocessing are not in the
+            files.
+        epochs: only these; by default all that were kept.
         held_out: the share of models, drawn by `seed`, kept from everything that learns.
 
     Returns:
-        The zoo, and what was not imported with the reasons; paths are relative to `path`.
+        The zoo, and the skipped files with reasons; paths are relative to `path`.
 
     Raises:
-        FlownError: no folder, no trial in it, not one checkpoint that can be used (the first
-            reasons are named), an unknown network, or `out` exists or overlaps `path`.
+        FlownError: no folder, no trial in it, no usable checkpoint (the first reasons are named),
+            an unknown network, or `out` exists or overlaps `path`.
     """
     naming = Naming.of(
         architecture, prefixes=(*statefiles.PREFIXES, modelzoos.PREFIX), by_order=True
@@ -137,11 +139,11 @@ def _folder(path: Path | str) -> Path:
 
 def _check_mapping(naming: Naming) -> None:
     known = {*naming.layout.names, *naming.buffers}
-    for theirs, ours in naming.mapping.items():
-        if not isinstance(theirs, str) or not isinstance(ours, str | None):
-            raise FlownError(f"mapping: expected two tensors' names, got {theirs!r}: {ours!r}")
-        if ours is not None and ours not in known:
-            raise FlownError(f"mapping: {theirs!r}: {unknown('tensor', ours, known)}")
+    for source, target in naming.mapping.items():
+        if not isinstance(source, str) or not isinstance(target, str | None):
+            raise FlownError(f"mapping: expected two tensors' names, got {source!r}: {target!r}")
+        if target is not None and target not in known:
+            raise FlownError(f"mapping: {source!r}: {unknown('tensor', target, known)}")
 
 
 def _checkpoints(path: Path) -> list[Found]:
@@ -160,7 +162,7 @@ def _checkpoints(path: Path) -> list[Found]:
             try:
                 parts |= {index.parent / part for part in statefiles.parts_of(index).values()}
             except FlownError:
-                continue  # named when it is its turn to be opened
+                continue  # the error comes when the file is opened
     found = []
     for file in files:
         if file not in parts:
@@ -171,12 +173,12 @@ def _checkpoints(path: Path) -> list[Found]:
         hint = "; these look like Model Zoos' trials, import them as `modelzoos`" if trials else ""
         raise FlownError(f"{path}: no {', '.join(statefiles.SUFFIXES)} file in it{hint}")
     sizes = Counter(one.model for one in found)
-    # Of two files with the same weights the first stays: rather an epoch of a model than a `best.pt`.
+    # The first of two files with equal weights stays; an epoch of a model comes before a `best.pt`.
     return sorted(found, key=lambda one: (sizes[one.model] == 1, one.model, one.epoch, one.name))
 
 
 def _model(name: Path) -> tuple[str, int]:
-    """What a file's model is known by, and the epoch, by the rule of `from_checkpoints`."""
+    """A key of the file's model, and its epoch, by the rule of `from_checkpoints`."""
     suffixes = statefiles.INDEX_SUFFIXES + statefiles.SUFFIXES
     stem = next(name.name.removesuffix(s) for s in suffixes if name.name.endswith(s))
     folder, numbers = name.parent, _NUMBER.findall(stem)
@@ -189,7 +191,7 @@ def _model(name: Path) -> tuple[str, int]:
 
 
 class _Import:
-    """One import: reads what was found, writes shards as they fill, keeps account."""
+    """One import: reads checkpoints, writes shards as they fill, records what it did."""
 
     def __init__(
         self,
@@ -208,7 +210,9 @@ class _Import:
         self.seen: dict[bytes, str] = {}
         self.renamed: dict[str, str] = {}
         self.buffers: Counter[str] = Counter()
-        self.constants: dict[str, Tensor] | None = None  # the first file's, and which file it was
+        self.constants: dict[str, Tensor] | None = (
+            None  # the buffers of the first file, and its name
+        )
         self.first = ""
         self.counts: Counter[str] = Counter()
 
@@ -219,13 +223,13 @@ class _Import:
             raise FlownError(
                 f"held_out: a share of the models, at least 0 and below 1, got {held_out}"
             )
-        here, there = self.path.resolve(), Path(out).resolve()
-        if here in (there, *there.parents) or there in here.parents:
+        source, target = self.path.resolve(), Path(out).resolve()
+        if source in (target, *target.parents) or target in source.parents:
             raise FlownError(f"{out}: overlaps {self.path}; choose another folder")
         out = prepare_output(out, overwrite)
         write_json(
             out / "progress.json", {"format": FORMAT, "import": str(self.path)}
-        )  # a zoo that is begun
+        )  # a zoo that is not finished
         writer = _Writer(out, self.naming.layout)
         try:
             self._read(found, writer)
@@ -235,8 +239,8 @@ class _Import:
         if not writer.rows:
             writer.withdraw()
             first = "; ".join(f"{name}: {reason}" for name, reason in self.skipped[:3])
-            more = f" (and {len(self.skipped) - 3} more)" if len(self.skipped) > 3 else ""
-            raise FlownError(f"{self.path}: nothing in it can be imported. {first}{more}")
+            others = f" (and {len(self.skipped) - 3} more)" if len(self.skipped) > 3 else ""
+            raise FlownError(f"{self.path}: nothing in it can be imported. {first}{others}")
         writer.flush()
         models = writer.rows[-1].model + 1
         split = splits(models, seed, held_out)
@@ -257,55 +261,55 @@ class _Import:
     def _read(self, found: Sequence[Found], writer: _Writer) -> None:
         task, models = self.task.id, dict[str, int]()
         with bar(f"import {task}", len(found)) as update:
-            for done, one in enumerate(found, 1):
+            for done, file in enumerate(found, 1):
                 try:
-                    fitted = self.naming.fit(statefiles.open_state(one.path))
-                    self._account(one, fitted)
+                    fitted = self.naming.fit(statefiles.open_state(file.path))
+                    self._account(file, fitted)
                 except _DifferentBuffersError:
                     raise
                 except FlownError as error:
-                    reason = str(error).removeprefix(f"{one.path}: ")
-                    self.skipped.append(Skipped(one.name, reason))
+                    reason = str(error).removeprefix(f"{file.path}: ")
+                    self.skipped.append(Skipped(file.name, reason))
                 else:
-                    model = models.setdefault(one.model, len(models))
+                    model = models.setdefault(file.model, len(models))
                     row = Row(
                         task=task,
                         model=model,
-                        seed=model if one.seed is None else one.seed,
-                        epoch=one.epoch,
+                        seed=model if file.seed is None else file.seed,
+                        epoch=file.epoch,
                         step=0,
                         split="",
-                        train_accuracy=one.train_accuracy,
-                        val_accuracy=one.val_accuracy,
+                        train_accuracy=file.train_accuracy,
+                        val_accuracy=file.val_accuracy,
                         shard="",
                         offset=0,
                     )
                     writer.add(fitted.vector, row)
                 update(done, f"{len(self.skipped)} skipped" if self.skipped else "")
 
-    def _account(self, one: Found, fitted: Fitted) -> None:
-        self._compare(one, fitted.constants)
+    def _account(self, file: Found, fitted: Fitted) -> None:
+        self._compare(file, fitted.constants)
         if self.distinct:
             digest = hashlib.sha256(fitted.vector.numpy().data).digest()
-            if (twin := self.seen.setdefault(digest, one.name)) != one.name:
+            if (twin := self.seen.setdefault(digest, file.name)) != file.name:
                 raise FlownError(f"its weights are exactly those of {twin}")
         self.renamed |= fitted.renamed
         self.buffers.update(fitted.buffers)
         self.counts.update({f"converted from {kind}": 1 for kind in fitted.dtypes})
         self.counts["named by the order of shapes"] += fitted.by_order
-        self.counts["with test_acc only, not taken"] += one.test_only
+        self.counts["with test_acc only, not taken"] += file.test_only
 
-    def _compare(self, one: Found, constants: dict[str, Tensor]) -> None:
-        """All networks must have the same buffers: a generated one could have no others."""
+    def _compare(self, file: Found, constants: dict[str, Tensor]) -> None:
+        """All networks must have the same buffers, because a generated network gets these."""
         if self.constants is None:
-            self.constants, self.first = constants, one.name
+            self.constants, self.first = constants, file.name
         fresh = self.naming.constants
         for name in sorted({*constants, *self.constants}):
-            ours, theirs = (kept.get(name, fresh[name]) for kept in (self.constants, constants))
-            if not torch.equal(ours, theirs):
+            first, second = (kept.get(name, fresh[name]) for kept in (self.constants, constants))
+            if not torch.equal(first, second):
                 null = f" (if it has no effect, map it: `{name}: null`)"
                 raise _DifferentBuffersError(
-                    f"buffer '{name}' differs between {self.first} and {one.name}, and is neither a "
+                    f"buffer '{name}' differs between {self.first} and {file.name}, and is neither a "
                     "weight nor BatchNorm's statistic: a zoo keeps such a buffer once for all its "
                     "networks; import networks that share it, or make it a parameter"
                     f"{'' if name in self.naming.drawn else null}"
@@ -366,7 +370,7 @@ class _Writer:
             self.flush()
 
     def withdraw(self) -> None:
-        """Removes what was written of an import that comes to nothing."""
+        """Removes the files of an import that failed."""
         for path in [self.out / "progress.json", *self.out.glob("weights-*.safetensors")]:
             path.unlink()
         self.out.rmdir()

@@ -22,7 +22,7 @@ _FOLDER = re.compile(r"checkpoint_(\d+)")
 
 
 class Skipped(NamedTuple):
-    """What was not imported: its path, relative to the folder that was, and why."""
+    """A file that was not imported: its path, relative to the imported folder, and the reason."""
 
     path: str
     reason: str
@@ -38,13 +38,13 @@ class Found(NamedTuple):
     seed: int | None = None
     train_accuracy: float | None = None
     val_accuracy: float | None = None
-    test_only: bool = False  # there is a test accuracy and no validation accuracy
+    test_only: bool = False  # a test accuracy is known, a validation accuracy is not
 
 
 def trials(
     path: Path, activation: str, epochs: Sequence[int] | None
 ) -> tuple[list[Found], list[Skipped], list[str]]:
-    """Every checkpoint of every trial below a folder, what is unusable, and notes on the rest.
+    """Every checkpoint of every trial below a folder, the unusable ones, and notes on the others.
 
     Raises:
         FlownError: no trial.
@@ -77,9 +77,9 @@ def _trial(
 ) -> list[Found]:
     name = folder.relative_to(root).as_posix()
     params = _params(folder / "params.json", name, notes)
-    theirs = params.get("model::nlin")
-    if isinstance(theirs, str) and _plain(theirs) != _plain(activation):
-        raise FlownError(f"its activation is {theirs!r}, '{activation}' was given")
+    stated = params.get("model::nlin")
+    if isinstance(stated, str) and _plain(stated) != _plain(activation):
+        raise FlownError(f"its activation is {stated!r}, '{activation}' was given")
     seed = params.get("seed")
     files = _files(root, folder, skipped)
     if epochs is not None:
@@ -109,7 +109,7 @@ def _trial(
 
 
 def _plain(activation: str) -> str:
-    """`leakyrelu` there is `leaky-relu` here."""
+    """Theirs is `leakyrelu`, ours `leaky-relu`."""
     return re.sub("[-_]", "", activation).lower()
 
 
@@ -144,7 +144,7 @@ def _params(path: Path, name: str, notes: list[str]) -> dict[str, Any]:
 
 
 def _results(path: Path, name: str, notes: list[str]) -> dict[int, dict[str, Any]]:
-    """A trial's results by epoch; of two for one epoch, as of a restarted trial, the last."""
+    """A trial's results by epoch; the last where a restarted trial has two for one epoch."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -156,13 +156,13 @@ def _results(path: Path, name: str, notes: list[str]) -> dict[int, dict[str, Any
             result = json.loads(line)
             results[int(result["training_iteration"])] = result
         except (ValueError, TypeError, KeyError):
-            if line.strip():  # a trial that was killed ends in half a line
+            if line.strip():  # a killed trial ends in half a line
                 notes.append(f"{name}: result.json, line {number}: not a result")
     return results
 
 
 def _percent(result: dict[str, Any], *keys: str) -> float | None:
-    """The first of some fractions that is there, in percent; NaN is not."""
+    """The first fraction that is present and not NaN, in percent."""
     for key in keys:
         value = result.get(key)
         if isinstance(value, int | float) and type(value) is not bool and 0 <= value <= 1:

@@ -2,11 +2,11 @@
 
     file -> entries (name -> tensor) -> names without wrappers' prefixes -> mapping -> vector (D,)
 
-A pickle can call any function when it is opened. `torch.load(weights_only=True)` refuses all but
-tensors and plain containers, and is the only way by which a pickle is opened here. What a file says
-is not believed: tensors are checked for type, shape and numbers before any of it is copied.
+A pickle can call any function when it is opened. `torch.load(weights_only=True)` refuses everything
+but tensors and plain containers; no pickle is opened in another way here. Files are not trusted:
+type, shape and numbers of tensors are checked before anything is copied.
 
-Errors raised here say what is wrong; who calls knows the file and adds its name.
+Errors raised here say what is wrong; the caller knows the file and adds its name.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ SUFFIXES = (".bin", ".pt", ".pth", ".safetensors")
 INDEX_SUFFIXES = (".bin.index.json", ".safetensors.index.json")  # Hugging Face's sharded files
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys under which state dicts are nested
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
-_MOST = 2**20  # bytes of a refused pickle that are searched for what it asked for
+_MOST = 2**20  # bytes of a refused pickle that are searched for the names in it
 _HARMLESS = re.compile(r"torch\._utils\._rebuild\w+|torch\.\w+Storage|collections\.OrderedDict")
 
 
 def open_state(path: Path) -> dict[str, Any]:
-    """A file's state dict, name -> tensor, or whatever else is saved beside tensors.
+    """A file's state dict, name -> tensor; other values saved beside tensors stay.
 
     Args:
         path: `*.safetensors`, the index of a sharded file (`INDEX_SUFFIXES`), or a pickle of
@@ -64,7 +64,7 @@ def open_state(path: Path) -> dict[str, Any]:
 
 
 def parts_of(index: Path) -> dict[str, str]:
-    """Which part each tensor of a sharded file lies in, by the names in its index.
+    """The part in which each tensor of a sharded file lies, by the names in its index.
 
     Raises:
         FlownError: no index, or a part that is not beside it: a path could lead anywhere.
@@ -117,9 +117,9 @@ def _open(path: Path) -> Any:
 
 
 def _globals(path: Path) -> list[str]:
-    """What a pickle asks for by name, read from its opcodes: for messages, nothing is unpickled.
+    """The globals that a pickle names, read from its opcodes for messages; nothing is unpickled.
 
-    torch does not say it of pickles of protocol 4 and above, which it refuses as a whole.
+    torch does not name them for pickles of protocol 4 and above, which it refuses as a whole.
     """
     found: list[str] = []
     try:
@@ -131,7 +131,9 @@ def _globals(path: Path) -> list[str]:
                 data = archive.open(inner).read(_MOST)
         strings: list[str] = []
         stream = io.BytesIO(data)
-        pickles = iter(lambda: pickletools.genops(stream), None)  # old torch wrote several on end
+        pickles = iter(
+            lambda: pickletools.genops(stream), None
+        )  # old versions of torch wrote several pickles in a row
         for opcode, argument, _ in itertools.chain.from_iterable(pickles):
             if opcode.name == "GLOBAL":
                 found.append(str(argument).replace(" ", "."))
@@ -139,25 +141,27 @@ def _globals(path: Path) -> list[str]:
                 found.append(".".join(strings[-2:]))
             elif isinstance(argument, str):
                 strings.append(argument)
-    except Exception:  # a damaged file may raise anything; what was found before counts
+    except Exception:  # a damaged file may raise anything; names found before count
         pass
     return [name for name in found if not _HARMLESS.fullmatch(name)]
 
 
 class Fitted(NamedTuple):
-    """A file's weights in the network's order, and what was done to its names."""
+    """A file's weights in the network's order, and how its names were changed."""
 
     vector: Tensor  # (D,) in float32
     renamed: dict[str, str]  # theirs: ours, where they differ
-    by_order: bool  # names said nothing; the order of shapes did
-    buffers: tuple[str, ...]  # dropped: BatchNorm's statistics, and what a fresh network has
+    by_order: bool  # matched by the order of shapes, not by name
+    buffers: tuple[
+        str, ...
+    ]  # dropped: BatchNorm's statistics, and buffers that a fresh network has too
     constants: dict[str, Tensor]  # other buffers, by the network's names
     dtypes: tuple[str, ...]  # other than float32
 
 
 @dataclass(frozen=True)
 class Naming:
-    """How a file's names become a network's.
+    """Translates the names in a file to those of a network.
 
     Prefixes that all names of a file share are stripped, then `mapping` (theirs: ours, or None to
     drop) is applied; its keys may be written with or without the prefix. With `by_order`, a file
@@ -167,7 +171,7 @@ class Naming:
     layout: WeightLayout
     buffers: frozenset[str]
     constants: Mapping[str, Tensor]  # buffers other than BatchNorm's, of a fresh network
-    drawn: frozenset[str]  # those of them that differ each time a network is built
+    drawn: frozenset[str]  # those that differ each time a network is built
     second_names: Mapping[str, str]  # of tied weights, to the layout's
     mapping: Mapping[str, str | None] = field(default_factory=dict)
     prefixes: tuple[str, ...] = PREFIXES
@@ -201,29 +205,29 @@ class Naming:
                 floating-point numbers, or holds NaN or Inf; names of one tied weight hold two
                 tensors; a buffer is missing that the constructor draws at random.
         """
-        theirs = self._names(entries)
-        buffers = tuple(name for name in theirs if self._is_buffer(name))
-        constants = self._constants({name: entries[theirs[name]] for name in buffers})
-        theirs = self._tied(theirs, entries)
-        theirs = {name: old for name, old in theirs.items() if name not in buffers}
-        for old in theirs.values():
+        sources = self._names(entries)
+        buffers = tuple(name for name in sources if self._is_buffer(name))
+        constants = self._constants({name: entries[sources[name]] for name in buffers})
+        sources = self._tied(sources, entries)
+        sources = {name: old for name, old in sources.items() if name not in buffers}
+        for old in sources.values():
             _check_plain(old, entries[old])
         known = self.layout.names
-        ordered = self.by_order and set(theirs) != set(known)
+        ordered = self.by_order and set(sources) != set(known)
         if ordered:
-            shapes = tuple(tuple(entries[old].shape) for old in theirs.values())
+            shapes = tuple(tuple(entries[old].shape) for old in sources.values())
             ordered = shapes == self.layout.shapes
         if ordered:
-            theirs = dict(zip(known, theirs.values(), strict=True))
-        self._check(theirs, entries)
-        tensors = {name: entries[old].detach().float() for name, old in theirs.items()}
+            sources = dict(zip(known, sources.values(), strict=True))
+        self._check(sources, entries)
+        tensors = {name: entries[old].detach().float() for name, old in sources.items()}
         for name, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
-                raise FlownError(f"tensor {theirs[name]!r} holds NaN or Inf")
-        types = {str(entries[old].dtype).removeprefix("torch.") for old in theirs.values()}
+                raise FlownError(f"tensor {sources[name]!r} holds NaN or Inf")
+        types = {str(entries[old].dtype).removeprefix("torch.") for old in sources.values()}
         return Fitted(
             vector=self.layout.pack({name: tensor[None] for name, tensor in tensors.items()})[0],
-            renamed={old: name for name, old in theirs.items() if old != name},
+            renamed={old: name for name, old in sources.items() if old != name},
             by_order=ordered,
             buffers=tuple(name for name in buffers if name not in constants),
             constants=constants,
@@ -231,7 +235,7 @@ class Naming:
         )
 
     def _names(self, entries: Mapping[str, Any]) -> dict[str, str]:
-        """Ours: theirs, in the file's order."""
+        """Our names to the file's, in the file's order."""
         found: dict[str, str] = {}
         for old, bare in zip(entries, self._stripped(list(entries)), strict=True):
             new = self.mapping[old] if old in self.mapping else self.mapping.get(bare, bare)
@@ -264,15 +268,15 @@ class Naming:
                 kept[name] = held
         return kept
 
-    def _tied(self, theirs: dict[str, str], entries: Mapping[str, Any]) -> dict[str, str]:
+    def _tied(self, sources: dict[str, str], entries: Mapping[str, Any]) -> dict[str, str]:
         """One name for each tied weight, whether the file has one of them or all."""
-        found = dict(theirs)
+        found = dict(sources)
         for second, first in self.second_names.items():
             if second not in found:
                 continue
             old = found.pop(second)
-            other = entries[found.setdefault(first, old)]
-            if other is not entries[old] and not _equal(other, entries[old]):
+            kept = entries[found.setdefault(first, old)]
+            if kept is not entries[old] and not _equal(kept, entries[old]):
                 raise FlownError(
                     f"tensors '{first}' and '{second}' are one tied weight in the network, and differ "
                     "in the file"
@@ -281,8 +285,8 @@ class Naming:
 
     def _stripped(self, names: Sequence[str]) -> Sequence[str]:
         for prefix in self.prefixes:
-            own = any(name.startswith(prefix) for name in self.layout.names)
-            if not own and all(name.startswith(prefix) for name in names):
+            prefixed = any(name.startswith(prefix) for name in self.layout.names)
+            if not prefixed and all(name.startswith(prefix) for name in names):
                 # Wrappers may be nested in any order.
                 return self._stripped([name.removeprefix(prefix) for name in names])
         return names
@@ -293,31 +297,31 @@ class Naming:
         leaves = {buffer.rpartition(".")[2] for buffer in self.buffers}
         return name.rpartition(".")[2] in leaves
 
-    def _check(self, theirs: Mapping[str, str], entries: Mapping[str, Any]) -> None:
-        missing = [name for name in self.layout.names if name not in theirs]
-        unexpected = [old for name, old in theirs.items() if name not in self.layout.names]
+    def _check(self, sources: Mapping[str, str], entries: Mapping[str, Any]) -> None:
+        missing = [name for name in self.layout.names if name not in sources]
+        unexpected = [old for name, old in sources.items() if name not in self.layout.names]
         if unexpected:
-            less = f", whose '{missing[0]}' is missing" if missing else ""
-            raise FlownError(f"tensor {unexpected[0]!r} is not the network's{less}; map its name")
+            missed = f", whose '{missing[0]}' is missing" if missing else ""
+            raise FlownError(f"tensor {unexpected[0]!r} is not the network's{missed}; map its name")
         if missing:
             raise FlownError(f"tensor '{missing[0]}' is missing")
         classes = self.layout.architecture.outputs
         for name, shape in zip(self.layout.names, self.layout.shapes, strict=True):
-            got = tuple(entries[theirs[name]].shape)
+            got = tuple(entries[sources[name]].shape)
             if got == shape:
                 continue
             head = got[1:] == shape[1:] and shape[0] == classes
             hint = f": a network of {got[0]} classes, the task has {classes}" if head else ""
-            raise FlownError(f"tensor {theirs[name]!r} is {got}, expected {shape}{hint}")
+            raise FlownError(f"tensor {sources[name]!r} is {got}, expected {shape}{hint}")
 
 
-def _equal(one: Any, other: Any) -> bool:
-    both = isinstance(one, Tensor) and isinstance(other, Tensor)
-    return both and one.shape == other.shape and torch.equal(one, other)
+def _equal(a: Any, b: Any) -> bool:
+    tensors = isinstance(a, Tensor) and isinstance(b, Tensor)
+    return tensors and a.shape == b.shape and torch.equal(a, b)
 
 
 def _check_plain(name: str, entry: Any) -> None:
-    """Raises FlownError for what is not a dense tensor of real floating-point numbers."""
+    """Raises FlownError for anything but a dense tensor of real floating-point numbers."""
     if type(entry) not in (Tensor, nn.Parameter):
         raise FlownError(f"entry {name!r} is of type {type(entry).__name__}, expected a tensor")
     if entry.layout != torch.strided or entry.is_meta:

@@ -1,8 +1,8 @@
-"""Which hidden units of a network are dead: the same for every image, so that they tell nothing.
+"""Dead hidden units of a network: their output is the same for every image.
 
-A unit is a channel of a convolution or a feature of a linear layer. It is looked at after the
-activation that follows its layer, pooling in between or not, or where the layer leaves it if no
-activation module follows (one that is called as a function cannot be seen).
+A unit is a channel of a convolution or a feature of a linear layer. It is measured after the
+activation that follows its layer, with or without pooling in between, or at the layer's output if
+no activation module follows (an activation called as a function cannot be seen).
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What a zoo's population is like: accuracies, distances, duplicates, dead units, bytes.
+"""Statistics of a zoo: accuracies, distances, duplicates, dead units, bytes.
 
     pairs    |w_i - w_j|             over pairs i < j of training networks, each at its last epoch
     nearest  min_j |w_i - w_j|       of a training network i != j, or of a held-out one
     dead     max_x a_u(x) - min_x a_u(x) <= 1e-6 max_x |a_u(x)|      unit u, images x
 
-A zoo may be larger than the memory: what needs weights is measured on a sample of its networks,
-drawn by a seed, and what needs every row is asked of the index's checksums.
+A zoo may be larger than the memory. Statistics of weights are measured on a sample of its networks,
+drawn by a seed; duplicates are found by the checksums in the index.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from flown import tasks as data
 from flown.base.errors import FlownError
 from flown.tasks import ImageData
 from flown.weights.batch import WeightBatch
+from flown.weights.geometry import distances, principal
 from flown.weights.layout import WeightLayout
 from flown.zoo.inspect.activity import Layer, dead_units
 from flown.zoo.rows import Row, checksum
 from flown.zoo.store import Zoo
 
 SPLITS = ("train", "held-out")
-SAMPLE = 200  # networks of a split that are looked at
+SAMPLE = 200  # networks of a split in the sample
 _NUMBERS = 1 << 25  # weights of a sample: large networks are sampled more thinly
 _CHUNK = 1 << 22  # weights read at a time where all are read
 _CHECKPOINTS, _EPOCHS = 600, 24  # in the plane
-_NETWORKS, _IMAGES = 32, 256  # that dead units are told from
+_NETWORKS, _IMAGES = 32, 256  # on which units are tested
 _BINS = 60
 
 
@@ -48,7 +49,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float | None]) -> Spread | None:
-        """Of the values that are known; None where none is."""
+        """The spread of the known values; None without any."""
         known = [v for v in values if v is not None and math.isfinite(v)]
         if not known:
             return None
@@ -108,13 +109,13 @@ class TaskPopulation:
     shards: int
     size: int  # bytes on disk of the shards that are there
     groups: tuple[Group, ...]
-    looked: int  # checkpoints that were looked at for NaN and Inf
-    broken: tuple[Row, ...]  # those that hold NaN or Inf; nothing else is measured on them
+    looked: int  # checkpoints that were read for NaN and Inf
+    broken: tuple[Row, ...]  # checkpoints with NaN or Inf; nothing else is measured on them
     norm: Spread | None
     distances: Distances
     duplicates: tuple[tuple[Row, ...], ...]  # checkpoints whose weights are the same to the bit
     dead: tuple[Layer, ...] | None
-    dead_note: str  # what `dead` was told from, or why it is None
+    dead_note: str  # what `dead` was measured on, or why it is None
     plane: Plane | None
     histograms: tuple[Histogram, ...]
 
@@ -138,9 +139,10 @@ def describe(
     """Looks at a zoo.
 
     Args:
-        sample: networks of each split and task whose weights are looked at, fewer of large ones.
-        images: by task; other tasks' images are loaded where that takes no download.
-        everything: looks for NaN and Inf in every checkpoint instead of the sample's.
+        sample: networks of each split and task whose weights are read; fewer where networks are
+            large.
+        images: by task; images of other tasks are loaded unless that needs a download.
+        everything: look for NaN and Inf in every checkpoint, not in the sample alone.
         seed: of the sample.
 
     Raises:
@@ -185,7 +187,7 @@ def networks(zoo: Zoo, task: str, split: str) -> list[list[int]]:
 def duplicates(zoo: Zoo, task: str) -> tuple[tuple[Row, ...], ...]:
     """Checkpoints of a task whose weights are the same to the bit, group by group.
 
-    Candidates share a checksum, which is computed for rows that have none; their weights decide.
+    Candidates share a checksum, which is computed for rows without one; then weights are compared.
 
     Raises:
         FlownError: as `Zoo.raw`.
@@ -196,16 +198,16 @@ def duplicates(zoo: Zoo, task: str) -> tuple[tuple[Row, ...], ...]:
         known = zoo.rows[place].checksum
         if known is not None:
             sums.setdefault(known, []).append(place)
-    for some in _chunks([p for p in places if zoo.rows[p].checksum is None], size):
-        for place, vector in zip(some, zoo.raw(some), strict=True):
+    for chunk in _chunks([p for p in places if zoo.rows[p].checksum is None], size):
+        for place, vector in zip(chunk, zoo.raw(chunk), strict=True):
             sums.setdefault(checksum(vector), []).append(place)
     found: list[tuple[Row, ...]] = []
     for alike in sums.values():
         if len(alike) == 1:
             continue
         same: dict[bytes, list[Row]] = {}  # bytes, not numbers: NaN equals itself
-        for some in _chunks(alike, size):
-            for place, vector in zip(some, zoo.raw(some), strict=True):
+        for chunk in _chunks(alike, size):
+            for place, vector in zip(chunk, zoo.raw(chunk), strict=True):
                 same.setdefault(vector.numpy().tobytes(), []).append(zoo.rows[place])
         found += [tuple(rows) for rows in same.values() if len(rows) > 1]
     return tuple(found)
@@ -263,9 +265,9 @@ def _chunks(places: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 
 def _not_finite(zoo: Zoo, places: Sequence[int], size: int) -> list[int]:
     found = []
-    for some in _chunks(places, size):
-        finite = torch.isfinite(zoo.raw(some)).all(dim=1).tolist()
-        found += [place for place, fine in zip(some, finite, strict=True) if not fine]
+    for chunk in _chunks(places, size):
+        finite = torch.isfinite(zoo.raw(chunk)).all(dim=1).tolist()
+        found += [place for place, fine in zip(chunk, finite, strict=True) if not fine]
     return found
 
 
@@ -275,14 +277,14 @@ def _some(items: list[list[int]], count: int, generator: torch.Generator) -> lis
 
 
 def _alternate(a: list[list[int]], b: list[list[int]]) -> list[list[int]]:
-    """One of either in turn, so that a few of them hold both."""
+    """Items of both in turn, so that the first few hold some of each."""
     common = min(len(a), len(b))
     both = [item for pair in zip(a, b, strict=False) for item in pair]
     return both + a[common:] + b[common:]
 
 
 def _paths(zoo: Zoo, chosen: list[list[int]], limit: int) -> list[int]:
-    """The places of whole networks, as many as fit, some epochs of each where there are many."""
+    """The places of whole networks, as many as fit; of long trainings only some epochs."""
     epochs = sorted({zoo.rows[place].epoch for places in chosen for place in places})
     marks = torch.linspace(0, len(epochs) - 1, min(_EPOCHS, len(epochs))).round().int().tolist()
     kept, found = {epochs[mark] for mark in marks}, list[int]()
@@ -295,9 +297,9 @@ def _paths(zoo: Zoo, chosen: list[list[int]], limit: int) -> list[int]:
 
 
 def _distances(train: Tensor, held_out: Tensor) -> Distances:
-    """Of networks (m, D) and (h, D)."""
+    """Distances of training networks (m, D) and held-out networks (h, D)."""
     m = len(train)
-    among, across = _cdist(train, train), _cdist(held_out, train)
+    among, across = distances(train, train), distances(held_out, train)
     pairs = among[tuple(torch.triu_indices(m, m, 1))]
     others = among.fill_diagonal_(torch.inf)
     return Distances(
@@ -307,33 +309,17 @@ def _distances(train: Tensor, held_out: Tensor) -> Distances:
     )
 
 
-def _cdist(a: Tensor, b: Tensor) -> Tensor:
-    """L2 distances (n, m) of (n, D) and (m, D), in double precision, without doubling them all."""
-    total = torch.zeros(len(a), len(b), dtype=torch.double)
-    if total.numel():
-        for x, y in zip(a.split(1 << 16, dim=1), b.split(1 << 16, dim=1), strict=True):
-            exact = "donot_use_mm_for_euclid_dist"  # the matrix form loses half the digits
-            total += torch.cdist(x.double(), y.double(), compute_mode=exact).square()
-    return total.sqrt()
-
-
 def _plane(rows: list[Row], vectors: Tensor) -> Plane | None:
-    """Principal components of (n, D) through their inner products (n, n); None of too few."""
-    if len(rows) < 3:
+    """Principal components of (n, D); None for too few."""
+    found = principal(vectors) if len(rows) > 2 else None
+    if found is None:
         return None
-    x = vectors - vectors.mean(dim=0)
-    values, directions = torch.linalg.eigh((x @ x.T).double())
-    values, directions = values.clamp_min(0).flip(0), directions.flip(1)[:, :2]
-    if not values[0] > 0:
-        return None
-    signs = directions.gather(0, directions.abs().argmax(dim=0)[None]).sign()  # else arbitrary
-    points = directions * signs * values[:2].sqrt()
-    first, second = (100 * values[:2] / values.sum()).tolist()
-    return Plane(tuple(rows), points, (first, second))
+    first, second = found.explained.tolist()
+    return Plane(tuple(rows), found.project(vectors).double(), (first, second))
 
 
 def _histograms(layout: WeightLayout, vectors: Tensor) -> tuple[Histogram, ...]:
-    """Of every tensor of networks (n, D)."""
+    """A histogram for every tensor of networks (n, D)."""
     found = []
     for name, tensor in layout.unpack(vectors).items() if len(vectors) else ():
         mean, std = float(tensor.mean()), float(tensor.std(correction=0))
@@ -349,18 +335,18 @@ def _histograms(layout: WeightLayout, vectors: Tensor) -> tuple[Histogram, ...]:
 def _dead(
     task: str, batch: WeightBatch, given: Mapping[str, ImageData]
 ) -> tuple[tuple[Layer, ...] | None, str]:
-    """Dead units of networks and what they were told from, or None and why."""
+    """Dead units of networks and what they were measured on, or None and the reason."""
     if not len(batch):
         return None, "no network to look at"
     try:
         if task not in given and not _is_here(task):
             return None, "data not here"
         val = (given[task] if task in given else data.load(task)).val
-        some = torch.linspace(0, len(val) - 1, min(_IMAGES, len(val))).round().long()
-        layers = dead_units(batch, val.images[some])
-    except (FlownError, RuntimeError) as error:  # a net of one's own may not run on these images
+        sample = torch.linspace(0, len(val) - 1, min(_IMAGES, len(val))).round().long()
+        layers = dead_units(batch, val.images[sample])
+    except (FlownError, RuntimeError) as error:  # a user's network may not run on these images
         return None, str(error).partition("\n")[0]
-    return layers, f"{len(batch)} networks, {len(some)} validation images"
+    return layers, f"{len(batch)} networks, {len(sample)} validation images"
 
 
 def _is_here(task: str) -> bool:

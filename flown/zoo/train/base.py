@@ -1,8 +1,8 @@
-"""The base of a subset zoo: one network trained whole, which all others share but for the subset.
+"""The base of a subset zoo: a network trained as a whole; all others differ from it in the subset.
 
     progress-base.safetensors   while it trains: weights, buffers and Adam's state after an epoch
-    rest-<task>.safetensors     what stays frozen, part of the zoo
-    base.safetensors            where training of the subset begins; written last, gone with the zoo done
+    rest-<task>.safetensors     the frozen tensors, part of the zoo
+    base.safetensors            the start of the subset's training; written last, removed in the end
 
 No augmentation, no schedule: Adam (PyTorch's defaults, the recipe's rate and weight decay).
 """
@@ -29,7 +29,7 @@ _ADAM = ("step", "exp_avg", "exp_avg_sq")
 
 
 class Base:
-    """Trains the base network into a zoo's folder; its bits follow from recipe and seed."""
+    """Trains the base network into a zoo's folder; recipe and seed decide its bits."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Base:
         self.seed, self.note = seed, ""
 
     def epochs(self) -> Iterator[int]:
-        """Trains, yielding after every epoch; skips what is on disk already.
+        """Trains and yields after every epoch; skips epochs that are on disk already.
 
         Raises:
             TrainingError: the network diverged.
@@ -118,7 +118,7 @@ def start_file(out: Path) -> Path:
 
 
 def load_base(layout: WeightLayout, out: Path) -> tuple[Tensor, dict[str, Tensor]]:
-    """Where training of the subset begins, (1, D), and the frozen rest."""
+    """The start of the subset's training, (1, D), and the frozen rest."""
     start, _ = load_tensors(start_file(out))
     frozen, _ = load_tensors(frozen_file(out, 0))
     return layout.pack({name: tensor[None] for name, tensor in start.items()}), frozen

@@ -1,8 +1,8 @@
 """A zoo's shards as tasks of a Ray cluster: the same files as in one process, bit for bit.
 
-A shard's bits follow from the plan alone, so it may be trained anywhere, and again where a worker
-was lost. Workers share no folder: each trains in one of its own and sends back what it wrote; this
-process alone writes the zoo.
+The plan alone decides a shard's bits, so it may be trained anywhere, and again if a worker is lost.
+Workers share no folder: each trains in its own and sends back its files; this process alone writes
+the zoo.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def train_shards(
     """Trains the shards of a zoo that are not on disk yet.
 
     Args:
-        address: `auto` for a cluster on this machine, else the address of one to join.
-        update: is told the number of shards done and a note.
+        address: `auto` starts a cluster on this machine; otherwise the address of a cluster.
+        update: called with the number of finished shards and a note.
 
     Raises:
         FlownError: Ray is not installed, there is no cluster at the address, or a shard's worker was
@@ -70,7 +70,7 @@ def train_shards(
                 running[task.remote(shared, index, device, cpus)] = index
             (ready,), _ = ray.wait(list(running), num_returns=1)
             files, note = _result(ray, ready, running.pop(ready))
-            for name, content in files.items():  # weights first: the index says they are whole
+            for name, content in files.items():  # the index last: it means that all is there
                 write_bytes(out / name, content)
             update(done := done + 1, note)
 
@@ -96,7 +96,7 @@ def _task(
 
 
 def _processors(layout: WeightLayout) -> int:
-    """One for compiled networks, whose bits do not depend on it; for others as many as here."""
+    """One thread for compiled networks, as many as here for others, whose bits depend on it."""
     from flown.nets.batched.program import Program
 
     architecture = layout.architecture
@@ -142,7 +142,7 @@ def _cluster(address: str) -> Iterator[Any]:
 
 
 def _check_reachable(address: str) -> None:
-    """Ray itself tries for minutes. Raises OSError or ValueError where nobody answers."""
+    """Raises OSError or ValueError if nobody answers; Ray itself tries for minutes."""
     if address != "auto":
         host, _, port = address.removeprefix("ray://").rpartition(":")
         with socket.create_connection((host, int(port)), timeout=5):

@@ -1,8 +1,8 @@
-"""What the networks of a zoo are trained on: one pool of images, and each network's own label map.
+"""The training data of a zoo's networks: one pool of images, and a label map for each network.
 
     network i sees images x[rows_i] under labels y_i
 
-All networks of a data set share rows and labels; with `Recipe.tasks` each has a random task's.
+All networks of a data set share rows and labels; with `Recipe.tasks` each has its random task's.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ class Lessons(Protocol):
     seen: Tensor | None
 
     def task(self, model: int) -> Task:
-        """What a model is for."""
+        """The task of a model."""
 
     def lesson(self, model: int, part: str) -> Labelled:
         """A model's rows of the pool `train` or `val`."""
 
     def prepare(self, architecture: Architecture | None) -> None:
-        """Makes the pools: once preprocessed for all steps, or uint8 where no architecture is given."""
+        """Makes the pools, preprocessed once for all steps, or uint8 without an architecture."""
 
 
 class _Pools:
-    """Two pools that are made when they are needed: a task alone needs no image."""
+    """Two pools, made when they are needed: the task alone needs no image."""
 
     train: Tensor
     val: Tensor
@@ -137,7 +137,7 @@ class RandomTasks(_Pools):
 
 
 def lessons(recipe: Recipe, images: ImageData | ManyClass, seed: int) -> Lessons:
-    """What a recipe's networks are trained on.
+    """The training data of a recipe's networks.
 
     Raises:
         FlownError: images of the wrong kind: random tasks need a set of many classes.

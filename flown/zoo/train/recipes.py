@@ -1,9 +1,9 @@
-"""How the networks of a zoo are trained, by name and scale.
+"""Recipes: how the networks of a zoo are trained, by name and scale.
 
 The `paper` scale is the "Seed" zoos of Schürholt et al. 2022 (2209.14764): one set of
 hyper-parameters, many seeds, 50 epochs at batch size 10. `cpu` keeps activation, initialisation,
-optimiser, weight decay and preprocessing, and shortens training to what two cores bear: fewer,
-larger batches at a higher learning rate. `smoke` only shows that everything runs.
+optimiser, weight decay and preprocessing, and shortens training for two cores: fewer, larger
+batches at a higher learning rate. `smoke` only shows that everything runs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SCALES: tuple[Scale, ...] = ("smoke", "cpu", "paper")
 
 
 class Recipe(Config):
-    """Everything that decides a zoo, but the number of models and the seed.
+    """All settings of a zoo except the number of models and the seed.
 
     `net` is a name, or `package.module:function` for a network of your own, made for images of side
     `size`. `init`: `uniform` draws weights from U(0, 1) as Model Zoos' MNIST family does,
@@ -32,13 +32,13 @@ class Recipe(Config):
     luminance. `shared_order` shows all networks the images in the same order.
 
     `grid` gives several values to `init`, `learning_rate` or `weight_decay`; networks take its cells
-    in turn. With `seeds: random` each has a seed of its own, with `fixed` all cells share them, so
-    that networks differ in nothing but the cell (Model Zoos' hyp-rand and hyp-fix).
+    in turn. With `seeds: random` each has its own seed; with `fixed` all cells share the seeds, so
+    networks differ in the cell alone (Model Zoos' hyp-rand and hyp-fix).
 
-    `subset` names the tensors to generate: glob patterns, or `last-2-norms` (p-diff). One base
-    network, from its own default initialisation, is then trained whole for `base_epochs`, with Adam
-    and the recipe's rate, weight decay and batch size; all networks go on from it, training only the
-    subset, the rest frozen in eval mode, and the zoo holds the rest once.
+    `subset` names the tensors to generate: glob patterns, or `last-2-norms` (p-diff). A base
+    network with its default initialisation is then trained as a whole for `base_epochs`, with Adam
+    and the recipe's rate, weight decay and batch size. All networks start from it and train the
+    subset alone, with everything else frozen in eval mode; the zoo holds the frozen tensors once.
 
     `tasks` draws a random task over the classes of `dataset`, a set of many classes, for every
     `per_task` networks; the zoo is then split by task.
@@ -109,11 +109,11 @@ class Recipe(Config):
         return type(self).parse(self.model_dump() | (self.cell(model) or {}), f"{self.name}: grid")
 
     def repetition(self, model: int) -> int:
-        """What distinguishes a model's seed from other models'."""
+        """The part of a model's seed in which models differ."""
         return model // len(self.cells) if self.seeds == "fixed" else model
 
     def check(self) -> None:
-        """Raises FlownError for epochs to keep that are not there, or a grid with a wrong value."""
+        """Raises FlownError for epochs beyond the training, or a grid with a wrong value."""
         if empty := [key for key, values in self.grid.items() if not values]:
             raise FlownError(f"{self.name}: grid: {empty[0]} has no value")
         if (self.subset is None) != (self.base_epochs < 1) or self.base_epochs < 0:
@@ -159,7 +159,7 @@ _PAPER: dict[str, dict[str, Any]] = {
 }
 
 # The demo's networks are trained for seconds, from PyTorch's default initialisation: about a
-# thousand steps each, whatever the size of the data.
+# thousand steps each, for any size of the data.
 _DEMO: dict[str, Any] = {"learning_rate": 3e-3, "batch_size": 32}
 _DEMOS: dict[str, dict[str, Any]] = {
     "demo-digits": _DEMO | {"dataset": "digits", "epochs": 20, "keep": (20,)},
@@ -226,7 +226,7 @@ def recipe(name: str, scale: str = "cpu") -> Recipe:
 
 def _for_cpu(base: Recipe) -> dict[str, Any]:
     """Ten epochs at batch size 32 (twenty for the small STL family): the middle and last stand for
-    the paper's 25 and 50. U(0, 1) starts far from anything useful and bears a higher rate."""
+    the paper's 25 and 50. U(0, 1) starts far from a good network and allows a higher rate."""
     rate = {"uniform": 1e-2, "kaiming-uniform": 1e-3, "default": 1e-3}[base.init]
     if base.dataset in ("stl10", "natural10"):
         return {"epochs": 20, "keep": (10, 19, 20), "batch_size": 32, "learning_rate": 2 * rate}

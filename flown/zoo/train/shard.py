@@ -1,8 +1,8 @@
 """A shard: networks trained together and stored in one file, resumable at every epoch.
 
-Each network has its own initialisation and its own data order, both drawn from its seed, and no
-network meets another: a shard's bits depend on nothing but the recipe and the seeds in it. Networks
-of a subset begin at their base, and have their data orders to differ by.
+Each network has its own initialisation and its own data order, both drawn from its seed, and
+networks do not affect each other: recipe and seeds alone decide a shard's bits. Networks of a
+subset start at their base and differ in their data orders.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from flown.zoo.train.lessons import lessons
 from flown.zoo.train.recipes import Recipe
 from flown.zoo.train.trainers import Trainer, prepared, trainer
 
-SIZE = 16  # networks a shard: what an interruption may cost an epoch of
+SIZE = 16  # networks a shard; an interruption costs them an epoch
 MANY = 512  # of random tasks, whose epochs are short
 _MEASURE = 2000  # training images on which the training accuracy is measured
-_NAMES = "kept", "train", "val"  # of what is kept of a step, in files and in this order
+_NAMES = "kept", "train", "val"  # names of what is kept of a step, in this order
 Kept: TypeAlias = dict[int, tuple[Tensor, ...]]  # step -> vectors (n, D), accuracies (n,) and (n,)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides a zoo's bits."""
+    """The settings that decide a zoo's bits."""
 
     recipe: Recipe
     models: int
@@ -53,7 +53,7 @@ class Plan:
 
     @property
     def base_seed(self) -> int:
-        """The seed of the base network of a subset zoo: none of its networks'."""
+        """The seed of the base network of a subset zoo; no other network has it."""
         return self.seed * 1_000_003 + 1_000_002
 
     def model_seed(self, model: int) -> int:
@@ -72,7 +72,7 @@ class Plan:
 def initial(layout: WeightLayout, init: str, seed: int) -> dict[str, Tensor]:
     """One network's fresh parameters by a recipe's rule, from its seed.
 
-    `default` is what the network's own constructor gives; a number of shape () always is.
+    `default` takes the values of the network's constructor, as numbers of shape () always do.
     """
     ruled = init != "default" or layout.net in nets.DEFAULT_INITIALISED
     made: dict[str, Tensor] = {}
@@ -136,13 +136,13 @@ class Shard:
         self.net = self._trained()
 
     def _trained(self) -> nn.Module:
-        """The network in training mode; of a frozen rest no layer is in it."""
+        """The network in training mode; frozen layers stay in eval mode."""
         net = construction.fill(self.layout.architecture.build(), self.shared).train(
             self.frozen is None
         )
         norms = batchnorm.layers(net)
-        own = [x for x in norms if {f"{x}.weight", f"{x}.bias"} & set(self.layout.names)]
-        return batchnorm.by_batch(net, own if self.frozen is not None else norms)
+        varying = [x for x in norms if {f"{x}.weight", f"{x}.bias"} & set(self.layout.names)]
+        return batchnorm.by_batch(net, varying if self.frozen is not None else norms)
 
     @property
     def done(self) -> bool:
@@ -153,7 +153,7 @@ class Shard:
         if self.done:
             yield self.recipe.epochs
             return
-        # Networks with a frozen rest are large, and so are their inputs.
+        # Networks with frozen tensors are large, and so are their inputs.
         self.lessons.prepare(self.layout.architecture if self.frozen is None else None)
         variants = [self.recipe.variant(model) for model in self.members]
         engine = trainer(
@@ -176,7 +176,7 @@ class Shard:
                     self.note = f"validation accuracy {float(kept[step][2].mean()):.1f} %"
             self._checkpoint(engine, epoch, kept)
             yield epoch
-        if self.frozen is not None:  # at once: what is frozen then runs once for all checkpoints
+        if self.frozen is not None:  # together, so that frozen layers run once for all checkpoints
             vectors = torch.cat([entry[0] for entry in kept.values()])
             found = self._accuracies(vectors.to(self.device))
             split = zip(*(accuracy.split(len(self.members)) for accuracy in found), strict=True)
@@ -191,7 +191,7 @@ class Shard:
         return -(-self.recipe.kept_steps(self.steps)[-1] // self.steps)
 
     def _starts(self, variants: Sequence[Recipe]) -> Tensor:
-        """Where the networks begin, (n, D)."""
+        """The weights at which training begins, (n, D)."""
         if self.start is not None:
             return self.start.repeat(len(variants), 1)
         starts = [
@@ -201,7 +201,7 @@ class Shard:
         return self.layout.pack({k: torch.stack([s[k] for s in starts]) for k in starts[0]})
 
     def _epoch(self, engine: Trainer, epoch: int) -> Iterator[int]:
-        """Trains an epoch, stopping at each step whose weights are to be kept."""
+        """Trains an epoch and stops at each step whose weights are kept."""
         n, first, size = self.lessons.count, (epoch - 1) * self.steps, self.recipe.batch_size
         seeds = [self.plan.seed] * len(self.seeds) if self.recipe.shared_order else self.seeds
         orders = torch.stack(
@@ -283,7 +283,7 @@ class Shard:
         return int(about["epoch"])
 
     def _finish(self, kept: Kept) -> None:
-        """Weights first, their index after them: the index says that the shard is whole."""
+        """Writes the weights, then their index: an index means that the shard is complete."""
         name = self.weights.name
         save_tensors(self.weights, self.layout.unpack(torch.cat([e[0] for e in kept.values()])))
         rows = [
@@ -330,10 +330,10 @@ def splits(models: int, seed: int, held_out: float) -> Sequence[str]:
 
 
 def split_rows(plan: Plan, rows: Sequence[Row], tasks: TaskTable) -> list[Row]:
-    """The rows of a zoo with their split: by random task, by model, or by time where there is but one.
+    """The rows of a zoo with their split: by random task, by model, or by time for a lone network.
 
-    Of a lone network the last checkpoints are held out. Neighbours in time are near-duplicates: a
-    draw would put one on either side.
+    The last checkpoints of a lone network are held out: neighbours in time are near-duplicates, and
+    a random draw would put them on both sides.
     """
     if plan.recipe.tasks is not None:
         return [

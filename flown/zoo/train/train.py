@@ -46,7 +46,7 @@ def train_zoo(
     """Trains `models` networks by a recipe and writes the zoo.
 
     Args:
-        recipe: a recipe or its name; `scale` is for names. A network that it names as
+        recipe: a recipe or its name; `scale` applies to names. A network that it names as
             `package.module:function` is imported and called.
         held_out: the share of networks (by seed) kept from everything that learns from the zoo.
         images: the data, where `recipe.dataset` is not a name that `flown.tasks` knows.
@@ -54,8 +54,8 @@ def train_zoo(
         ray: train shards on a Ray cluster: `auto` starts one here, an address joins one.
 
     Raises:
-        FlownError: fewer than two models (one will do where several checkpoints are kept, the last
-            of which are held out), unknown names, `out` exists, or is another zoo's.
+        FlownError: fewer than two models (a single one needs several checkpoints, the last of which
+            are held out), unknown names, `out` exists, or is another zoo's.
         TrainingError: a network diverged (named by its seed).
     """
     recipe = recipe_by_name(recipe, scale) if isinstance(recipe, str) else recipe
@@ -107,7 +107,7 @@ def train_zoo(
 
 
 def _finished(run: Run, recipe: Recipe) -> Zoo:
-    """The zoo that is there, if it is the run's."""
+    """The existing zoo, if this run made it."""
     zoo = Zoo.open(run.out)
     found = {
         "recipe": zoo.about.get("recipes", {}).get(recipe.dataset),
@@ -121,7 +121,7 @@ def _finished(run: Run, recipe: Recipe) -> Zoo:
 def finish(
     plan: Plan, layout: WeightLayout, images: data.ImageData | data.ManyClass, out: Path
 ) -> Zoo:
-    """Joins the shards' indices to the zoo's and clears what was only for resuming."""
+    """Joins the indices of the shards and removes files that only resuming needed."""
     parts = sorted(out.glob("index-*.jsonl"))
     known = lessons(plan.recipe, images, plan.seed)
     tasks = TaskTable({t.id: t for t in map(known.task, range(plan.models))}.values())
@@ -132,7 +132,7 @@ def finish(
         "flown": __version__,
     }
     zoo = Zoo.write(out, [layout], tasks.values(), rows, about)
-    begun = out.glob("progress-*.safetensors")  # of shards that a cluster then trained
+    begun = out.glob("progress-*.safetensors")  # progress of shards that a cluster then trained
     for scratch in [out / "progress.json", start_file(out), *begun, *parts]:
         scratch.unlink(missing_ok=True)
     return zoo

@@ -12,10 +12,14 @@ import pytest
 import typer
 
 from flown import cli
+from tests.test_cli import call
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 FLOWN: Any = typer.main.get_command(cli.app)
+IN_ORDER = """
+    demo fit generate evaluate export bench finetune adapt fewshot reproduce data zoo
+""".split()
 
 
 def leaves(command: Any = FLOWN, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
@@ -88,15 +92,27 @@ def test_command_lines_of_documents_parse(page: Path) -> None:
             pytest.fail(f"{page.name}: flown {shlex.join(words)}: {said}")
 
 
+def test_all_commands_are_found() -> None:
+    assert list(FLOWN.commands) == IN_ORDER
+    assert len([name for name, x in leaves() if not hasattr(x, "commands")]) == 10 + 2 + 6
+
+
 @pytest.mark.parametrize(("name", "command"), list(leaves()), ids=[name for name, _ in leaves()])
-def test_help_says_what_why_and_how(name: str, command: Any) -> None:
-    """A description, an example that parses, and a text for every argument and option."""
-    assert command.help, "no description"
+def test_help_says_what_why_and_how(
+    name: str, command: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A description, an example that parses, and a sentence for every argument and option."""
+    first = (command.help or "").strip().partition("\n\n")[0]
+    assert first[:1].isupper() and first.endswith(".") and len(first) > 20, "no description"
     assert (command.epilog or "").startswith("Example: "), "no example"
     (words,) = flowns(f"`{command.epilog.removeprefix('Example: ')}`")
     assert " ".join(("flown", *words)).startswith(name), "an example of another command"
     parse(words)
-    silent = [p.name for p in command.params if not p.help]
-    assert silent == [], "no help text"
-    with pytest.raises(typer.Exit):
-        command.make_context(name, ["--help"])
+    for option in command.params:
+        text = option.help or ""
+        assert text.endswith("."), f"{option.name} has no sentence: '{text}'"
+        assert option.name == "out" or len(text) > 10, f"{option.name}: '{text}'"
+    monkeypatch.setenv("COLUMNS", "100")
+    assert call(monkeypatch, *name.split()[1:], "--help") == 0
+    said = capsys.readouterr().out
+    assert "Usage" in said and "Example: " in said and "…" not in said, "nothing is cut off"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import flown
-from flown.generator.files import SHIPPED, shipped_zoo
+from flown.generator.files import shipped, shipped_zoo
 from flown.zoo import Zoo
 
 README = Path(__file__).parent.parent / "README.md"
@@ -28,8 +28,17 @@ def test_the_python_example_runs(
 
 
 def test_what_ships_is_whole() -> None:
-    for name in SHIPPED:
+    for name in ("flown-small",):
         model, zoo = flown.Flown.from_pretrained(name), Zoo.open(shipped_zoo(name))
         assert model.tasks == zoo.tasks
         assert zoo.verify() == [] and len(zoo) >= 60 * len(zoo.tasks)
         assert model.card["rows"], "it carries its report card"
+
+
+def test_the_generator_for_any_task_ships_small_and_says_what_it_saw() -> None:
+    model = flown.Flown.from_pretrained("flown-any")
+    folder = shipped("flown-any")
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 10e6
+    assert set(model.card["pools"]) == set(model.config.tasks.pools)
+    assert "glyphs" in (folder / "README.md").read_text("utf-8")
+    assert {"cnn-small", "cnn-medium", "conv4-8", "conv4-16", "conv4-32"} == set(model.config.nets)

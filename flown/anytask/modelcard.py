@@ -30,7 +30,8 @@ accuracies = flown.evaluate(batch, other_images, their_labels)
 
 ## What it has seen
 
-Random tasks over the classes of {pools}, each with a look of its own.{unseen}
+Random tasks over the training classes of {pools},
+each with a look of its own.{unseen}
 {validation}
 Trained by flown {version}: {steps} steps.
 """
@@ -44,7 +45,8 @@ letters look Latin, is among what was seen."""
 def render(config: AnyTaskConfig, card: Mapping[str, Any]) -> str:
     """The text of a model card."""
     pools = ", ".join(
-        f"{name} ({found['images']:,} images)" for name, found in card.get("pools", {}).items()
+        f"{name} ({found['images']:,} images in all its parts)"
+        for name, found in card.get("pools", {}).items()
     )
     figures = "".join(
         f"| {name} | {value:.1f} |\n" for name, value in card.get("validation", {}).items()

@@ -6,21 +6,17 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch.nn.utils import parameters_to_vector
 
 from flown import tasks
 from flown.anytask.model import AnyTask
 from flown.anytask.writer import architecture
 from flown.base.provenance import Row
-from flown.base.seeding import seeded
 from flown.bench.timing import medians, timed_rows
 from flown.generator.model import Flown
 from flown.measure.evaluate import evaluate
-from flown.measure.fromsupport import trained
-from flown.nets import build
+from flown.measure.fromsupport import fresh, trained
 from flown.tasks import Support
 from flown.weights.batch import WeightBatch
-from flown.weights.layout import WeightLayout
 
 NETS = ("cnn-small", "conv4-8", "conv4-32")
 _SCRATCH, _ADAPTED = 200, 5  # steps
@@ -54,12 +50,7 @@ def anytask(name: str, repeats: int) -> list[Row]:
 
 def _scratch(support: Support, net: str) -> WeightBatch:
     kind = architecture(net, support.images.shape[1], int(support.labels.max()) + 1)
-    with seeded(0):
-        module = build(net, kind.channels, kind.outputs, kind.activation)
-    start = WeightBatch(
-        WeightLayout.of(module, kind), parameters_to_vector(module.parameters()).detach()[None]
-    )
-    return _trained(start, support, 1e-3, _SCRATCH)
+    return _trained(fresh(kind, 1, 0), support, 1e-3, _SCRATCH)
 
 
 def _adapted(model: AnyTask, support: Support, net: str) -> WeightBatch:

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils import parameters_to_vector
 
 from flown.anytask.model import AnyTask, resized, standardised
 from flown.anytask.writer import architecture
@@ -21,19 +20,16 @@ from flown.base.config import Config
 from flown.base.files import read_json, write_json
 from flown.base.progress import bar
 from flown.base.provenance import write_results
-from flown.base.seeding import seeded
 from flown.experiments.begin import begin
 from flown.experiments.clock import Clock
 from flown.experiments.unseen import ROWS, VALIDATION, Unseen
 from flown.generator.model import Flown
 from flown.heads.calibrate import calibration_error
-from flown.measure.fromsupport import nearest_centroid, own_logits, percent, trained
+from flown.measure.fromsupport import fresh, nearest_centroid, own_logits, percent, trained
 from flown.measure.novelty import mutual_iou
-from flown.nets import build
 from flown.report.anytask import write_study
 from flown.tasks import Episodes
 from flown.weights.batch import WeightBatch
-from flown.weights.layout import WeightLayout
 
 BASE_STEPS = (1, 5, 50)
 
@@ -162,7 +158,10 @@ def measure(
                 ),
             }
         )
-        found[f"base body {net}"] = [_base(model, images, tasks, i, net) for i in range(row.tasks)]
+        found[f"base body {net}"] = [
+            _right(model.base(images[tasks.support[i]], tasks.labels[i], net), images, tasks, i)
+            for i in range(row.tasks)
+        ]
     pair = config.model_copy(update={"samples": 2})
     for name in ("another task's support", "shuffled labels", "no support"):
         found[f"{name} {config.nets[0]}"] = [
@@ -183,7 +182,12 @@ def measure(
             (moved,) = _after(starts, first, rate, [int(steps)])
             found[f"base trained {steps} steps {net}"] = list(moved)
     if known is not None and row.ways == 10:
-        found["lookup"] = [_lookup(known, images, tasks, i) for i in range(row.tasks)]
+        found["lookup"] = [
+            _right(
+                known.generate(images[tasks.support[i]], tasks.labels[i], 2, i), images, tasks, i
+            )
+            for i in range(row.tasks)
+        ]
     return records + [_record(row, method, values) for method, values in found.items()]
 
 
@@ -223,14 +227,8 @@ def _predicted(batch: WeightBatch, images: Tensor) -> Tensor:
         return batch.logits(batch.preprocess(images.to(batch.vectors.device))).softmax(-1).cpu()
 
 
-def _base(model: AnyTask, images: Tensor, tasks: Episodes, i: int, net: str) -> Tensor:
-    batch = model.base(images[tasks.support[i]], tasks.labels[i], net)
-    p = _predicted(batch, images[tasks.query[i]])[0]
-    return 100 * (p.argmax(dim=-1) == tasks.targets[i]).float().mean()
-
-
-def _lookup(known: Flown, images: Tensor, tasks: Episodes, i: int) -> Tensor:
-    batch = known.generate(images[tasks.support[i]], tasks.labels[i], 2, i)
+def _right(batch: WeightBatch, images: Tensor, tasks: Episodes, i: int) -> Tensor:
+    """Mean accuracy in percent of networks on the queries of task i."""
     p = _predicted(batch, images[tasks.query[i]])
     return 100 * (p.argmax(dim=-1) == tasks.targets[i]).float().mean()
 
@@ -264,12 +262,7 @@ def _scratch(tasks: Episodes, setting: tuple[str, float], config: AnyTaskStudy) 
     """Accuracies of networks from PyTorch's initialisation, trained on each support set."""
     net, rate = setting
     kind = architecture(net, tasks.support.shape[2], tasks.ways)
-    with seeded(config.seed):
-        fresh = [build(net, kind.channels, kind.outputs, kind.activation) for _ in tasks.labels]
-    vectors = torch.stack(
-        [parameters_to_vector(network.parameters()).detach() for network in fresh]
-    )
-    starts = WeightBatch(WeightLayout.of(fresh[0], kind), vectors)
+    starts = fresh(kind, len(tasks.labels), config.seed)
     return _after(starts, tasks, rate, [config.scratch_steps])[0]
 
 

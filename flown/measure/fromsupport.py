@@ -7,10 +7,15 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils import parameters_to_vector
 
+from flown.base.seeding import seeded
+from flown.nets import build
+from flown.nets.architecture import Architecture
 from flown.nets.batched import stacked
 from flown.tasks import Episodes
 from flown.weights.batch import WeightBatch
+from flown.weights.layout import WeightLayout
 
 _TASKS = 10  # at a time: small groups of networks stay in cache
 
@@ -21,6 +26,14 @@ def nearest_centroid(tasks: Episodes) -> Tensor:
     member = F.one_hot(tasks.labels, tasks.ways).to(support.dtype)
     means = member.mT @ support / member.sum(dim=1)[..., None]
     return percent(torch.cdist(query, means).argmin(dim=-1), tasks)
+
+
+def fresh(kind: Architecture, count: int, seed: int) -> WeightBatch:
+    """Networks as PyTorch initialises them."""
+    with seeded(seed):
+        nets = [build(kind.net, kind.channels, kind.outputs, kind.activation) for _ in range(count)]
+    vectors = torch.stack([parameters_to_vector(net.parameters()).detach() for net in nets])
+    return WeightBatch(WeightLayout.of(nets[0], kind), vectors)
 
 
 def trained(

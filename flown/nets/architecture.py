@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from flown.base.config import Config
 from flown.base.errors import FlownError
 from flown.base.seeding import seeded
-
-_LUMA = (0.299, 0.587, 0.114)
+from flown.tasks.looks import LUMA
 
 
 class Architecture(Config):
@@ -53,7 +52,7 @@ class Architecture(Config):
             raise FlownError(f"images: expected (N, 1 or 3, H, W), got {tuple(images.shape)}")
         x = images.float() / 255
         if images.shape[1] == 3 and self.channels == 1:
-            x = torch.einsum("nchw,c->nhw", x, torch.tensor(_LUMA, device=x.device))[:, None]
+            x = torch.einsum("nchw,c->nhw", x, torch.tensor(LUMA, device=x.device))[:, None]
         if x.shape[-2:] != (self.size, self.size):
             side = (self.size, self.size)
             x = F.interpolate(x, side, mode="bilinear", antialias=True, align_corners=False)

@@ -18,6 +18,11 @@ from torch import Tensor
 LUMA = (0.299, 0.587, 0.114)
 
 
+def grey(x: Tensor) -> Tensor:
+    """Luminance (T, N, 1, S, S) of colour images (T, N, 3, S, S)."""
+    return torch.einsum("tnchw,c->tnhw", x, x.new_tensor(LUMA))[:, :, None]
+
+
 class Looks:
     """Random looks from one generator; `textures` (M, 3, S, S), uint8, fill strokes and grounds."""
 
@@ -37,7 +42,7 @@ class Looks:
         x = torch.where(flipped, x.flip(-1), x)
         x = self._warp(x, turn=0.05, jitter=0.06, shift=0.08, padding="reflection")
         if channels == 1:
-            x = torch.einsum("tnchw,c->tnhw", x, x.new_tensor(LUMA))[:, :, None]
+            x = grey(x)
         x = self._softened(x, 0.3)
         gain, lift = 1 + 0.25 * self._normal(*x.shape[:2]), 0.1 * self._normal(*x.shape[:2])
         task = 1 + 0.2 * self._normal(x.shape[0], 1, channels)
@@ -129,7 +134,7 @@ class Looks:
         rows = self._uniform(count, each)[..., 0, 0, 0] * len(self.textures)
         found = self.textures[rows.long()].float() / 255
         if channels == 1:
-            found = torch.einsum("tnchw,c->tnhw", found, x.new_tensor(LUMA))[:, :, None]
+            found = grey(found)
         return 0.5 + strength * (found - 0.5)
 
     def _vignette(self, x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from flown.base.config import Config
 from flown.base.errors import FlownError
 from flown.tasks.draw import ClassPool, Episodes, cpu_generator
-from flown.tasks.looks import Looks
+from flown.tasks.looks import Looks, grey
 from flown.tasks.named import load_any
 from flown.tasks.splits import ManyClass
 
@@ -135,7 +135,7 @@ class TaskStream:
             x = _turned(x, labels, episodes.ways, generator)
             x = maker.strokes(x, channels) if looks else x.expand(-1, -1, channels, -1, -1)
         elif looks or channels == 1:
-            x = maker.photos(x, channels) if looks else _grey(x)
+            x = maker.photos(x, channels) if looks else grey(x)
         support, query = x.split([episodes.support.shape[1], episodes.query.shape[1]], dim=1)
         return episodes._replace(support=support, query=query)
 
@@ -187,9 +187,3 @@ def _turned(x: Tensor, labels: Tensor, ways: int, generator: torch.Generator) ->
     for turns in range(1, 4):
         x = torch.where((quarters == turns)[..., None, None, None], x.rot90(turns, (-2, -1)), x)
     return x
-
-
-def _grey(x: Tensor) -> Tensor:
-    from flown.tasks.looks import LUMA
-
-    return torch.einsum("tnchw,c->tnhw", x, x.new_tensor(LUMA))[:, :, None]

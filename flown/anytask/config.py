@@ -11,6 +11,25 @@ from flown.tasks.stream import StreamConfig
 from flown.training import TrainConfig
 
 
+class BaseConfig(Config):
+    """How the base networks are trained: all of them see each draw of at most `images` images.
+
+    Its tasks have up to `ways` classes, more than any that is generated for, since what separates
+    many classes separates few.
+    """
+
+    ways: int = Field(default=60, ge=2)
+    shots: int = Field(default=10, ge=1)
+    images: int = Field(default=480, ge=8)
+    training: TrainConfig = TrainConfig(
+        steps=5000,
+        learning_rate=3e-3,
+        weight_decay=1e-4,
+        checkpoint_every=250,
+        validate_every=1000,
+    )
+
+
 class AnyTaskConfig(Config):
     """`nets` are what is written, each with its share of the steps; the first is the default.
 
@@ -37,6 +56,7 @@ class AnyTaskConfig(Config):
     together: float = Field(default=0.5, ge=0, le=1)
     spread: float = Field(default=0.3, ge=0)
     tasks: StreamConfig = StreamConfig()
+    base: BaseConfig = BaseConfig()
     training: TrainConfig = TrainConfig(
         steps=9000,
         batch_size=16,

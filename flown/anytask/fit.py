@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flown.anytask.bases import Bases
 from flown.anytask.config import AnyTaskConfig
 from flown.anytask.model import AnyTask, resized, standardised
 from flown.anytask.writer import Writer
@@ -59,6 +60,21 @@ def fit(
     run.write()
     model = AnyTask(config)
     checks = stream.validation()
+    bases = Bases(model, stream)
+    train(
+        bases,
+        config.base.training,
+        out=run.out,
+        name="bases",
+        seed=config.seed,
+        resume=resume,
+        validate=lambda: {
+            f"{name} {net}": right
+            for name, tasks in checks.items()
+            for net, right in bases.accuracies(tasks).items()
+        },
+        device=device,
+    )
     history = train(
         Objective(model, stream),
         config.training,

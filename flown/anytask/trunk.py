@@ -67,6 +67,8 @@ class Trunk(nn.Module):
         self.enter, self.leave = nn.Linear(numbers, width), nn.Linear(width, numbers)
         self.blocks = nn.ModuleList([Block(width, heads) for _ in range(depth)])
         self.norm = nn.LayerNorm(width)
+        for parameter in self.leave.parameters():  # the base networks are where the flow begins
+            nn.init.zeros_(parameter)
 
     def classes(self, images: Tensor, labels: Tensor, ways: int) -> Tensor:
         """Class tokens (T, C, width) of T support sets, images (T, K, 3, 32, 32), labels (T, K)."""

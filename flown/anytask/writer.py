@@ -8,7 +8,7 @@ and bias, around those of a base network that all tasks share:
 A class is a token too. The row of the last layer that belongs to it is the ridge regression of the
 class on what the written body computes on the support set, with a correction that the token writes:
 
-    R = (A'A + l I)^-1 A'Y,   A = [body(support; w), 1],   rows = s R + D x
+    R = ridge(body(support; w), labels),   rows = s R + D x
 
 Axes: n networks, N hidden neurons, C classes, K support images, F features, m numbers a token.
 """
@@ -16,9 +16,9 @@ Axes: n networks, N hidden neurons, C classes, K support images, F features, m n
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flown.anytask.ridge import ridge
 from flown.nets import INPUT_SIZES
 from flown.nets.architecture import Architecture
 from flown.nets.batched import stacked
@@ -61,7 +61,6 @@ class Writer(nn.Module):
                 for row in rows
             ]
         )
-        self.head_base = nn.Parameter(torch.zeros(self.features + 1))
         self.head_decoder = nn.Parameter(torch.zeros(numbers, self.features + 1))
         self.ridge = nn.Linear(numbers, 2)  # how much the regression is shrunk, and scaled
         nn.init.zeros_(self.ridge.weight)
@@ -85,24 +84,24 @@ class Writer(nn.Module):
         """Features (n, K, F) of bodies, images (K, c, S, S) for all or (n, K, c, S, S)."""
         return stacked.forward(self.bodies[images.shape[-3]], tensors, images)
 
+    def compute_base(self, images: Tensor) -> Tensor:
+        """Features (K, F) of the base body, images (K, c, S, S)."""
+        channels = images.shape[1]
+        zero = self.base[0].new_zeros(1, len(self.neurons), len(self.decoders[0]))
+        tensors = {name: x[0] for name, x in self.write_body(zero, channels).items()}
+        images = images.contiguous(memory_format=torch.channels_last)
+        found: Tensor = torch.func.functional_call(self.bodies[channels], tensors, (images,))
+        return found
+
     def write_head(self, x: Tensor, features: Tensor, labels: Tensor) -> Tensor:
         """Rows of the last layer, weights and bias, (n, C, F + 1).
 
         Args:
             x: class tokens (n, C, m). features: of the support set, (n, K, F). labels: (n, K).
         """
-        a = F.pad(features, (0, 1), value=1.0)
-        wanted = F.one_hot(labels, x.shape[1]).to(a.dtype) - 1 / x.shape[1]
         shrink, scale = self.ridge(x.mean(dim=1)).exp()[..., None, None].unbind(1)  # (n, 1, 1)
-        dual = a.shape[1] < a.shape[2]
-        gram = a @ a.mT if dual else a.mT @ a
-        size = gram.shape[1]
-        penalty = shrink * a.square().sum(dim=(1, 2), keepdim=True) / a.shape[1]
-        gram = gram + penalty * torch.eye(size, device=a.device)
-        solved = torch.linalg.solve(gram, wanted if dual else a.mT @ wanted)
-        rows = (a.mT @ solved if dual else solved).mT
-        written: Tensor = scale * rows + self.head_base + x @ self.head_decoder
-        return written
+        rows: Tensor = scale * ridge(features, labels, x.shape[1], shrink) + x @ self.head_decoder
+        return rows
 
     def pack(self, body: dict[str, Tensor], head: Tensor, kind: Architecture) -> WeightBatch:
         """Bodies and last layers as networks of that architecture."""

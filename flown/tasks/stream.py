@@ -22,6 +22,7 @@ from flown.tasks.named import load_any
 from flown.tasks.splits import ManyClass
 
 SIDE = 32
+_QUERIES = 20  # of a class, at most
 
 
 class StreamConfig(Config):
@@ -40,7 +41,7 @@ class StreamConfig(Config):
     ways: int = 20
     shots: int = 20
     support: int = 100
-    queries: int = 50
+    queries: int = 100
     images: int = 400
 
 
@@ -81,18 +82,28 @@ class TaskStream:
                 found[name] = self._seen(stream, episodes, channels, generator, False)
         return found
 
-    def size(self, generator: torch.Generator) -> tuple[int, int, int, int]:
-        """Random numbers of tasks, ways, shots and queries: half of the draws are 10-way."""
-        config = self.config
+    @property
+    def fewest(self) -> int:
+        """Classes of the pool that has the fewest."""
+        return min(len(pool.classes) for pool in self.pools.values())
+
+    def size(
+        self, generator: torch.Generator, config: StreamConfig | None = None
+    ) -> tuple[int, int, int, int]:
+        """Random numbers of tasks, ways, shots and queries: half of the draws have all the ways.
+
+        A third of them has one shot, a third five.
+        """
+        config = config or self.config
 
         def within(low: int, high: int) -> int:
             return low + int(torch.rand((), generator=generator).item() * (high - low + 1))
 
-        ways = min(10, config.ways) if within(0, 1) else within(2, config.ways)
+        ways = config.ways if within(0, 1) else within(2, config.ways)
         most = max(1, min(config.shots, config.support // ways))
-        shots = min(5, most) if not within(0, 2) else within(1, most)
-        queries = max(1, config.queries // ways)
-        tasks = max(2, min(16, config.images // (ways * (shots + queries))))
+        shots = min(most, (1, 5, within(1, most))[within(0, 2)])
+        queries = max(1, min(config.queries // ways, _QUERIES))
+        tasks = max(1, min(16, config.images // (ways * (shots + queries))))
         return tasks, ways, shots, queries
 
     def draw(

@@ -1,0 +1,34 @@
+"""The head that a support set determines: ridge regression of its classes on features.
+
+    R = (A'A + l I)^-1 A'Y,   A = [features, 1],   l = shrink |A|^2 / K
+
+Bertinetto et al. 2019 (1805.08136), section 3.2; the smaller of the two equal systems is solved.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def ridge(features: Tensor, labels: Tensor, ways: int, shrink: Tensor | float) -> Tensor:
+    """Rows of a last layer, weights and bias, (n, C, F + 1).
+
+    Args:
+        features: of support sets, (n, K, F). labels: (n, K). shrink: the penalty, a number for all or
+            (n, 1, 1), in units of the mean square norm of a row of A.
+    """
+    a = with_one(features)
+    wanted = F.one_hot(labels, ways).to(a.dtype) - 1 / ways
+    dual = a.shape[1] < a.shape[2]
+    gram = a @ a.mT if dual else a.mT @ a
+    penalty = shrink * a.square().sum(dim=(1, 2), keepdim=True) / a.shape[1]
+    gram = gram + penalty * torch.eye(gram.shape[1], dtype=a.dtype, device=a.device)
+    solved = torch.linalg.solve(gram, wanted if dual else a.mT @ wanted)
+    return (a.mT @ solved if dual else solved).mT
+
+
+def with_one(features: Tensor) -> Tensor:
+    """Features (..., F + 1), the last of which a bias multiplies."""
+    return F.pad(features, (0, 1), value=1.0)

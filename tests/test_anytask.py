@@ -15,6 +15,7 @@ from flown import training
 from flown.anytask.config import AnyTaskConfig, BaseConfig
 from flown.anytask.fit import fit
 from flown.anytask.model import AnyTask
+from flown.anytask.ridge import left_out
 from flown.anytask.trunk import Trunk
 from flown.anytask.writer import Writer
 from flown.base.errors import FlownError
@@ -104,6 +105,35 @@ def test_the_head_is_a_ridge_regression(count: int) -> None:
     stacked = np.vstack([a, np.sqrt(penalty) * np.eye(a.shape[1])])
     wanted, *_ = np.linalg.lstsq(stacked, np.vstack([y, np.zeros((a.shape[1], 3))]), rcond=None)
     assert np.allclose(head[0].detach().numpy(), scale * wanted.T, atol=1e-9)
+
+
+@pytest.mark.parametrize("count", [6, 60])
+def test_left_out_images_are_told_by_the_regression_without_them(count: int) -> None:
+    torch.manual_seed(0)
+    features = torch.randn(2, count, 20, dtype=torch.float64)
+    labels = (torch.arange(count) % 3).expand(2, -1)
+    found = left_out(features, labels, 3, 0.1)
+    a = np.concatenate([features.numpy(), np.ones((2, count, 1))], axis=2)
+    y = np.eye(3)[labels[0].numpy()] - 1 / 3
+    for i in (0, count - 1):
+        kept = np.arange(count) != i
+        for n in range(2):
+            penalty = 0.1 * (a[n] ** 2).sum() / count * np.eye(21)
+            rows = np.linalg.solve(a[n, kept].T @ a[n, kept] + penalty, a[n, kept].T @ y[kept])
+            assert np.allclose(found[n, i].numpy(), a[n, i] @ rows, atol=1e-9)
+
+
+def test_confidence_is_right_on_images_left_out() -> None:
+    """Features that say nothing make a head less sure, those that say enough do not."""
+    torch.manual_seed(0)
+    writer = Writer("conv4-8", 16, 8)
+    labels = torch.arange(40)[None] % 4
+    told = torch.nn.functional.one_hot(labels, writer.features).float()
+    features = torch.cat([torch.randn(1, 40, writer.features), 3 * told])
+    factors = writer.temperature(torch.zeros(2, 4, 8), features, labels.expand(2, -1))
+    assert factors[0] < 0.25 and factors[1] > 0.8
+    single = writer.temperature(torch.zeros(2, 4, 8), features[:, :4], labels[:, :4].expand(2, -1))
+    assert torch.allclose(single, torch.ones(2, 1, 1))
 
 
 def test_the_order_of_images_is_nothing(model: AnyTask, support: tuple[Tensor, Tensor]) -> None:

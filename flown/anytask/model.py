@@ -153,7 +153,8 @@ class AnyTask(nn.Module):
         body = writer.write_body(hidden, kind.channels)
         features = writer.compute(body, kind.preprocess(support.images.to(self.device)))
         labels = support.labels.to(self.device).expand(len(x), -1)
-        return writer.pack(body, writer.write_head(rows, features, labels), kind)
+        head = writer.write_head(rows, features, labels)
+        return writer.pack(body, head * writer.temperature(rows, features, labels), kind)
 
     def _support(self, images: Tensor, labels: Tensor) -> tuple[Support, int]:
         ways = int(labels.max()) + 1 if isinstance(labels, Tensor) and labels.numel() else 0

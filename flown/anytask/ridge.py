@@ -19,16 +19,37 @@ def ridge(features: Tensor, labels: Tensor, ways: int, shrink: Tensor | float) -
         features: of support sets, (n, K, F). labels: (n, K). shrink: the penalty, a number for all or
             (n, 1, 1), in units of the mean square norm of a row of A.
     """
-    a = with_one(features)
-    wanted = F.one_hot(labels, ways).to(a.dtype) - 1 / ways
+    a, wanted = with_one(features), _wanted(labels, ways, features)
     dual = a.shape[1] < a.shape[2]
     gram = a @ a.mT if dual else a.mT @ a
-    penalty = shrink * a.square().sum(dim=(1, 2), keepdim=True) / a.shape[1]
-    gram = gram + penalty * torch.eye(gram.shape[1], dtype=a.dtype, device=a.device)
+    gram = gram + _penalty(a, shrink) * torch.eye(gram.shape[1], dtype=a.dtype, device=a.device)
     solved = torch.linalg.solve(gram, wanted if dual else a.mT @ wanted)
-    return (a.mT @ solved if dual else solved).mT
+    rows: Tensor = (a.mT @ solved if dual else solved).mT
+    return rows
+
+
+def left_out(features: Tensor, labels: Tensor, ways: int, shrink: Tensor | float) -> Tensor:
+    """What the regression without an image says of it, for each image of each set, (n, K, C).
+
+    With H = AA'(AA' + l I)^-1 it is (HY - diag(H) Y) / (1 - diag(H)), without K regressions.
+    """
+    a, wanted = with_one(features), _wanted(labels, ways, features)
+    gram = a @ a.mT
+    eye = torch.eye(gram.shape[1], dtype=a.dtype, device=a.device)
+    hat = torch.linalg.solve(gram + _penalty(a, shrink) * eye, gram)
+    own = hat.diagonal(dim1=1, dim2=2)[..., None]
+    found: Tensor = (hat @ wanted - own * wanted) / (1 - own)
+    return found
 
 
 def with_one(features: Tensor) -> Tensor:
     """Features (..., F + 1), the last of which a bias multiplies."""
     return F.pad(features, (0, 1), value=1.0)
+
+
+def _wanted(labels: Tensor, ways: int, like: Tensor) -> Tensor:
+    return F.one_hot(labels, ways).to(like.dtype) - 1 / ways
+
+
+def _penalty(a: Tensor, shrink: Tensor | float) -> Tensor:
+    return shrink * a.square().sum(dim=(1, 2), keepdim=True) / a.shape[1]

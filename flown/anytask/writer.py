@@ -16,14 +16,17 @@ Axes: n networks, N hidden neurons, C classes, K support images, F features, m n
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flown.anytask.ridge import ridge
+from flown.anytask.ridge import left_out, ridge, with_one
 from flown.nets import INPUT_SIZES
 from flown.nets.architecture import Architecture
 from flown.nets.batched import stacked
 from flown.weights.batch import WeightBatch
 from flown.weights.layout import WeightLayout
+
+_DOUBLINGS = torch.linspace(-3, 3, 37)  # of a head's confidence, that are tried
 
 
 class Writer(nn.Module):
@@ -99,9 +102,36 @@ class Writer(nn.Module):
         Args:
             x: class tokens (n, C, m). features: of the support set, (n, K, F). labels: (n, K).
         """
-        shrink, scale = self.ridge(x.mean(dim=1)).exp()[..., None, None].unbind(1)  # (n, 1, 1)
+        shrink, scale = self._regression(x)
         rows: Tensor = scale * ridge(features, labels, x.shape[1], shrink) + x @ self.head_decoder
         return rows
+
+    def temperature(self, x: Tensor, features: Tensor, labels: Tensor) -> Tensor:
+        """By what a head's rows are multiplied so that its confidence is right, (n, 1, 1).
+
+        The likeliest factor, given what heads that are written without an image say of it, and a
+        normal prior of one doubling around 1. Images that are alone in their class say nothing.
+
+        Args:
+            as of `write_head`.
+        """
+        counts = F.one_hot(labels[0], x.shape[1]).sum(dim=0)
+        telling = counts[labels[0]] > 1
+        shrink, scale = self._regression(x)
+        logits = scale * left_out(features, labels, x.shape[1], shrink)
+        logits = (logits + with_one(features) @ (x @ self.head_decoder).mT)[:, telling]
+        asked = labels[:, telling, None]
+        losses = []
+        for doublings in _DOUBLINGS.tolist():
+            log_p = (2**doublings * logits).log_softmax(-1).gather(2, asked)
+            losses.append(doublings**2 / 2 - log_p.sum(dim=(1, 2)))
+        best = torch.stack(losses).argmin(dim=0).to(_DOUBLINGS.device)
+        return 2 ** _DOUBLINGS[best].to(x)[:, None, None]
+
+    def _regression(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """How much the regression is shrunk, and scaled, each (n, 1, 1), of class tokens (n, C, m)."""
+        shrink, scale = self.ridge(x.mean(dim=1)).exp()[..., None, None].unbind(1)
+        return shrink, scale
 
     def pack(self, body: dict[str, Tensor], head: Tensor, kind: Architecture) -> WeightBatch:
         """Bodies and last layers as networks of that architecture."""

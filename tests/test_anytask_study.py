@@ -103,6 +103,10 @@ def test_the_study_on_digits(tmp_path: Path) -> None:
         assert found[f"{name} conv4-32"] < 30
     vote = next(row for row in rows if row["method"] == "flown-any conv4-32")
     assert vote["vote"] >= vote["accuracy"] - 1 and 0 < vote["overlap"] < 1
+    assert vote["networks"] == 4
+    head, body = report.populations(rows)
+    scratch = next(row for row in rows if row["method"] == "scratch cnn-small")
+    assert head[6] == "trained ones" and body[0][6] == f"{scratch['overlap']:.2f}"
     head, body = report.leads(rows)
     assert head[0] == "row" and body[0][1].startswith("conv4-32") and body[0][3].startswith("+")
     report.write_study(tmp_path / "study.html", rows, {"command": "flown <reproduce>"})
@@ -119,6 +123,7 @@ def test_from_pools_to_networks_on_the_command_line(
         "width": 16,
         "depth": 1,
         "tasks": {"ways": 10, "images": 60, "queries": 10},
+        "base": {"images": 60, "training": {"steps": 2, "warmup": 1}},
         "training": {"steps": 2, "warmup": 1},
     }
     config = tmp_path / "small.json"

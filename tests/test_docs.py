@@ -208,7 +208,12 @@ def unseen(name: str) -> str:
     made = {
         "leads": anytask.leads,
         "populations": lambda rows: anytask.populations(
-            [row for row in rows if str(row["method"]).endswith(("conv4-32", "cnn-small"))]
+            [
+                row
+                for row in rows
+                if str(row["method"]).endswith(("conv4-32", "cnn-small"))
+                or str(row["method"]).startswith("scratch")
+            ]
         ),
         "methods": lambda rows: anytask.beside(rows, METHODS),
         "ablations": lambda rows: anytask.beside(rows, ABLATIONS),

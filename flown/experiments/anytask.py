@@ -25,7 +25,7 @@ from flown.experiments.clock import Clock
 from flown.experiments.unseen import ROWS, VALIDATION, Unseen
 from flown.generator.model import Flown
 from flown.heads.calibrate import calibration_error
-from flown.measure.fromsupport import fresh, nearest_centroid, own_logits, percent, trained
+from flown.measure.fromsupport import fresh, nearest_centroid, own_logits, trained
 from flown.measure.novelty import mutual_iou
 from flown.report.anytask import write_study
 from flown.tasks import Episodes
@@ -35,7 +35,7 @@ BASE_STEPS = (1, 5, 50)
 
 
 class AnyTaskStudy(Config):
-    """`samples` networks a task, of each of `nets`.
+    """`samples` networks a task, of each of `nets`; `ensemble` of the first where there is one shot.
 
     Controls that are trained, and other supports than a task's, see the first `few` tasks of a row:
     `scratch` networks train for `scratch_steps`, the base networks of `trained_nets` for `BASE_STEPS`.
@@ -46,11 +46,12 @@ class AnyTaskStudy(Config):
     rows: tuple[Unseen, ...] = ROWS
     validation: tuple[Unseen, ...] = VALIDATION
     samples: int = 6
+    ensemble: int = 20
     nets: tuple[str, ...] = ("conv4-32", "conv4-8", "cnn-medium", "cnn-small")
     scratch: tuple[str, ...] = ("cnn-small", "conv4-8")
     scratch_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     scratch_steps: int = 200
-    trained_nets: tuple[str, ...] = ("conv4-8", "cnn-small")
+    trained_nets: tuple[str, ...] = ("conv4-32", "conv4-8", "cnn-small")
     base_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     few: int = 20
     seed: int = 0
@@ -65,7 +66,12 @@ def study(scale: str, seed: int) -> AnyTaskStudy:
         return tuple(row.model_copy(update={"tasks": 2}) for row in rows)
 
     return AnyTaskStudy(
-        rows=few(ROWS), validation=few(VALIDATION), samples=2, scratch_steps=5, seed=seed
+        rows=few(ROWS),
+        validation=few(VALIDATION),
+        samples=2,
+        ensemble=2,
+        scratch_steps=5,
+        seed=seed,
     )
 
 
@@ -144,10 +150,13 @@ def measure(
     found: dict[str, list[Tensor]] = {}
     records = []
     for net in config.nets:
-        measured = [_generated(model, images, tasks, i, net, config) for i in range(row.tasks)]
+        many = config.ensemble if row.shots == 1 and net == config.nets[0] else config.samples
+        each = config.model_copy(update={"samples": many})
+        measured = [_generated(model, images, tasks, i, net, each) for i in range(row.tasks)]
         records.append(
             _record(row, f"flown-any {net}", [m.accuracies.mean() for m in measured])
             | {
+                "networks": many,
                 "vote": _mean([m.vote for m in measured]),
                 "overlap": _mean([m.overlap for m in measured]),
                 "ece": round(
@@ -174,13 +183,18 @@ def measure(
         nearest_centroid(_features(model, seen))
     )
     first = seen.part(slice(config.few))
-    scratch = _scratch(first, settings["scratch"], config)
-    found[f"scratch {settings['scratch'][0]}"] = list(scratch)
+    wrong = torch.stack(
+        [_scratch(first, settings["scratch"], config, seed) for seed in range(2)], 1
+    )
+    records.append(
+        _record(row, f"scratch {settings['scratch'][0]}", list(_rights(wrong[:, 0])))
+        | {"overlap": _mean([mutual_iou(pair) for pair in wrong])}
+    )
     for net in config.trained_nets:
         starts = _bases(model, images, tasks, net, config.few)
         for steps, rate in settings["base"][net].items():
             (moved,) = _after(starts, first, rate, [int(steps)])
-            found[f"base trained {steps} steps {net}"] = list(moved)
+            found[f"base trained {steps} steps {net}"] = list(_rights(moved))
     if known is not None and row.ways == 10:
         found["lookup"] = [
             _right(
@@ -258,23 +272,30 @@ def _sized(tasks: Episodes, size: int) -> Episodes:
     return tasks._replace(support=resized(tasks.support, size), query=resized(tasks.query, size))
 
 
-def _scratch(tasks: Episodes, setting: tuple[str, float], config: AnyTaskStudy) -> Tensor:
-    """Accuracies of networks from PyTorch's initialisation, trained on each support set."""
+def _scratch(
+    tasks: Episodes, setting: tuple[str, float], config: AnyTaskStudy, seed: int = 0
+) -> Tensor:
+    """Where networks from PyTorch's initialisation are wrong, trained on each support set, (T, Q)."""
     net, rate = setting
     kind = architecture(net, tasks.support.shape[2], tasks.ways)
-    starts = fresh(kind, len(tasks.labels), config.seed)
+    starts = fresh(kind, len(tasks.labels), config.seed + seed)
     return _after(starts, tasks, rate, [config.scratch_steps])[0]
 
 
 def _after(starts: WeightBatch, tasks: Episodes, rate: float, steps: Sequence[int]) -> list[Tensor]:
-    """Accuracies of networks trained on each support set, after each of the numbers of steps."""
+    """Where networks are wrong, trained on each support set, (T, Q) after each number of steps."""
     sized = _sized(tasks, starts.layout.architecture.size)
     found = []
     for vectors in trained(starts, sized.support, sized.labels, rate, steps):
         with torch.no_grad():
             logits = own_logits(starts, vectors, sized.query)
-        found.append(percent(logits.argmax(dim=-1), sized))
+        found.append(logits.argmax(dim=-1) != sized.targets)
     return found
+
+
+def _rights(wrong: Tensor) -> Tensor:
+    """Accuracies (T,) in percent of networks that are wrong there, (T, Q)."""
+    return 100 - 100 * wrong.float().mean(dim=1)
 
 
 def _bases(model: AnyTask, images: Tensor, tasks: Episodes, net: str, count: int) -> WeightBatch:
@@ -292,18 +313,19 @@ def _settings(model: AnyTask, config: AnyTaskStudy) -> dict[str, Any]:
     tasks = [_standard(*pair) for pair in drawn]
     options = [(net, rate) for net in config.scratch for rate in config.scratch_rates]
     means = [
-        _mean([float(_scratch(episodes, o, config).mean()) for episodes in tasks]) for o in options
+        _mean([float(_rights(_scratch(episodes, o, config)).mean()) for episodes in tasks])
+        for o in options
     ]
     scratch = options[means.index(max(means))]
     base: dict[str, dict[int, float]] = {}
     for net in config.trained_nets:
         found = []  # of each rate, the mean accuracy after each number of steps
         for rate in config.base_rates:
-            accuracies = [
+            moved = [
                 _after(_bases(model, *pair, net, len(seen.labels)), seen, rate, BASE_STEPS)
                 for pair, seen in zip(drawn, tasks, strict=True)
             ]
-            found.append([_mean([float(a[i].mean()) for a in accuracies]) for i in range(3)])
+            found.append([_mean([float(_rights(a[i]).mean()) for a in moved]) for i in range(3)])
         best = torch.tensor(found).argmax(dim=0).tolist()
         base[net] = {steps: config.base_rates[i] for steps, i in zip(BASE_STEPS, best, strict=True)}
     return {"scratch": scratch, "base": base}

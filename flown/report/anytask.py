@@ -38,20 +38,26 @@ def beside(rows: Rows, methods: Mapping[str, str]) -> Table:
 
 
 def populations(rows: Rows) -> Table:
-    """What many networks of a support set are: the vote of all, overlap of errors, calibration."""
+    """What many networks of a support set are: the vote of all, overlap of errors, calibration.
+
+    Beside the overlap, that of two networks trained on the support set from different seeds.
+    """
+    trained = {r["row"]: r["overlap"] for r in rows if "overlap" in r and "vote" not in r}
     body = [
         [
             row["row"],
             row["method"].removeprefix(_GENERATED),
             f"{row['accuracy']:.1f}",
             f"{row['vote']:.1f}",
+            str(row.get("networks", NONE)),
             f"{row['overlap']:.2f}",
+            f"{trained[row['row']]:.2f}" if row["row"] in trained else NONE,
             f"{row['ece']:.1f}",
         ]
         for row in rows
         if "vote" in row
     ]
-    return ["row", "network", "one", "vote of all", "IoU among", "ECE, %"], body
+    return ["row", "network", "one", "vote", "of", "IoU among", "trained ones", "ECE, %"], body
 
 
 def leads(rows: Rows) -> Table:

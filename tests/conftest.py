@@ -12,6 +12,7 @@ import flown
 from flown.context.tokens import ContextConfig
 from flown.flow import VelocityConfig
 from flown.generator.config import FlownConfig
+from flown.tasks import ManyClass, TaskDraw, load
 from flown.training import TrainConfig
 from flown.zoo import Recipe
 from tests import examples
@@ -40,6 +41,16 @@ for name in (
     flown.trust(name)
 DIGITS = Recipe(
     name="tiny", dataset="digits", learning_rate=5e-3, batch_size=32, epochs=10, keep=(8, 10)
+)
+
+RANDOM = Recipe(
+    name="turned",
+    dataset="glyphs",
+    learning_rate=5e-3,
+    batch_size=20,
+    epochs=4,
+    keep=(4,),
+    tasks=TaskDraw(ways=3, rotations=(0, 90), held_out=0.3),
 )
 
 
@@ -90,6 +101,41 @@ def model_of_three(three_tasks: flown.Zoo, tmp_path_factory: pytest.TempPathFact
     images = {task: examples.images(task) for task in examples.TASKS}
     out = tmp_path_factory.mktemp("three-run") / "run"
     return flown.Flown.fit(three_tasks, brief, out=out, images=images)
+
+
+@pytest.fixture(scope="session")
+def glyphs() -> ManyClass:
+    """Digits as a set of many classes: eight to draw tasks from, two apart."""
+    whole = load("digits").train
+    rows = torch.cat([(whole.labels == k).nonzero().flatten()[:60] for k in range(10)])
+    return ManyClass(
+        name="glyphs",
+        classes=tuple(f"digit {k}" for k in range(10)),
+        images=whole.images[rows],
+        labels=whole.labels[rows],
+        class_split={"train": torch.arange(8), "val": torch.tensor([8]), "test": torch.tensor([9])},
+    )
+
+
+@pytest.fixture(scope="session")
+def random_tasks(glyphs: ManyClass, tmp_path_factory: pytest.TempPathFactory) -> flown.Zoo:
+    """Networks of 24 random three-way tasks, about a third of them held out."""
+    return flown.train_zoo(RANDOM, 24, tmp_path_factory.mktemp("random") / "zoo", images=glyphs)
+
+
+@pytest.fixture(scope="session")
+def model_of_random_tasks(
+    random_tasks: flown.Zoo, glyphs: ManyClass, tmp_path_factory: pytest.TempPathFactory
+) -> flown.Flown:
+    """A model of random tasks, fitted in seconds."""
+    brief = FlownConfig(
+        encoder_training=TrainConfig(steps=40, batch_size=16, validate_every=40),
+        velocity=VelocityConfig(channels=16, blocks=1),
+        flow_training=TrainConfig(steps=40, batch_size=16),
+        context=ContextConfig(tokens="centroid", shots=3, permute=True),
+    )
+    out = tmp_path_factory.mktemp("random-run") / "run"
+    return flown.Flown.fit(random_tasks, brief, out=out, images={"glyphs": glyphs})
 
 
 @pytest.fixture

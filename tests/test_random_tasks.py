@@ -9,42 +9,15 @@ import torch
 
 import flown
 from flown.base.errors import FlownError
-from flown.context.tokens import ContextConfig
-from flown.flow import VelocityConfig
-from flown.generator.config import FlownConfig
 from flown.tasks import ManyClass, TaskDraw, draw_support, load
-from flown.training import TrainConfig
-from flown.zoo import Recipe, Zoo
+from flown.zoo import Zoo
 from flown.zoo.train.lessons import RandomTasks
-
-RECIPE = Recipe(
-    name="turned",
-    dataset="glyphs",
-    learning_rate=5e-3,
-    batch_size=20,
-    epochs=4,
-    keep=(4,),
-    tasks=TaskDraw(ways=3, rotations=(0, 90), held_out=0.3),
-)
+from tests.conftest import RANDOM
 
 
 @pytest.fixture(scope="module")
-def glyphs() -> ManyClass:
-    """Digits as a set of many classes: eight to draw tasks from, two apart."""
-    whole = load("digits").train
-    rows = torch.cat([(whole.labels == k).nonzero().flatten()[:60] for k in range(10)])
-    return ManyClass(
-        name="glyphs",
-        classes=tuple(f"digit {k}" for k in range(10)),
-        images=whole.images[rows],
-        labels=whole.labels[rows],
-        class_split={"train": torch.arange(8), "val": torch.tensor([8]), "test": torch.tensor([9])},
-    )
-
-
-@pytest.fixture(scope="module")
-def zoo(glyphs: ManyClass, tmp_path_factory: pytest.TempPathFactory) -> Zoo:
-    return flown.train_zoo(RECIPE, 24, tmp_path_factory.mktemp("random") / "zoo", images=glyphs)
+def zoo(random_tasks: Zoo) -> Zoo:
+    return random_tasks
 
 
 def test_every_network_has_its_own_task_and_a_shard_holds_many(zoo: Zoo) -> None:
@@ -74,7 +47,7 @@ def test_networks_learn_their_own_labels(zoo: Zoo, glyphs: ManyClass) -> None:
 
 
 def test_the_pool_shows_each_network_its_tasks_images(glyphs: ManyClass) -> None:
-    lessons = RandomTasks(RECIPE, glyphs, seed=0)
+    lessons = RandomTasks(RANDOM, glyphs, seed=0)
     for model in range(6):
         images = lessons.task(model).images(glyphs)
         for part, split in (("train", images.train), ("val", images.val)):
@@ -92,7 +65,7 @@ def test_the_pool_shows_each_network_its_tasks_images(glyphs: ManyClass) -> None
 
 
 def test_several_networks_a_task(glyphs: ManyClass, tmp_path: Path) -> None:
-    recipe = RECIPE.model_copy(update={"per_task": 3, "epochs": 1, "keep": (1,)})
+    recipe = RANDOM.model_copy(update={"per_task": 3, "epochs": 1, "keep": (1,)})
     zoo = flown.train_zoo(recipe, 7, tmp_path / "zoo", images=glyphs)
     assert [len(zoo.places[task]) for task in zoo.tasks] == [3, 3, 1]
     vectors = zoo.batch(next(iter(zoo.tasks))).vectors
@@ -100,17 +73,12 @@ def test_several_networks_a_task(glyphs: ManyClass, tmp_path: Path) -> None:
 
 
 def test_networks_are_generated_for_tasks_that_are_in_no_row(
-    zoo: Zoo, glyphs: ManyClass, tmp_path: Path
+    zoo: Zoo, glyphs: ManyClass, model_of_random_tasks: flown.Flown, tmp_path: Path
 ) -> None:
-    """From many tasks to one that nobody trained on, its classes unseen too."""
-    config = FlownConfig(
-        encoder_training=TrainConfig(steps=40, batch_size=16, validate_every=40),
-        velocity=VelocityConfig(channels=16, blocks=1),
-        flow_training=TrainConfig(steps=40, batch_size=16),
-        context=ContextConfig(tokens="centroid", shots=3, permute=True),
-    )
-    model = flown.Flown.fit(zoo, config, out=tmp_path / "run", images={"glyphs": glyphs})
-    again = flown.Flown.from_pretrained(tmp_path / "run" / "model")
+    """From many tasks to one that nobody trained on."""
+    model = model_of_random_tasks
+    model.save_pretrained(str(tmp_path / "model"))
+    again = flown.Flown.from_pretrained(tmp_path / "model")
     assert list(again.tasks) == list(zoo.tasks)
     new = TaskDraw(ways=2, part="train").task(glyphs, 999)
     images = new.images(glyphs)
@@ -128,14 +96,14 @@ def test_networks_are_generated_for_tasks_that_are_in_no_row(
 
 def test_wrong_images_are_refused(glyphs: ManyClass, tmp_path: Path) -> None:
     with pytest.raises(FlownError, match="a set of many classes, 'digits' is none"):
-        flown.train_zoo(RECIPE, 4, tmp_path / "a", images=load("digits"))
-    plain = RECIPE.model_copy(update={"tasks": None})
+        flown.train_zoo(RANDOM, 4, tmp_path / "a", images=load("digits"))
+    plain = RANDOM.model_copy(update={"tasks": None})
     with pytest.raises(FlownError, match="name `tasks` to draw from it"):
         flown.train_zoo(plain, 4, tmp_path / "b", images=glyphs)
-    many = RECIPE.model_copy(update={"tasks": TaskDraw(ways=9)})
+    many = RANDOM.model_copy(update={"tasks": TaskDraw(ways=9)})
     with pytest.raises(FlownError, match="9 ways asked for, its part 'train' has 8 classes"):
         flown.train_zoo(many, 4, tmp_path / "c", images=glyphs)
-    norms = RECIPE.model_copy(update={"net": "resnet20", "size": 16})
+    norms = RANDOM.model_copy(update={"net": "resnet20", "size": 16})
     with pytest.raises(FlownError, match="has BatchNorm"):
         flown.train_zoo(norms, 4, tmp_path / "d", images=glyphs)
     assert not (tmp_path / "d" / "zoo.json").exists()

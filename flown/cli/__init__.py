@@ -14,18 +14,17 @@ from flown.base.errors import FlownError
 from flown.base.terminal import print_table, say
 from flown.base.text import plain
 from flown.cli.adapt import adapt
+from flown.cli.evaluate import evaluate
 from flown.cli.fewshot import fewshot
 from flown.cli.finetune import finetune
 from flown.cli.fit import fit
 from flown.cli.generate import generate
 from flown.cli.options import (
-    Data,
     Device,
     Out,
     Overwrite,
     Resume,
     Seed,
-    Trust,
     console,
     device_of,
     wrote,
@@ -105,28 +104,7 @@ def data_show(
         say(console, f"{key}: {value}")
 
 
-@app.command(epilog="Example: flown evaluate nets.safetensors --data mnist5k --zoo zoo")
-def evaluate(
-    file: Annotated[Path, typer.Argument(help="Networks, as `generate` writes them.")],
-    data: Data,
-    zoo: Annotated[
-        Optional[Path], typer.Option(help="The zoo that novelty is measured against.")
-    ] = None,
-    top: Annotated[int, typer.Option(help="How many networks to choose on validation images.")] = 5,
-    epochs: Annotated[
-        Optional[list[int]],
-        typer.Option(
-            "--epoch",
-            help="An epoch of the zoo that the generator was fitted on, -1 the last; repeat for several.",
-        ),
-    ] = None,
-    trust: Trust = None,
-) -> None:
-    """Accuracy of generated networks: all of them, the chosen few, and how new they are."""
-    from flown.experiments.evaluation import evaluate_file
-
-    for line in evaluate_file(file, data, zoo, top, epochs or ()):
-        say(console, line)
+app.command(epilog="Example: flown evaluate nets.safetensors --data mnist5k --zoo zoo")(evaluate)
 
 
 @app.command(epilog="Example: flown export run/model --out small")

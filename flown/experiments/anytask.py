@@ -26,6 +26,7 @@ from flown.experiments.unseen import ROWS, VALIDATION, Unseen
 from flown.generator.model import Flown
 from flown.heads.calibrate import calibration_error
 from flown.measure.fromsupport import fresh, nearest_centroid, own_logits, trained
+from flown.measure.interval import interval
 from flown.measure.novelty import mutual_iou
 from flown.report.anytask import write_study
 from flown.tasks import Episodes
@@ -333,14 +334,13 @@ def _settings(model: AnyTask, config: AnyTaskStudy) -> dict[str, Any]:
 
 def _record(row: Unseen, method: str, values: list[Any]) -> dict[str, Any]:
     """Mean over tasks with the half-width of its 95 % interval."""
-    found = torch.tensor([float(value) for value in values])
-    half = 1.96 * float(found.std()) / len(found) ** 0.5 if len(found) > 1 else None
+    mean, half, tasks = interval(torch.tensor([float(value) for value in values]))
     return {
         "row": row.name,
         "method": method,
-        "accuracy": round(float(found.mean()), 2),
+        "accuracy": round(mean, 2),
         "interval": None if half is None else round(half, 2),
-        "tasks": len(found),
+        "tasks": tasks,
     }
 
 

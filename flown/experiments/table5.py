@@ -37,6 +37,7 @@ from flown.heads.incontext import in_context
 from flown.heads.maml import MAML, MAMLConfig, train_maml
 from flown.heads.meta import HeadFlow, HeadFlowConfig, fit_heads
 from flown.heads.probe import ProbeConfig, probe
+from flown.measure.interval import interval
 from flown.report.table5 import write_table5
 from flown.tasks import ClassPool, Episodes, ManyClass, check_disjoint
 from flown.training import TrainConfig
@@ -274,7 +275,7 @@ def measure(name: str, tasks: Episodes, models: Models, settings: Table5Config) 
     }
     row = partial(_row, name)
     rows = [
-        row(method, *interval(classifiers.accuracy(logits, tasks)), len(logits))
+        row(method, *interval(classifiers.accuracy(logits, tasks)))
         for method, logits in logits_of.items()
     ]
     for method, model in models.flows.items():
@@ -298,7 +299,7 @@ def _generated(row: partial[Row], method: str, heads: Tensor, tasks: Episodes) -
     chosen = accuracy.gather(1, loss.topk(top, largest=False).indices)
     best = accuracy.topk(top).values
     return [
-        row(method, *interval(values.mean(dim=1)), len(accuracy), selection)
+        row(method, *interval(values.mean(dim=1)), selection)
         for values, selection in (
             (accuracy, "all"),
             (chosen, f"support-top{top}-of-{count}"),
@@ -318,7 +319,7 @@ def _tuned(
             support, tasks.ways, config.model_copy(update={"epochs": steps}), heads.flatten(0, 1)
         ).view_as(heads)
         found = sample_accuracy(tuned, tasks).mean(dim=1)
-        rows.append(row(f"{method}+{steps}", *interval(found), len(heads)))
+        rows.append(row(f"{method}+{steps}", *interval(found)))
     return rows
 
 
@@ -326,12 +327,6 @@ def sample_accuracy(heads: Tensor, tasks: Episodes) -> Tensor:
     """Percent of each task's queries by each of its heads (T, n, W F + W): (T, n)."""
     logits = apply_heads(heads, tasks.query[:, None])
     return 100 * (logits.argmax(dim=3) == tasks.targets[:, None]).float().mean(dim=2)
-
-
-def interval(values: Tensor) -> tuple[float, float]:
-    """Mean over tasks and half the width of its 95 % interval."""
-    spread = float(values.std()) if len(values) > 1 else 0.0
-    return float(values.mean()), 1.96 * spread / len(values) ** 0.5
 
 
 def _order(tasks: Episodes, model: HeadFlow, seed: int) -> list[Row]:

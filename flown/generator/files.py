@@ -50,6 +50,12 @@ def write(
     write_json(folder / "config.json", {"format": FORMAT, **values})
 
 
+def write_card(folder: Path, card: Mapping[str, Any], readme: str) -> None:
+    """Replaces a saved model's report card; its tensors stay as they are."""
+    write_text(folder / "README.md", plain(readme, keep="\n\t"))
+    write_json(folder / "config.json", read_json(folder / "config.json") | {"card": card})
+
+
 def read(folder: Path) -> tuple[dict[str, Any], TaskTable, dict[str, dict[str, Tensor]]]:
     """The values of `config.json`, the tasks of training, and the tensors of each part.
 

@@ -85,6 +85,8 @@ def _card(card: dict[str, Any]) -> str:
     rows = card.get("rows", [])
     if not rows:
         return "\nNo report card has been made for this model yet (`flown evaluate`).\n"
+    if any("difference" in row for row in rows):
+        return _held_out(rows)
     lines = [
         "\n## Report card\n",
         "Percent of the test images; see `selection` for what was chosen where.\n",
@@ -100,3 +102,24 @@ def _card(card: dict[str, Any]) -> str:
             f"| {row['n']} | {row['selection']} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _held_out(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "\n## Report card\n",
+        "Tasks that no training saw: mean accuracy of all networks in percent of the tasks' queries, and",
+        "what generated networks are ahead by on the same tasks; with 95 % intervals over tasks.\n",
+        "| method | accuracy | `flown` minus it | tasks |",
+        "|---|---|---|---|",
+    ]
+    for row in rows:
+        ahead = ""
+        if "difference" in row:
+            ahead = f"{row['difference']:+.1f}{_half(row['difference_interval'])}"
+        mean = f"{row['value']:.1f}{_half(row['interval'])}"
+        lines.append(f"| {row['method']} | {mean} | {ahead} | {row['n']} |")
+    return "\n".join(lines) + "\n"
+
+
+def _half(width: float | None) -> str:
+    return "" if width is None else f" ± {width:.1f}"

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from flown.base.terminal import print_table
 from flown.generator.card import SUPPORTS, Card
+from flown.generator.heldout import HeldOutCard
 from flown.report import plots, tables
 from flown.report.page import Section, write_page
 from flown.report.style import style_of
@@ -22,10 +23,21 @@ max IoU: errors in common with a training network. IoU among: with the others of
 """
 
 
-def print_card(card: Card, console: Console | None = None) -> None:
+_HELD_OUT = """\
+Mean over tasks of all networks' accuracy, with half of its 95 % interval; differences are of pairs.
+lookup: networks of the training task whose support sets are most alike.
+"""
+
+
+def print_card(card: Card | HeldOutCard, console: Console | None = None) -> None:
     """Prints every table of the card: one a task, then contexts and sampling."""
     console = console or Console()
     generated = style_of("flown").label
+    if isinstance(card, HeldOutCard):
+        title = f"{len(card.tasks)} tasks that no training saw, {card.shots} images a class"
+        print_table(console, title, tables.held_out(card), generated)
+        console.print(_HELD_OUT, style="dim", highlight=False)
+        return
     for name in card.tasks:
         title = f"{name}: accuracy on test images, %, and novelty"
         print_table(console, title, tables.methods(card, name), generated)
@@ -41,7 +53,7 @@ def print_card(card: Card, console: Console | None = None) -> None:
 def write_report(
     path: Path | str,
     title: str,
-    card: Card,
+    card: Card | HeldOutCard,
     histories: Mapping[str, History],
     about: Mapping[str, Any],
     lead: str = "",
@@ -58,26 +70,30 @@ def write_report(
     Raises:
         FlownError: the file cannot be written.
     """
+    shared = {"lead": lead, "section": section, "card": card, "about": about}
+    losses = plots.losses(histories)
+    if isinstance(card, HeldOutCard):
+        drawn = {"accuracies": plots.held_out(card), "losses": losses}
+        content = tables.held_out(card)
+        write_page(path, "heldout.html", title, table=content, figures=drawn, **shared)
+        return
     figures = {
         "accuracies": plots.accuracies(card),
         "confusion": plots.confusion(card),
         "novelty": plots.novelty(card),
         "trajectory": plots.trajectory(card),
         "latents": plots.latents(card),
-        "losses": plots.losses(histories),
+        "losses": losses,
     }
     write_page(
         path,
         "card.html",
         title,
-        lead=lead,
-        section=section,
-        card=card,
         supports=SUPPORTS,
         summary=tables.summary(card),
         confusion=tables.confusion(card),
         sampling=tables.sampling(card),
         detail={name: tables.methods(card, name) for name in card.tasks},
         figures=figures,
-        about=about,
+        **shared,
     )

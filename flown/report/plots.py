@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from flown.generator.card import Card, TaskCard
+from flown.generator.heldout import HeldOutCard
 from flown.report.style import SOURCE, STYLES, TASK_COLOURS, figure, legend, panels, style_of
 from flown.training import History
 from flown.weights.geometry import principal
@@ -20,9 +22,9 @@ if TYPE_CHECKING:
 _X_TICKS = (0, 0.25, 0.5, 0.75, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
-def ordered(task: TaskCard) -> list[str]:
-    """A task's methods in the order of `STYLES`, unknown ones last."""
-    return [m for m in STYLES if m in task.methods] + [m for m in task.methods if m not in STYLES]
+def ordered(methods: Collection[str]) -> list[str]:
+    """Methods in the order of `STYLES`, unknown ones last."""
+    return [m for m in STYLES if m in methods] + [m for m in methods if m not in STYLES]
 
 
 def accuracies(card: Card) -> Figure:
@@ -31,42 +33,53 @@ def accuracies(card: Card) -> Figure:
     page, axes = panels(len(card.tasks), 5.6, 0.27 * most + 1.0)
     jitter = np.random.default_rng(0)
     for axis, (name, task) in zip(axes, card.tasks.items(), strict=True):
-        shown = ordered(task)[::-1]
-        for place, method in enumerate(shown):
-            values = task.methods[method].test.numpy()
-            spread = place + jitter.uniform(-0.26, 0.26, len(values))
-            axis.scatter(
-                values, spread, s=10, alpha=0.5, color=style_of(method).colour, linewidths=0
-            )
-            mean = values.mean()
-            axis.plot([mean, mean], [place - 0.38, place + 0.38], color="black", lw=1.6)
-            weight = "bold" if method == "flown" else "normal"
-            axis.text(
-                1.02,
-                place,
-                f"{mean:.1f}",
-                transform=axis.get_yaxis_transform(),
-                va="center",
-                fontsize=9,
-                fontweight=weight,
-            )
-        axis.set_yticks(range(len(shown)), [style_of(m).label for m in shown])
-        for label, method in zip(axis.get_yticklabels(), shown, strict=True):
-            label.set_fontweight("bold" if method == "flown" else "normal")
+        _strips(axis, {method: m.test for method, m in task.methods.items()}, jitter)
         _zoo_line(axis.axvline, task)
-        axis.set_xlim(-2, 102)
         axis.set_xlabel("test accuracy, %")
+        axis.set_title(name, fontsize=11, loc="left")
+    return page
+
+
+def held_out(card: HeldOutCard) -> Figure:
+    """A strip of every held-out task's mean accuracy per method, their mean as a bar and a number."""
+    page, axes = panels(1, 7.2, 0.27 * len(card.accuracies) + 1.0)
+    _strips(axes[0], card.accuracies, np.random.default_rng(0))
+    axes[0].set_xlabel("accuracy on a task's queries, %")
+    return page
+
+
+def _strips(axis: Any, accuracies: Mapping[str, Tensor], jitter: np.random.Generator) -> None:
+    """Accuracies by method as dots in a row each; NaN is no dot."""
+    shown = ordered(accuracies)[::-1]
+    for place, method in enumerate(shown):
+        values = accuracies[method][~accuracies[method].isnan()].numpy()
+        spread = place + jitter.uniform(-0.26, 0.26, len(values))
+        axis.scatter(values, spread, s=10, alpha=0.5, color=style_of(method).colour, linewidths=0)
+        mean = values.mean()
+        axis.plot([mean, mean], [place - 0.38, place + 0.38], color="black", lw=1.6)
+        weight = "bold" if method == "flown" else "normal"
         axis.text(
             1.02,
-            len(shown) - 0.35,
-            "mean",
+            place,
+            f"{mean:.1f}",
             transform=axis.get_yaxis_transform(),
-            fontsize=8,
-            color="#555555",
+            va="center",
+            fontsize=9,
+            fontweight=weight,
         )
-        axis.set_title(name, fontsize=11, loc="left")
-        axis.grid(axis="x", alpha=0.25)
-    return page
+    axis.set_yticks(range(len(shown)), [style_of(m).label for m in shown])
+    for label, method in zip(axis.get_yticklabels(), shown, strict=True):
+        label.set_fontweight("bold" if method == "flown" else "normal")
+    axis.set_xlim(-2, 102)
+    axis.text(
+        1.02,
+        len(shown) - 0.35,
+        "mean",
+        transform=axis.get_yaxis_transform(),
+        fontsize=8,
+        color="#555555",
+    )
+    axis.grid(axis="x", alpha=0.25)
 
 
 def confusion(card: Card) -> Figure | None:
@@ -106,7 +119,7 @@ def novelty(card: Card) -> Figure | None:
     page, axes = panels(len(card.tasks), 5.6, 3.7, room=0.7)
     for axis, (name, task) in zip(axes, card.tasks.items(), strict=True):
         farthest = 1.0
-        for method in ordered(task):
+        for method in ordered(task.methods):
             measured, generated = task.methods[method], method == "flown"
             if measured.ratio is None:
                 continue

@@ -51,6 +51,11 @@ STARTS = {
     "zoo-mean": Style("mean of the zoo", "#4B3F72", "P"),
     "best-lookup": Style("best lookup", "#CC79A7", "p"),
 }
+# Beside "zoo-held-out", "flown" and "nearest" over held-out tasks; never drawn beside other baselines.
+HELD_OUT = {
+    "flown-shuffled-context": Style("others' context", "#E69F00", "v"),
+    "pixel-centroid": Style("centroids of pixels", "#333333", "X"),
+}
 SOURCE = Style("source", "#A9A9A9", ".")
 TASK_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
 
@@ -70,7 +75,7 @@ _FORMULA = "$\\mathdefault{"  # how matplotlib writes powers of ten on an axis
 
 def style_of(method: str) -> Style:
     """The style of a method; one that is not in the list is drawn in black under its own name."""
-    return (STYLES | STARTS).get(method, Style(method, "#000000", "h"))
+    return (STYLES | STARTS | HELD_OUT).get(method, Style(method, "#000000", "h"))
 
 
 def figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, Any]:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from flown.base.terminal import Table
 from flown.generator.card import Card
+from flown.generator.heldout import HeldOutCard
+from flown.measure.interval import Interval
 from flown.measure.reference import Measured
 from flown.report.plots import ordered
 from flown.report.style import style_of
@@ -18,7 +20,7 @@ NONE = "–"
 
 def summary(card: Card) -> Table:
     """Mean and deviation of all networks: a row per method, a column per task."""
-    methods = list(dict.fromkeys(m for task in card.tasks.values() for m in ordered(task)))
+    methods = list(dict.fromkeys(m for task in card.tasks.values() for m in ordered(task.methods)))
     body = [
         [
             style_of(m).label,
@@ -43,7 +45,7 @@ def methods(card: Card, task: str) -> Table:
         "IoU among",
     ]
     body = []
-    for method in ordered(card.tasks[task]):
+    for method in ordered(card.tasks[task].methods):
         m = card.tasks[task].methods[method]
         body.append(
             [
@@ -86,6 +88,21 @@ def sampling(card: Card) -> Table:
         for name, task in card.tasks.items()
     ]
     return ["task", "networks", "solver", "steps", "NFE", "seconds", "recognised"], body
+
+
+def held_out(card: HeldOutCard) -> Table:
+    """Mean accuracy over tasks and what generated networks are ahead by, with their intervals."""
+    body = []
+    for method in ordered(card.accuracies):
+        mean, ahead = card.mean(method), card.ahead(method)
+        behind = NONE if method == "flown" else _interval(ahead, "+.1f")
+        body.append([style_of(method).label, _interval(mean, ".1f"), behind, str(mean.tasks)])
+    return ["networks", "accuracy, %", "generated minus it", "tasks"], body
+
+
+def _interval(found: Interval, form: str) -> str:
+    half = "" if found.half is None else f" ± {found.half:.1f}"
+    return f"{found.mean:{form}}{half}"
 
 
 def _mean(values: Tensor) -> str:

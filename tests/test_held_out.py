@@ -173,7 +173,9 @@ def test_the_command_tells_networks_from_models(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nets = tmp_path / "nets.safetensors"
+    nets.touch()
     for arguments, message in (
+        ((tmp_path / "none", "--zoo", tmp_path), "no such file"),
         ((tmp_path,), "give --zoo alone"),
         ((tmp_path, "--zoo", tmp_path, "--data", "digits"), "give --zoo alone"),
         ((nets,), "measured on images (--data)"),

@@ -51,7 +51,9 @@ def evaluate(
     Of a model: its report card, which it keeps in its README. Where the zoo has a handful of tasks,
     one for each of them; where it is split by task, one over tasks that no training saw.
     """
-    if not what.is_dir():
+    if not what.exists():
+        raise FlownError(f"{what}: no such file, nor a model's folder")
+    if what.is_file():
         _networks(what, data, zoo, top, epochs, out, device_of(device))
         return
     if zoo is None or data is not None or epochs:

@@ -6,7 +6,8 @@ are of all networks, none chosen, on images that no training saw:
     flown                   networks generated for the support set
     flown-shuffled-context  those generated for the task before, if it has as many classes
     pixel-centroid          the nearest mean of a class's support images, in pixels
-    nearest                 lookup: networks of the training task whose support sets are most alike
+    nearest                 lookup: networks of the training task whose support sets are most alike,
+                            among the first 2,000
     zoo-mean                the mean of all training networks
     zoo-held-out            the zoo's own networks of the task, which learnt from its training images
 """

@@ -232,9 +232,10 @@ class _Run:
             self.average[key].copy_(state[f"average.{key}"])
             if f"best.{key}" in state:
                 self.best[key] = state[f"best.{key}"].to(parameter.device)
-            self.optimizer.state[parameter] = {
-                k: state[f"{k}.{key}"].to(parameter.device) for k in _ADAM
-            }
+            if f"step.{key}" in state:  # no loss may have reached it yet
+                self.optimizer.state[parameter] = {
+                    k: state[f"{k}.{key}"].to(parameter.device) for k in _ADAM
+                }
         for key, buffer in buffers.items():
             buffer.copy_(state[f"buffers.{key}"])
         if "losses" in state:

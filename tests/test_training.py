@@ -63,6 +63,30 @@ def test_resuming_gives_the_same_bits(tmp_path: Path, stop_at: int) -> None:
     assert again == history, "losses of before the interruption count too"
 
 
+class Late(Line):
+    """One whose other layer has a loss from the seventieth call on."""
+
+    def __init__(self, stop_at: int | None = None, before: int = 0) -> None:
+        super().__init__(stop_at)
+        self.other, self.before = nn.Linear(1, 1, bias=False), before
+        nn.init.ones_(self.other.weight)
+
+    def forward(self, generator: torch.Generator) -> torch.Tensor:
+        loss = super().forward(generator)
+        late = self.before + self.calls >= 70
+        return loss + self.other.weight.square().sum() if late else loss
+
+
+def test_a_parameter_that_no_loss_has_reached_yet_is_resumed(tmp_path: Path) -> None:
+    whole = Late()
+    train(whole, CONFIG, out=tmp_path / "a", name="late")
+    with pytest.raises(KeyboardInterrupt):
+        train(Late(45), CONFIG, out=tmp_path / "b", name="late")
+    resumed = Late(before=40)
+    train(resumed, CONFIG, out=tmp_path / "b", name="late", resume=True)
+    assert torch.equal(resumed.other.weight, whole.other.weight) and whole.other.weight < 1
+
+
 @pytest.mark.parametrize("stop_at", [None, 50, 75])
 def test_the_best_by_validation_is_kept(tmp_path: Path, stop_at: int | None) -> None:
     """What validation liked best at step 40 is what a run of 40 steps has at its end."""

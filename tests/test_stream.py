@@ -149,3 +149,26 @@ def test_a_class_with_too_few_images_gives_them_again() -> None:
     assert drawn.count(3) == 5 and {0, 1, 2, 3} == set(drawn) and len(drawn) == 10
     with pytest.raises(FlownError, match="class 1 has 1 images, 5 are needed"):
         ClassPool(labels, [0, 1]).draw(2, 2, 3, generator, 1)
+
+
+def test_a_limited_stream_repeats_its_tasks(stream: TaskStream) -> None:
+    """Eleven tasks in all, whichever are asked for: the same classes, images and looks."""
+    draws = stream.draws(POOLS.model_copy(update={"count": 11}))
+    number = len(draws.tasks)
+    assert sum(draws.tasks) == 11 and number > 1
+    kept = [draws.at(seed) for seed in range(number)]
+    assert [len(tasks.labels) for tasks in kept] == draws.tasks
+    for seed in range(3 * number):
+        again, wanted = draws.at(seed), kept[seed % number]
+        for found, tensor in zip(again, wanted, strict=True):
+            assert torch.equal(found, tensor)
+    generator, sums = torch.Generator().manual_seed(0), {float(k.support.sum()) for k in kept}
+    drawn = {float(draws.next(generator).support.sum()) for _ in range(8 * number)}
+    assert drawn == sums, "random draws are these, and all of them"
+
+
+def test_a_stream_without_end_does_not_repeat_itself(stream: TaskStream) -> None:
+    draws, generator = stream.draws(), torch.Generator().manual_seed(0)
+    assert len({float(draws.next(generator).support.sum()) for _ in range(30)}) == 30
+    assert torch.equal(draws.at(7).query, draws.at(7).query)
+    assert {draws.at(seed).support.shape[2] for seed in range(10)} == {1, 3}

@@ -19,7 +19,6 @@ from flown.anytask.ridge import ridge, with_one
 from flown.anytask.trunk import ImageEncoder
 from flown.anytask.writer import Writer
 from flown.tasks import Episodes
-from flown.tasks.draw import cpu_generator
 from flown.tasks.stream import StreamConfig, TaskStream
 
 
@@ -28,7 +27,7 @@ class Bases(nn.Module):
 
     def __init__(self, model: AnyTask, stream: TaskStream) -> None:
         super().__init__()
-        self.stream, self.sizes = stream, _sizes(model.config, stream)
+        self.draws = stream.draws(_sizes(model.config, stream))
         # What the flow alone trains is not among these parameters.
         self.parts = nn.ModuleList([model.trunk.images])
         writers = [writer for writer in model.writers.values() if isinstance(writer, Writer)]
@@ -39,10 +38,7 @@ class Bases(nn.Module):
         self._writers = writers  # a plain list: no module of this one
 
     def forward(self, generator: torch.Generator) -> Tensor:
-        cpu = cpu_generator(generator)
-        channels = (1, 3)[int(torch.randint(2, (), generator=cpu))]
-        tasks = self.stream.draw(cpu, channels, self.stream.size(cpu, self.sizes))
-        tasks = tasks.to(generator.device)
+        tasks = self.draws.next(generator).to(generator.device)
         losses = []
         for found in self.logits(tasks):
             losses.append(F.cross_entropy(found.flatten(0, 1), tasks.targets.flatten()))

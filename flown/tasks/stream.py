@@ -7,7 +7,7 @@ of a pool of strokes is turned by a quarter of its own, so that a character make
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,8 @@ class StreamConfig(Config):
 
     `pools` are sets of many classes by name or folders of images, each with its share of the tasks;
     classes whose name begins with one of `without` are left out. Ways and shots go up to `ways` and
-    `shots`; a task has at most `support` support images and about `queries` query images.
+    `shots`; a task has at most `support` support images and about `queries` query images. With
+    `count` there are only that many different tasks.
     """
 
     pools: dict[str, float] = Field(
@@ -43,6 +44,7 @@ class StreamConfig(Config):
     support: int = 100
     queries: int = 100
     images: int = 400
+    count: Optional[int] = Field(default=None, ge=1)
 
 
 class TaskStream:
@@ -59,7 +61,7 @@ class TaskStream:
         self, config: StreamConfig | None = None, sets: Mapping[str, ManyClass] | None = None
     ) -> None:
         self.config = config or StreamConfig()
-        sets = sets or {name: _load(name) for name in self.config.pools}
+        sets = sets or {name: load_pool(name) for name in self.config.pools}
         self.pools = {name: _Pool(sets[name], self.config) for name in self.config.pools}
         photos = [pool.images for pool in self.pools.values() if pool.images.shape[1] == 3]
         self.textures = torch.cat(photos)[:20_000] if photos else None
@@ -81,6 +83,10 @@ class TaskStream:
                 episodes = stream.classes.draw(10, 5, 10, generator, count)
                 found[name] = self._seen(stream, episodes, channels, generator, False)
         return found
+
+    def draws(self, sizes: StreamConfig | None = None) -> Draws:
+        """Draws of random size, by default the config's."""
+        return Draws(self, sizes or self.config)
 
     @property
     def fewest(self) -> int:
@@ -151,7 +157,50 @@ class TaskStream:
         return episodes._replace(support=support, query=query)
 
 
-def _load(name: str) -> ManyClass:
+class Draws:
+    """Draws of random size, for grey images or colour images: all that a draw is follows from its seed.
+
+    With `count`, the first draws that hold that many tasks are all that there are: a seed is taken
+    modulo their number, so that tasks come back with their classes, images and looks.
+
+    Args:
+        sizes: of the tasks, and how many there are.
+    """
+
+    def __init__(self, stream: TaskStream, sizes: StreamConfig) -> None:
+        self.stream, self.sizes = stream, sizes
+        self.tasks = self._tasks(sizes.count) if sizes.count else []
+
+    def _tasks(self, count: int) -> list[int]:
+        """How many tasks each draw holds; they add up to `count`."""
+        tasks: list[int] = []
+        while (left := count - sum(tasks)) > 0:
+            _, _, (most, *_) = self._begun(len(tasks))
+            tasks.append(min(most, left))
+        return tasks
+
+    def _begun(self, seed: int) -> tuple[torch.Generator, int, tuple[int, int, int, int]]:
+        """A draw's generator, channels and size."""
+        generator = torch.Generator().manual_seed(seed)
+        channels = (1, 3)[int(torch.randint(2, (), generator=generator))]
+        return generator, channels, self.stream.size(generator, self.sizes)
+
+    def at(self, seed: int) -> Episodes:
+        """The draw of a seed, as images."""
+        if self.tasks:
+            seed %= len(self.tasks)
+        generator, channels, (tasks, *size) = self._begun(seed)
+        ways, shots, queries = size
+        if self.tasks:
+            tasks = self.tasks[seed]
+        return self.stream.draw(generator, channels, (tasks, ways, shots, queries))
+
+    def next(self, generator: torch.Generator) -> Episodes:
+        """A random one."""
+        return self.at(cpu_generator(generator).initial_seed())
+
+
+def load_pool(name: str) -> ManyClass:
     """A pool by name: a set of many classes, or the training part of any images with classes."""
     source = load_any(name)
     if isinstance(source, ManyClass):

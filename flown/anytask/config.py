@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, Optional
 
 from pydantic import Field
 
@@ -30,12 +31,29 @@ class BaseConfig(Config):
     )
 
 
+Way = Literal["end-point", "solver", "matching", "matching-function", "point"]
+
+
+class BankConfig(Config):
+    """The latents that the flow is matched with: `draws` draws of tasks, `steps` of Adam for each.
+
+    They begin at `start` times noise.
+    """
+
+    draws: int = Field(default=100, ge=1)
+    steps: int = Field(default=15, ge=1)
+    learning_rate: float = Field(default=0.1, gt=0)
+    start: float = Field(default=0.1, ge=0)
+
+
 class AnyTaskConfig(Config):
     """`nets` are what is written, each with its share of the steps; the first is the default.
 
     A network is `steps` Euler steps away from noise. In training `samples` networks are written for
     each task; `together` weighs the loss of their mean prediction against the mean of their losses,
-    `spread` rewards predictions that differ.
+    `spread` rewards predictions that differ. `way` is how the flow is trained (`flown.anytask.ways`),
+    `bank` what it is matched with in those ways that match. Images have `features` of the width of
+    tokens, where nothing else is said.
     """
 
     nets: dict[str, float] = Field(
@@ -51,10 +69,13 @@ class AnyTaskConfig(Config):
     width: int = Field(default=128, ge=8)
     depth: int = Field(default=4, ge=1)
     heads: int = Field(default=4, ge=1)
+    features: Optional[int] = Field(default=None, ge=1)
     steps: int = Field(default=4, ge=1)
     samples: int = Field(default=2, ge=1)
     together: float = Field(default=0.5, ge=0, le=1)
     spread: float = Field(default=0.3, ge=0)
+    way: Way = "end-point"
+    bank: BankConfig = BankConfig()
     tasks: StreamConfig = StreamConfig()
     base: BaseConfig = BaseConfig()
     training: TrainConfig = TrainConfig(
@@ -67,6 +88,11 @@ class AnyTaskConfig(Config):
         validate_every=500,
     )
     seed: int = 0
+
+    @property
+    def evaluations(self) -> int:
+        """Of the flow, for a network; from no noise there is no way to go in steps."""
+        return 1 if self.way == "point" else self.steps
 
     def of(self, pools: Sequence[str]) -> AnyTaskConfig:
         """The same, of tasks from these pools: shares as they are, equal ones of others."""

@@ -53,7 +53,9 @@ class AnyTask(nn.Module):
         self.config = config
         self.card: dict[str, Any] = {}
         with seeded(config.seed):
-            self.trunk = Trunk(config.numbers, config.width, config.depth, config.heads)
+            self.trunk = Trunk(
+                config.numbers, config.width, config.depth, config.heads, config.features
+            )
             self.writers = nn.ModuleDict(
                 {net: Writer(net, config.width, config.numbers) for net in config.nets}
             )
@@ -74,6 +76,14 @@ class AnyTask(nn.Module):
         writer = self.writers[net]
         assert isinstance(writer, Writer)
         return writer
+
+    def start(self, writer: Writer, classes: Tensor, generator: torch.Generator) -> Tensor:
+        """Latents (n, N + C, m) at t = 0 for class tokens (n, C, width)."""
+        n, ways = classes.shape[:2]
+        shape = (n, len(writer.neurons) + ways, self.config.numbers)
+        if self.config.way == "point":
+            return torch.zeros(shape, device=self.device)
+        return torch.randn(shape, generator=generator, device=self.device)
 
     def solve(self, x: Tensor, neurons: Tensor, classes: Tensor, steps: int, until: int) -> Tensor:
         """Latents (n, N + C, m) after `until` of `steps` Euler steps from x at t = 0."""
@@ -97,30 +107,36 @@ class AnyTask(nn.Module):
         steps: int | None = None,
         classes: Sequence[str] | None = None,
     ) -> WeightBatch:
-        """Generates n networks for a support set.
+        """Generates n networks for a support set; a model of the way `point` gives one, n times.
 
         Args:
             images: (K, c, H, W) or, grey, (K, H, W); uint8 or floats in [0, 1], of any size.
             labels: (K,), every class from 0 at least once, two classes or more.
             net: what is written, one of `config.nets`; by default the first.
-            steps: evaluations of the flow, by default `config.steps`.
+            steps: evaluations of the flow, by default `config.evaluations`, without noise always one.
             classes: names of the labels, kept with the networks; "0", "1", ... when None.
 
         Raises:
             FlownError: n or steps < 1, a network that is not written, an unusable support set.
         """
-        steps = self.config.steps if steps is None else steps
+        steps = self.config.evaluations if steps is None else steps
         for key, value in (("n", n), ("steps", steps)):
             if value < 1:
                 raise FlownError(f"{key}: must be 1 or more, got {value}")
+        different = n
+        if self.config.way == "point":
+            if steps > 1:
+                raise FlownError(f"steps: 1 for a model without noise, got {steps}")
+            different = 1
         writer, (support, ways) = self.writer(net), self._support(images, labels)
         kind = self._kind(writer, support.images, ways)
-        tokens = self._classes(support, kind).expand(n, -1, -1)
+        tokens = self._classes(support, kind).expand(different, -1, -1)
         generator = torch.Generator(self.device).manual_seed(seed)
-        shape = (n, len(writer.neurons) + ways, self.config.numbers)
-        x = torch.randn(shape, generator=generator, device=self.device)
+        x = self.start(writer, tokens, generator)
         x = self.solve(x, writer.neurons, tokens, steps, steps)
         batch = self._written(writer, x, support, kind)
+        if different < n:
+            batch = batch[[0] * n]
         names = tuple(classes) if classes is not None else tuple(map(str, range(ways)))
         batch.task = Task(id="support set", dataset="support set", classes=names, split="test")
         batch.provenance |= {"generator": f"flown {__version__}", "seed": seed, "nfe": steps}

@@ -56,14 +56,18 @@ class Trunk(nn.Module):
 
     Args:
         numbers: m, of a token's latent. width: of the tokens. depth: blocks.
+        features: of an image.
     """
 
-    def __init__(self, numbers: int, width: int, depth: int, heads: int) -> None:
+    def __init__(
+        self, numbers: int, width: int, depth: int, heads: int, features: int | None = None
+    ) -> None:
         super().__init__()
-        self.images = ImageEncoder(width)
+        features = width if features is None else features
+        self.images = ImageEncoder(features)
         self.kind = nn.Parameter(torch.randn(width) * 0.5)
         self.shots, self.time = nn.Linear(1, width), nn.Linear(1, width)
-        self.seen = nn.Linear(width, width)
+        self.seen = nn.Linear(features, width)
         self.enter, self.leave = nn.Linear(numbers, width), nn.Linear(width, numbers)
         self.blocks = nn.ModuleList([Block(width, heads) for _ in range(depth)])
         self.norm = nn.LayerNorm(width)

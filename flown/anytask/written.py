@@ -1,0 +1,48 @@
+"""What a draw of tasks is to the model, and what networks written for it compute on its images.
+
+Axes: T tasks, s networks a task, beside each other in n = T s; N hidden neurons, C classes, m numbers a
+token, K support images and Q queries.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flown.anytask.model import AnyTask, resized, standardised
+from flown.anytask.ridge import with_one
+from flown.anytask.writer import Writer
+from flown.tasks import Episodes
+
+
+def class_tokens(model: AnyTask, tasks: Episodes, samples: int) -> Tensor:
+    """Class tokens (n, C, width) of the support sets, each `samples` times.
+
+    Args:
+        tasks: float images in [0, 1].
+    """
+    support = standardised(tasks.support, tasks.support)
+    found = model.trunk.classes(support.expand(-1, -1, 3, -1, -1), tasks.labels, tasks.ways)
+    return found.repeat_interleave(samples, dim=0)
+
+
+def logits(writer: Writer, tasks: Episodes, x: Tensor) -> Tensor:
+    """Logits (T, s, K + Q, C) of support images and queries by the networks of x (n, N + C, m).
+
+    Args:
+        tasks: float images in [0, 1].
+    """
+    count, seen = len(writer.neurons), tasks.support.shape[1]
+    samples = len(x) // len(tasks.labels)
+    images = standardised(torch.cat([tasks.support, tasks.query], dim=1), tasks.support)
+    sized = resized(images, writer.kind.size).repeat_interleave(samples, dim=0)
+    features = writer.compute(writer.write_body(x[:, :count], images.shape[2]), sized)
+    labels = tasks.labels.repeat_interleave(samples, dim=0)
+    head = writer.write_head(x[:, count:], features[:, :seen], labels)
+    found: Tensor = (with_one(features) @ head.mT).unflatten(0, (-1, samples))
+    return found
+
+
+def of_queries(writer: Writer, tasks: Episodes, x: Tensor) -> Tensor:
+    """Logits (T, s, Q, C) of queries alone."""
+    return logits(writer, tasks, x)[:, :, tasks.support.shape[1] :]

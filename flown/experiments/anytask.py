@@ -6,7 +6,7 @@ given the one that is best on validation classes of Omniglot and mini-ImageNet.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,16 +17,15 @@ from torch import Tensor
 from flown.anytask.model import AnyTask, resized, standardised
 from flown.anytask.writer import architecture
 from flown.base.config import Config
-from flown.base.files import read_json, write_json
 from flown.base.progress import bar
 from flown.base.provenance import write_results
-from flown.experiments.begin import begin
+from flown.experiments.begin import begin, kept
 from flown.experiments.clock import Clock
+from flown.experiments.queries import Judged, judged, mean, record, right
 from flown.experiments.unseen import ROWS, VALIDATION, Unseen
 from flown.generator.model import Flown
 from flown.heads.calibrate import calibration_error
 from flown.measure.fromsupport import fresh, nearest_centroid, own_logits, trained
-from flown.measure.interval import interval
 from flown.measure.novelty import mutual_iou
 from flown.report.anytask import write_study
 from flown.tasks import Episodes
@@ -76,15 +75,6 @@ def study(scale: str, seed: int) -> AnyTaskStudy:
     )
 
 
-class Measured(NamedTuple):
-    """Accuracies (n,) of one task's networks and of their vote, overlap of errors, mean prediction."""
-
-    accuracies: Tensor
-    vote: float
-    overlap: float
-    mean: Tensor  # (Q, C)
-
-
 class Result(NamedTuple):
     """Records, one a row and method, and their provenance."""
 
@@ -111,13 +101,13 @@ def anytask(
     clock = Clock(out / "seconds.json")
     model = Flown.from_pretrained(config.model).to(device)
     known = Flown.from_pretrained(config.lookup).to(device)
-    settings = _kept(out / "settings.json", partial(_settings, model, config))
+    settings = kept(out / "settings.json", partial(_settings, model, config))
     clock.record("settings")
     found: list[dict[str, Any]] = []
     with bar("any task", len(config.rows)) as update:
         for place, row in enumerate(config.rows):
             path = out / f"row-{place:02d}.json"
-            found += _kept(path, partial(measure, model, known, row, config, settings))
+            found += kept(path, partial(measure, model, known, row, config, settings))
             clock.record("rows")
             update(place + 1, row.name)
     counts = {"tasks": {row.name: row.tasks for row in config.rows}, "settings": settings}
@@ -125,12 +115,6 @@ def anytask(
     write_results(out / "results.json", "anytask", scale, about, found)
     write_study(out / "report.html", found, about)
     return Result(found, about)
-
-
-def _kept(path: Path, make: Callable[[], Any]) -> Any:
-    if not path.exists():
-        write_json(path, make())
-    return read_json(path)
 
 
 def measure(
@@ -155,11 +139,11 @@ def measure(
         each = config.model_copy(update={"samples": many})
         measured = [_generated(model, images, tasks, i, net, each) for i in range(row.tasks)]
         records.append(
-            _record(row, f"flown-any {net}", [m.accuracies.mean() for m in measured])
+            record(row, f"flown-any {net}", [m.accuracies.mean() for m in measured])
             | {
                 "networks": many,
-                "vote": _mean([m.vote for m in measured]),
-                "overlap": _mean([m.overlap for m in measured]),
+                "vote": mean([m.vote for m in measured]),
+                "overlap": mean([m.overlap for m in measured]),
                 "ece": round(
                     calibration_error(
                         torch.cat([m.mean for m in measured]), tasks.targets.flatten()
@@ -169,7 +153,7 @@ def measure(
             }
         )
         found[f"base body {net}"] = [
-            _right(model.base(images[tasks.support[i]], tasks.labels[i], net), images, tasks, i)
+            right(model.base(images[tasks.support[i]], tasks.labels[i], net), images, tasks, i)
             for i in range(row.tasks)
         ]
     pair = config.model_copy(update={"samples": 2})
@@ -188,8 +172,8 @@ def measure(
         [_scratch(first, settings["scratch"], config, seed) for seed in range(2)], 1
     )
     records.append(
-        _record(row, f"scratch {settings['scratch'][0]}", list(_rights(wrong[:, 0])))
-        | {"overlap": _mean([mutual_iou(pair) for pair in wrong])}
+        record(row, f"scratch {settings['scratch'][0]}", list(_rights(wrong[:, 0])))
+        | {"overlap": mean([mutual_iou(pair) for pair in wrong])}
     )
     for net in config.trained_nets:
         starts = _bases(model, images, tasks, net, config.few)
@@ -198,12 +182,10 @@ def measure(
             found[f"base trained {steps} steps {net}"] = list(_rights(moved))
     if known is not None and row.ways == 10:
         found["lookup"] = [
-            _right(
-                known.generate(images[tasks.support[i]], tasks.labels[i], 2, i), images, tasks, i
-            )
+            right(known.generate(images[tasks.support[i]], tasks.labels[i], 2, i), images, tasks, i)
             for i in range(row.tasks)
         ]
-    return records + [_record(row, method, values) for method, values in found.items()]
+    return records + [record(row, method, values) for method, values in found.items()]
 
 
 def _generated(
@@ -214,7 +196,7 @@ def _generated(
     net: str,
     config: AnyTaskStudy,
     ablation: str = "",
-) -> Measured:
+) -> Judged:
     support, labels = images[tasks.support[i]], tasks.labels[i]
     if ablation == "another task's support":
         support = images[tasks.support[(i + 1) % len(tasks.support)]]
@@ -229,23 +211,7 @@ def _generated(
             256, support.shape, generator=generator, dtype=torch.uint8, device=support.device
         )
     batch = model.generate(support, labels, config.samples, config.seed + i, net)
-    p = _predicted(batch, images[tasks.query[i]])
-    targets = tasks.targets[i]
-    wrong, mean = p.argmax(dim=-1) != targets, p.mean(dim=0)
-    accuracies = 100 - 100 * wrong.float().mean(dim=1)
-    vote = 100 * float((mean.argmax(dim=-1) == targets).float().mean())
-    return Measured(accuracies, vote, mutual_iou(wrong), mean)
-
-
-def _predicted(batch: WeightBatch, images: Tensor) -> Tensor:
-    with torch.no_grad():
-        return batch.logits(batch.preprocess(images.to(batch.vectors.device))).softmax(-1).cpu()
-
-
-def _right(batch: WeightBatch, images: Tensor, tasks: Episodes, i: int) -> Tensor:
-    """Mean accuracy in percent of networks on the queries of task i."""
-    p = _predicted(batch, images[tasks.query[i]])
-    return 100 * (p.argmax(dim=-1) == tasks.targets[i]).float().mean()
+    return judged(batch, images[tasks.query[i]], tasks.targets[i])
 
 
 def _standard(images: Tensor, tasks: Episodes) -> Episodes:
@@ -314,7 +280,7 @@ def _settings(model: AnyTask, config: AnyTaskStudy) -> dict[str, Any]:
     tasks = [_standard(*pair) for pair in drawn]
     options = [(net, rate) for net in config.scratch for rate in config.scratch_rates]
     means = [
-        _mean([float(_rights(_scratch(episodes, o, config)).mean()) for episodes in tasks])
+        mean([float(_rights(_scratch(episodes, o, config)).mean()) for episodes in tasks])
         for o in options
     ]
     scratch = options[means.index(max(means))]
@@ -326,24 +292,7 @@ def _settings(model: AnyTask, config: AnyTaskStudy) -> dict[str, Any]:
                 _after(_bases(model, *pair, net, len(seen.labels)), seen, rate, BASE_STEPS)
                 for pair, seen in zip(drawn, tasks, strict=True)
             ]
-            found.append([_mean([float(_rights(a[i]).mean()) for a in moved]) for i in range(3)])
+            found.append([mean([float(_rights(a[i]).mean()) for a in moved]) for i in range(3)])
         best = torch.tensor(found).argmax(dim=0).tolist()
         base[net] = {steps: config.base_rates[i] for steps, i in zip(BASE_STEPS, best, strict=True)}
     return {"scratch": scratch, "base": base}
-
-
-def _record(row: Unseen, method: str, values: list[Any]) -> dict[str, Any]:
-    """Mean over tasks with the half-width of its 95 % interval."""
-    mean, half, tasks = interval(torch.tensor([float(value) for value in values]))
-    return {
-        "row": row.name,
-        "method": method,
-        "accuracy": round(mean, 2),
-        "interval": None if half is None else round(half, 2),
-        "tasks": tasks,
-    }
-
-
-def _mean(values: Iterable[float]) -> float:
-    kept = torch.tensor([value for value in values if value == value])
-    return round(float(kept.mean()), 3) if len(kept) else 0.0

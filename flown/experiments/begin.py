@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from flown.base.files import read_json, write_json
 from flown.base.run import Run
 
 
@@ -17,3 +20,10 @@ def begin(out: Path, experiment: str, scale: str, seed: int, resume: bool, overw
     run = Run(out, plan, resume=resume, overwrite=overwrite, file="progress.json")
     run.write()
     return run.out
+
+
+def kept(path: Path, make: Callable[[], Any]) -> Any:
+    """The plain values of a file, made and written first if it is not there."""
+    if not path.exists():
+        write_json(path, make())
+    return read_json(path)

@@ -35,6 +35,7 @@ class Experiment(str, Enum):
     novelty = "novelty"
     trajectory = "trajectory"
     anytask = "anytask"
+    variants = "variants"
 
 
 def reproduce(
@@ -48,9 +49,10 @@ def reproduce(
 ) -> None:
     """Reproduce a table of the paper, with baselines, novelty and every sample.
 
-    Four studies are not in the paper: `chunked` generates a whole network of 270,000 weights,
+    Five studies are not in the paper: `chunked` generates a whole network of 270,000 weights,
     `novelty` asks what makes generated networks both new and accurate, `trajectory` generates
-    networks of any epoch, `anytask` measures networks for tasks that nobody trained on.
+    networks of any epoch, `anytask` measures networks for tasks that nobody trained on, `variants`
+    compares ways to train the generator that writes these.
     """
     rebuild = getattr(import_module(f"flown.experiments.{table.value}"), table.value)
     _show(
@@ -91,5 +93,9 @@ def _show(table: Experiment, result: Any) -> None:
         from flown.report.anytask import print_study
 
         print_study(result.rows, console)
+    elif table is Experiment.variants:
+        from flown.report.variants import print_variants
+
+        print_variants(result.rows, console)
     else:
         report.print_card(result.card, console)

@@ -73,19 +73,19 @@ class AnyTaskConfig(Config):
     steps: int = Field(default=4, ge=1)
     samples: int = Field(default=2, ge=1)
     together: float = Field(default=0.5, ge=0, le=1)
-    spread: float = Field(default=0.3, ge=0)
+    spread: float = Field(default=1.0, ge=0)
     way: Way = "end-point"
     bank: BankConfig = BankConfig()
     tasks: StreamConfig = StreamConfig()
     base: BaseConfig = BaseConfig()
     training: TrainConfig = TrainConfig(
-        steps=9000,
+        steps=4000,
         batch_size=16,
-        learning_rate=8e-4,
+        learning_rate=1.5e-3,
         weight_decay=1e-4,
         clip=0.5,
         checkpoint_every=250,
-        validate_every=500,
+        validate_every=1000,
     )
     seed: int = 0
 

@@ -1,7 +1,7 @@
 """What reads a support set, and the flow's end-point prediction under its class tokens.
 
     class token k = mean over the images of class k of encode(image)
-    x_1^(x_t, t) = transformer([neurons + x_t, classes + x_t], t)
+    x_1^(x_t, t) = x_t + transformer([neurons + x_t, classes + x_t], t)
 
 No token has a place of its own among its kind but by what it is: permuted classes give permuted rows.
 """
@@ -71,7 +71,7 @@ class Trunk(nn.Module):
         self.enter, self.leave = nn.Linear(numbers, width), nn.Linear(width, numbers)
         self.blocks = nn.ModuleList([Block(width, heads) for _ in range(depth)])
         self.norm = nn.LayerNorm(width)
-        for parameter in self.leave.parameters():  # the base networks are where the flow begins
+        for parameter in self.leave.parameters():  # the flow begins as noise around base networks
             nn.init.zeros_(parameter)
 
     def classes(self, images: Tensor, labels: Tensor, ways: int) -> Tensor:
@@ -94,5 +94,5 @@ class Trunk(nn.Module):
         tokens = tokens + self.enter(x) + self.time(t[:, None])[:, None]
         for block in self.blocks:
             tokens = block(tokens)
-        leaving: Tensor = self.leave(self.norm(tokens))
-        return leaving
+        end: Tensor = x + self.leave(self.norm(tokens))
+        return end

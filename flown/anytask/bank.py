@@ -67,7 +67,7 @@ def open_heads(model: AnyTask) -> None:
     with seeded(model.config.seed), torch.no_grad():
         for net in model.config.nets:
             decoder = model.writer(net).head_decoder
-            decoder.copy_(0.1 * torch.randn(decoder.shape) / decoder.numel() ** 0.5)
+            decoder.copy_(torch.randn(decoder.shape))
 
 
 def error(writer: Writer, tasks: Episodes, x: Tensor) -> Tensor:

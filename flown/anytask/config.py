@@ -73,13 +73,13 @@ class AnyTaskConfig(Config):
     steps: int = Field(default=4, ge=1)
     samples: int = Field(default=2, ge=1)
     together: float = Field(default=0.5, ge=0, le=1)
-    spread: float = Field(default=1.0, ge=0)
+    spread: float = Field(default=0.3, ge=0)
     way: Way = "end-point"
     bank: BankConfig = BankConfig()
     tasks: StreamConfig = StreamConfig()
     base: BaseConfig = BaseConfig()
     training: TrainConfig = TrainConfig(
-        steps=4000,
+        steps=3500,
         batch_size=16,
         learning_rate=1.5e-3,
         weight_decay=1e-4,

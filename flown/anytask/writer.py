@@ -58,12 +58,7 @@ class Writer(nn.Module):
         ]
         self.base = nn.ParameterList([row.detach().clone() for row in rows])
         self.neurons = nn.Parameter(torch.randn(sum(map(len, rows)), width) * 0.5)
-        self.decoders = nn.ParameterList(
-            [
-                torch.randn(numbers, row.shape[1]) * 0.1 / (numbers * row.shape[1]) ** 0.5
-                for row in rows
-            ]
-        )
+        self.decoders = nn.ParameterList([torch.randn(numbers, row.shape[1]) for row in rows])
         self.head_decoder = nn.Parameter(torch.zeros(numbers, self.features + 1))
         self.ridge = nn.Linear(numbers, 2)  # how much the regression is shrunk, and scaled
         nn.init.zeros_(self.ridge.weight)
@@ -75,7 +70,7 @@ class Writer(nn.Module):
         parts = x.split([len(base) for base in self.base], dim=1)
         layers = zip(self.names, self.shapes, self.base, self.decoders, parts, strict=True)
         for name, shape, base, decoder, part in layers:
-            rows = base + part @ decoder  # (n, out, in + 1)
+            rows = base + _decoded(part, decoder)  # (n, out, in + 1)
             tensors[f"{name}.weight"] = rows[..., :-1].unflatten(2, shape[1:])
             tensors[f"{name}.bias"] = rows[..., -1]
         if channels == 1:
@@ -103,7 +98,9 @@ class Writer(nn.Module):
             x: class tokens (n, C, m). features: of the support set, (n, K, F). labels: (n, K).
         """
         shrink, scale = self._regression(x)
-        rows: Tensor = scale * ridge(features, labels, x.shape[1], shrink) + x @ self.head_decoder
+        rows: Tensor = scale * ridge(features, labels, x.shape[1], shrink) + _decoded(
+            x, self.head_decoder
+        )
         return rows
 
     def temperature(self, x: Tensor, features: Tensor, labels: Tensor) -> Tensor:
@@ -119,7 +116,7 @@ class Writer(nn.Module):
         telling = counts[labels[0]] > 1
         shrink, scale = self._regression(x)
         logits = scale * left_out(features, labels, x.shape[1], shrink)
-        logits = (logits + with_one(features) @ (x @ self.head_decoder).mT)[:, telling]
+        logits = (logits + with_one(features) @ _decoded(x, self.head_decoder).mT)[:, telling]
         asked = labels[:, telling, None]
         losses = []
         for doublings in _DOUBLINGS.tolist():
@@ -139,6 +136,15 @@ class Writer(nn.Module):
         name = self.last
         tensors = body | {f"{name}.weight": head[..., :-1], f"{name}.bias": head[..., -1]}
         return WeightBatch(layout, layout.pack(tensors))
+
+
+def _decoded(x: Tensor, decoder: Tensor) -> Tensor:
+    """D x, small beside a base network's weights where x and the decoder are of unit size.
+
+    A decoder of unit size is one that Adam changes slowly, in units of what noise does to a network.
+    """
+    found: Tensor = 0.1 * x @ decoder / decoder.numel() ** 0.5
+    return found
 
 
 def architecture(

@@ -47,7 +47,7 @@ class VariantsStudy(Config):
     counts: tuple[int, ...] = (100, 1000, 10_000)
     sizes: tuple[tuple[int, int], ...] = ((64, 2), (128, 4), (256, 6))
     rows: tuple[Unseen, ...] = tuple(
-        Unseen(set=name, part="val", ways=ways, shots=shots, tasks=60)
+        Unseen(set=name, part="val", ways=ways, shots=shots, tasks=40)
         for name in ("omniglot_full", "mini_imagenet")
         for ways, shots in ((10, 5), (5, 1))
     )
@@ -57,7 +57,7 @@ class VariantsStudy(Config):
 
 def study(scale: str, seed: int) -> VariantsStudy:
     """What is measured at a scale."""
-    whole = VariantsStudy(fit=_lasting(FIT.model_copy(update={"seed": seed}), 1200, 600), seed=seed)
+    whole = VariantsStudy(fit=_lasting(FIT.model_copy(update={"seed": seed}), 1000, 500), seed=seed)
     if scale != "smoke":
         return whole
     small = whole.fit.model_copy(update={"bank": BankConfig(draws=2, steps=2)})

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal, Optional
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from flown.base.config import Config
@@ -27,15 +28,14 @@ History = list[dict[str, float]]
 _ADAM = ("step", "exp_avg", "exp_avg_sq")
 
 
-class TrainConfig(Config):
-    """How long and how fast; `ema` is the decay per step, 0 turns it off.
+class LoopConfig(Config):
+    """What the loop reads: how long and how fast; `ema` is the decay per step, 0 turns it off.
 
     `choose` names a figure of validation: the averaged weights with which it was largest are kept,
     in place of the last ones; those before the first step count too.
     """
 
     steps: int = 3000
-    batch_size: int = 64
     learning_rate: float = 1e-3
     weight_decay: float = 2e-6
     warmup: int = 100
@@ -47,6 +47,12 @@ class TrainConfig(Config):
     choose: Optional[str] = None
 
 
+class TrainConfig(LoopConfig):
+    """The same, and `batch_size`, for objectives that draw so many networks, images or tasks a step."""
+
+    batch_size: int = Field(default=64, ge=1)
+
+
 def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
     """The random numbers of one step: the same for a seed and a step, on any run."""
     return torch.Generator(device).manual_seed(seed * 1_000_003 + step)
@@ -54,7 +60,7 @@ def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> 
 
 def train(
     objective: nn.Module,
-    config: TrainConfig,
+    config: LoopConfig,
     *,
     out: Path,
     name: str,
@@ -79,8 +85,8 @@ def train(
         TrainingError: the loss is NaN or Inf.
         FlownError: no steps, the checkpoint belongs to another model, or nothing is called `choose`.
     """
-    if config.steps < 1 or config.batch_size < 1:
-        raise FlownError(f"{name}: steps and batch_size must be at least 1")
+    if config.steps < 1:
+        raise FlownError(f"{name}: steps must be at least 1")
     run = _Run(objective, config, torch.device(device), seed)
     path = out / f"{name}.checkpoint.safetensors"
     first = run.restore(path) if resume else 0
@@ -110,7 +116,7 @@ def train(
     return run.history
 
 
-def _rate(config: TrainConfig, step: int) -> float:
+def _rate(config: LoopConfig, step: int) -> float:
     warm = min(1.0, (step + 1) / max(1, config.warmup))
     if config.schedule == "constant":
         return warm
@@ -132,7 +138,7 @@ class _Run:
     """
 
     def __init__(
-        self, objective: nn.Module, config: TrainConfig, device: torch.device, seed: int
+        self, objective: nn.Module, config: LoopConfig, device: torch.device, seed: int
     ) -> None:
         self.objective, self.config = objective.to(device), config
         self.device, self.seed = device, seed

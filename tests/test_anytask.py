@@ -22,7 +22,7 @@ from flown.base.errors import FlownError
 from flown.base.seeding import seeded
 from flown.tasks import draw_support, load
 from flown.tasks.stream import StreamConfig
-from flown.training import TrainConfig
+from flown.training import LoopConfig
 
 TINY = AnyTaskConfig(
     nets={"cnn-small": 0.5, "conv4-8": 0.5},
@@ -35,9 +35,9 @@ TINY = AnyTaskConfig(
         ways=12,
         shots=3,
         images=60,
-        training=TrainConfig(steps=4, validate_every=4, warmup=1, ema=0.5),
+        training=LoopConfig(steps=4, validate_every=4, warmup=1, ema=0.5),
     ),
-    training=TrainConfig(steps=6, checkpoint_every=2, validate_every=6, warmup=1, ema=0.5),
+    training=LoopConfig(steps=6, checkpoint_every=2, validate_every=6, warmup=1, ema=0.5),
 )
 
 
@@ -263,3 +263,10 @@ def test_training_changes_every_part_and_goes_on_where_it_was(
     with pytest.raises(FlownError, match="another config"):
         fit(TINY.model_copy(update={"seed": 1}), out=tmp_path / "killed", resume=True)
     assert (tmp_path / "whole" / "model" / "config.json").exists()
+
+
+def test_a_batch_size_that_nothing_reads_is_refused() -> None:
+    """The size of a draw follows from `tasks.images`."""
+    for key in ("training", "base.training"):
+        with pytest.raises(FlownError, match="unknown key 'batch_size'"):
+            AnyTaskConfig().override([f"{key}.batch_size=64"])

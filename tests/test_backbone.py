@@ -22,7 +22,7 @@ from flown.context.pretrain import (
 from flown.heads.features import Standardised, cached_features, fingerprint, load_backbone
 from flown.nets.resnet12 import resnet12
 from flown.tasks import ManyClass
-from flown.training import TrainConfig
+from flown.training import LoopConfig, TrainConfig
 
 TINY = BackboneConfig(kind="resnet12", widths=(4, 6, 8, 10))
 OURS = trust.allow("tests.test_backbone:means")
@@ -86,7 +86,7 @@ def test_meta_baseline_learns_and_goes_on(tmp_path: Path) -> None:
         backbone=TINY,
         classification=short,
         tasks=1,
-        episodes=short.model_copy(update={"steps": 2}),
+        episodes=LoopConfig(steps=2, warmup=2, ema=0.0, learning_rate=3e-3, checkpoint_every=3),
         bfloat16=False,
     )
     made, found = train_backbone(many(), config, out=tmp_path)

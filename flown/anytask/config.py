@@ -9,7 +9,7 @@ from pydantic import Field
 
 from flown.base.config import Config
 from flown.tasks.stream import StreamConfig
-from flown.training import TrainConfig
+from flown.training import LoopConfig
 
 
 class BaseConfig(Config):
@@ -22,7 +22,7 @@ class BaseConfig(Config):
     ways: int = Field(default=60, ge=2)
     shots: int = Field(default=10, ge=1)
     images: int = Field(default=480, ge=8)
-    training: TrainConfig = TrainConfig(
+    training: LoopConfig = LoopConfig(
         steps=5000,
         learning_rate=3e-3,
         weight_decay=1e-4,
@@ -78,9 +78,8 @@ class AnyTaskConfig(Config):
     bank: BankConfig = BankConfig()
     tasks: StreamConfig = StreamConfig()
     base: BaseConfig = BaseConfig()
-    training: TrainConfig = TrainConfig(
+    training: LoopConfig = LoopConfig(
         steps=3500,
-        batch_size=16,
         learning_rate=1.5e-3,
         weight_decay=1e-4,
         clip=0.5,

@@ -25,7 +25,7 @@ from flown.context.backbones import Backbone, BackboneConfig, features
 from flown.context.centroids import cosine_logits
 from flown.context.episodes import EpisodeLoss
 from flown.tasks import ClassPool, Episodes, ManyClass
-from flown.training import TrainConfig, train
+from flown.training import LoopConfig, TrainConfig, train
 
 _WAYS, _QUERIES = 5, 15
 _SMALLEST = 0.6  # side of a crop, as a share of the image's
@@ -35,8 +35,8 @@ _COLOUR = 0.4  # largest relative change of brightness, contrast and saturation
 class MetaBaselineConfig(Config):
     """Sizes and both trainings; the defaults are for 7,680 images and two cores.
 
-    `tasks` 5-way episodes of `shots` images a class make a batch of the second stage, whose
-    `batch_size` has no meaning. `bfloat16`: halves the time on CPUs that have it.
+    `tasks` 5-way episodes of `shots` images a class make a batch of the second stage. `bfloat16`:
+    halves the time on CPUs that have it.
     """
 
     backbone: BackboneConfig = BackboneConfig(kind="resnet12", widths=(64, 128, 256, 512))
@@ -51,7 +51,7 @@ class MetaBaselineConfig(Config):
         validate_every=650,
         checkpoint_every=325,
     )
-    episodes: TrainConfig = TrainConfig(
+    episodes: LoopConfig = LoopConfig(
         steps=100,
         learning_rate=1e-4,
         weight_decay=5e-4,

@@ -14,9 +14,10 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import flown
 from flown.anytask.writer import architecture
+from flown.experiments import anytask
 from flown.experiments.anytask import AnyTaskStudy, measure
 from flown.experiments.unseen import ROWS, VALIDATION, Unseen
-from flown.measure.fromsupport import nearest_centroid, own_logits, trained
+from flown.measure.fromsupport import fresh, nearest_centroid, own_logits, trained
 from flown.report import anytask as report
 from flown.tasks import load
 from flown.weights.batch import WeightBatch
@@ -66,6 +67,19 @@ def test_the_nearest_centroid_is_scikit_learns() -> None:
         )
         right = model.score(floats[tasks.query[i]].flatten(1).numpy(), tasks.targets[i].numpy())
         assert found[i] == pytest.approx(100 * right, abs=1e-3)
+
+
+def test_equal_rates_share_a_training() -> None:
+    """What comes out is what a training for each number of steps gives."""
+    tasks = anytask._standard(*DIGITS.draw(seed=0))
+    starts = fresh(architecture("cnn-small", 1, 10), len(tasks.labels), seed=0)
+    rates = {"4": 3e-3, "1": 1e-2, "2": 3e-3}
+    found = anytask._moved(starts, tasks, rates)
+    assert list(found) == [1, 2, 4]
+    for steps, rate in rates.items():
+        (alone,) = anytask._after(starts, tasks, rate, [int(steps)])
+        assert torch.equal(found[int(steps)], alone)
+    assert not torch.equal(found[1], found[4])
 
 
 def test_supports_are_of_the_training_part_and_queries_of_the_test_part() -> None:

@@ -12,10 +12,10 @@ from flown.base.provenance import Row
 from flown.experiments.unseen import Unseen
 from flown.experiments.variants import VariantsStudy, fits, run, study
 from flown.report import variants as report
-from flown.training import TrainConfig
+from flown.training import LoopConfig
 from tests.test_ways import SMALL
 
-BRIEF = TrainConfig(steps=1, warmup=1)
+BRIEF = LoopConfig(steps=1, warmup=1)
 TINY = VariantsStudy(
     fit=SMALL.model_copy(
         update={

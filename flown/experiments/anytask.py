@@ -177,8 +177,7 @@ def measure(
     )
     for net in config.trained_nets:
         starts = _bases(model, images, tasks, net, config.few)
-        for steps, rate in settings["base"][net].items():
-            (moved,) = _after(starts, first, rate, [int(steps)])
+        for steps, moved in _moved(starts, first, settings["base"][net]).items():
             found[f"base trained {steps} steps {net}"] = list(_rights(moved))
     if known is not None and row.ways == 10:
         found["lookup"] = [
@@ -263,6 +262,15 @@ def _after(starts: WeightBatch, tasks: Episodes, rate: float, steps: Sequence[in
 def _rights(wrong: Tensor) -> Tensor:
     """Accuracies (T,) in percent of networks that are wrong there, (T, Q)."""
     return 100 - 100 * wrong.float().mean(dim=1)
+
+
+def _moved(starts: WeightBatch, tasks: Episodes, rates: Mapping[str, float]) -> dict[int, Tensor]:
+    """As `_after`, by numbers of steps, whose rates these are; one training for equal rates."""
+    found: dict[int, Tensor] = {}
+    for rate in set(rates.values()):
+        steps = sorted(int(x) for x in rates if rates[x] == rate)
+        found |= dict(zip(steps, _after(starts, tasks, rate, steps), strict=True))
+    return dict(sorted(found.items()))
 
 
 def _bases(model: AnyTask, images: Tensor, tasks: Episodes, net: str, count: int) -> WeightBatch:

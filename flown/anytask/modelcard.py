@@ -33,7 +33,7 @@ accuracies = flown.evaluate(batch, other_images, their_labels)
 Random tasks over the training classes of {pools},
 each with a look of its own.{unseen}
 {validation}
-Trained by flown {version}: {steps} steps.
+Trained by flown {version}: {base} steps of the base networks, {steps} of the flow.
 """
 
 _UNSEEN = """ Not seen, in any
@@ -62,5 +62,6 @@ def render(config: AnyTaskConfig, card: Mapping[str, Any]) -> str:
         unseen=_UNSEEN if config.tasks.pools.keys() == StreamConfig().pools.keys() else "",
         validation=table if figures else "",
         version=__version__,
+        base=config.base.training.steps,
         steps=config.training.steps,
     )

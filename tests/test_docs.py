@@ -10,6 +10,7 @@ import pytest
 from flown.base.files import read_json
 from flown.base.provenance import Row
 from flown.report import anytask
+from flown.report import variants as report_variants
 
 ROOT = Path(__file__).parents[1]
 SETS = ("mnist", "fashion_mnist", "cifar10", "natural10")
@@ -224,3 +225,15 @@ def unseen(name: str) -> str:
 @pytest.mark.parametrize("name", ["leads", "populations", "methods", "ablations"])
 def test_tables_of_unseen_tasks_are_those_of_the_results(name: str) -> None:
     assert unseen(name) in (ROOT / "docs" / "any-task.md").read_text("utf-8"), unseen(name)
+
+
+def variants(name: str) -> str:
+    """A table of docs/any-task.md about ways to train, numbers of tasks and sizes."""
+    rows = results("variants")
+    groups = {"ways": report_variants.by_way, "counts": report_variants.by_count}
+    return table(*report_variants.accuracies(groups[name](rows)))
+
+
+@pytest.mark.parametrize("name", ["ways", "counts"])
+def test_tables_of_variants_are_those_of_the_results(name: str) -> None:
+    assert variants(name) in (ROOT / "docs" / "any-task.md").read_text("utf-8"), variants(name)

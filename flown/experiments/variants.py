@@ -25,6 +25,7 @@ from flown.experiments.begin import begin, kept
 from flown.experiments.clock import Clock
 from flown.experiments.queries import judged, mean, record, right
 from flown.experiments.unseen import Unseen
+from flown.measure.interval import interval
 from flown.report.variants import BASE, FIRST, write_variants
 from flown.tasks import Episodes, ManyClass
 from flown.tasks.stream import TaskStream, load_pool
@@ -213,8 +214,11 @@ def _compare(rows: list[Row]) -> None:
     }
     for row in rows:
         ahead = torch.tensor(row.pop("of_tasks")) - first[row["row"], row["net"]]
-        half = 1.96 * float(ahead.std()) / len(ahead) ** 0.5
-        row |= {"ahead": round(float(ahead.mean()), 2), "ahead_interval": round(half, 2)}
+        points, half, _ = interval(ahead)
+        row |= {
+            "ahead": round(points, 2),
+            "ahead_interval": None if half is None else round(half, 2),
+        }
 
 
 def _tasks_drawn(stream: TaskStream, steps: int) -> int:

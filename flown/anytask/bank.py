@@ -107,12 +107,12 @@ def permuted(tasks: Episodes, x: Tensor, order: Tensor) -> tuple[Episodes, Tenso
 
 def _find(model: AnyTask, draws: Draws) -> list[Entry]:
     config = model.config
-    shares, entries = torch.tensor(list(config.nets.values())), []
+    entries = []
     with bar("bank", config.bank.draws) as update:
         for i in range(config.bank.draws):
             generator = step_generator(config.seed, i, model.device)
             cpu = cpu_generator(generator)
-            net = list(config.nets)[int(torch.multinomial(shares, 1, generator=cpu))]
+            net = config.draw_net(cpu)
             seed = int(torch.randint(2**62, (), generator=cpu))
             tasks = draws.at(seed).to(model.device)
             x = solve(model.writer(net), tasks, config.bank, config.numbers, generator)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Optional
 
+import torch
 from pydantic import Field
 
 from flown.base.config import Config
@@ -92,6 +93,11 @@ class AnyTaskConfig(Config):
     def evaluations(self) -> int:
         """Of the flow, for a network; from no noise there is no way to go in steps."""
         return 1 if self.way == "point" else self.steps
+
+    def draw_net(self, generator: torch.Generator) -> str:
+        """A random kind of network, by its share of the steps."""
+        shares = torch.tensor(list(self.nets.values()))
+        return list(self.nets)[int(torch.multinomial(shares, 1, generator=generator))]
 
     def of(self, pools: Sequence[str]) -> AnyTaskConfig:
         """The same, of tasks from these pools: shares as they are, equal ones of others."""

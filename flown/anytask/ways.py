@@ -84,8 +84,7 @@ class Judged(nn.Module):
 
     def forward(self, generator: torch.Generator) -> Tensor:
         config, cpu = self.model.config, cpu_generator(generator)
-        shares = torch.tensor(list(config.nets.values()))
-        net = list(config.nets)[int(torch.multinomial(shares, 1, generator=cpu))]
+        net = config.draw_net(cpu)
         tasks, writer = self.draws.next(cpu).to(self.model.device), self.model.writer(net)
         classes = class_tokens(self.model, tasks, self.samples)
         found = of_queries(writer, tasks, self.ends(self.model, writer, classes, generator))

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from flown.base.config import Config
 from flown.base.errors import FlownError
-from flown.nets.batched.kernels import FAST
+from flown.nets.batched.kernels import FAST, adam
 
 _CLASSES, _IMAGES = 5, 4  # worked on together: a loaded number serves several products
 _BLOCK = 64  # tasks a thread takes at once
@@ -108,13 +108,13 @@ def _probe(support, heads, ways, epochs, rate, decay):  # type: ignore[no-untype
                         grad[k : k + _CLASSES],
                         logits[n : n + _IMAGES, k : k + _CLASSES],
                     )
-            size_1 = rate / (1 - 0.9**step)
+            size_1, keep = rate / (1 - 0.9**step), 1 - rate * decay
             root_2 = 1 / math.sqrt(1 - 0.999**step)
             for k in range(ways):
                 part = slice(k * size, (k + 1) * size)
-                _adamw(weight[k], grad[k], m[part], v[part], size_1, root_2, 1 - rate * decay)
+                adam(grad[k], weight[k], m[part], v[part], size_1, root_2, 0, keep)
             last = slice(ways * size, len(m))
-            _adamw(bias, d_bias, m[last], v[last], size_1, root_2, 1 - rate * decay)
+            adam(d_bias, bias, m[last], v[last], size_1, root_2, 0, keep)
         heads[t, : ways * size] = weight[:ways].reshape(-1)
 
 
@@ -140,19 +140,6 @@ def _residuals(logits, bias, d_bias, count):  # type: ignore[no-untyped-def]
         for k in range(ways):
             d_bias[k] += row[k]
     logits[count:] = 0
-
-
-@njit(**FAST)
-def _adamw(w, grad, m, v, rate, root, keep):  # type: ignore[no-untyped-def]
-    """`rate` and `root` hold the corrections of both moments, `keep` the factor of weight decay."""
-    rate, root, keep = np.float32(rate), np.float32(root), np.float32(keep)
-    a, b, eps = np.float32(0.1), np.float32(0.001), np.float32(1e-8)
-    unit = np.float32(1)
-    for j in range(len(w)):
-        g = grad[j]
-        m[j] += a * (g - m[j])
-        v[j] = (unit - b) * v[j] + b * g * g
-        w[j] = keep * w[j] - rate * m[j] / (math.sqrt(v[j]) * root + eps)
 
 
 @njit(**FAST)

@@ -17,6 +17,7 @@ from flown.heads.classifiers import accuracy, apply_heads
 from flown.heads.features import load_backbone
 from flown.heads.incontext import in_context
 from flown.heads.labelling import BACKBONE, LINEAR, context_backbone
+from flown.measure.interval import interval
 from flown.tasks import ClassPool, Episodes, ManyClass, check_disjoint, load_many
 
 
@@ -64,8 +65,8 @@ def _measured(head: str, logits: torch.Tensor, tasks: Episodes) -> Validated:
     flat, targets = logits.flatten(0, 1), tasks.targets.flatten()
     tau = calibrate.temperature(flat, targets)
     error = calibrate.calibration_error((flat / tau).softmax(dim=1), targets)
-    half = 1.96 * float(right.std()) / len(right) ** 0.5
-    return Validated(head, tasks.shots, float(right.mean()), half, tau, error)
+    mean, half, _ = interval(right)
+    return Validated(head, tasks.shots, mean, half or 0.0, tau, error)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from flown.nets.batched import kernels
-from flown.nets.batched.kernels import FAST
+from flown.nets.batched.kernels import FAST, adam
 from flown.nets.batched.program import ACTIVATION, GAP, WEIGHTED, At, Program
 
 Floats = NDArray[np.float32]
@@ -250,31 +250,20 @@ def _cross_entropy(logits, labels, grad):  # type: ignore[no-untyped-def]
 
 @njit(**FAST)
 def _adam(layers, found, vector, moments, step, rate, decay):  # type: ignore[no-untyped-def]
-    """One step of Adam (Kingma and Ba 2015) with PyTorch's defaults and L2 decay."""
-    first, second = np.float32(1 - 0.9**step), np.float32(math.sqrt(1 - 0.999**step))
-    size = np.float32(rate) / first
+    """One step for all layers, with L2 decay."""
+    size, root = rate / (1 - 0.9**step), 1 / math.sqrt(1 - 0.999**step)
     for row in layers:
         if row[At.KIND] != WEIGHTED:
             continue
         weight, bias = _tile(row, found)
         for o in range(row[At.Y_PLANES]):
             at = row[At.WEIGHT] + o * row[At.INPUTS]
-            _adam_row(
-                weight[o, : row[At.INPUTS]], vector[at:], moments[:, at:], size, second, decay
-            )
+            mean, square = moments[0, at:], moments[1, at:]
+            adam(weight[o, : row[At.INPUTS]], vector[at:], mean, square, size, root, decay, 1)
         if row[At.BIAS] >= 0:
             at = row[At.BIAS]
-            _adam_row(bias[: row[At.Y_PLANES]], vector[at:], moments[:, at:], size, second, decay)
-
-
-@njit(**FAST)
-def _adam_row(gradient, vector, moments, size, second, decay):  # type: ignore[no-untyped-def]
-    mean, square = moments[0], moments[1]
-    for j in range(len(gradient)):
-        g = gradient[j] + np.float32(decay) * vector[j]
-        mean[j] = np.float32(0.9) * mean[j] + np.float32(0.1) * g
-        square[j] = np.float32(0.999) * square[j] + np.float32(0.001) * g * g
-        vector[j] -= size * mean[j] / (np.sqrt(square[j]) / second + np.float32(1e-8))
+            mean, square = moments[0, at:], moments[1, at:]
+            adam(bias[: row[At.Y_PLANES]], vector[at:], mean, square, size, root, decay, 1)
 
 
 @njit(**FAST)

@@ -272,3 +272,20 @@ def activation_gradient(x, y, grad, found, kind):  # type: ignore[no-untyped-def
         for j in range(len(x)):
             s = half * (one + _tanh(half * x[j]))
             found[j] = grad[j] * s * (one + x[j] * (one - s))
+
+
+@njit(**FAST)
+def adam(gradient, vector, mean, square, rate, root, decay, keep):  # type: ignore[no-untyped-def]
+    """A step of Adam (Kingma and Ba 2015) with PyTorch's defaults.
+
+    `rate` and `root` hold the corrections of both moments; `decay` times the weight is added to the
+    gradient, the weight itself is multiplied by `keep` (AdamW).
+    """
+    rate, root = np.float32(rate), np.float32(root)
+    decay, keep = np.float32(decay), np.float32(keep)
+    for j in range(len(gradient)):
+        g = gradient[j] + decay * vector[j]
+        mean[j] = np.float32(0.9) * mean[j] + np.float32(0.1) * g
+        square[j] = np.float32(0.999) * square[j] + np.float32(0.001) * g * g
+        step = rate * mean[j] / (math.sqrt(square[j]) * root + np.float32(1e-8))
+        vector[j] = keep * vector[j] - step

@@ -189,3 +189,17 @@ def test_chunks_of_networks_and_images_change_nothing(
         torch.testing.assert_close(
             stacked.forward(net, tensors, images), whole, atol=1e-4, rtol=1e-4
         )
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 8, 8), (1, 4, 7, 9), (3, 2, 2, 3)])
+def test_pooling_by_maxima_is_pytorchs(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+    x.flatten()[3] = torch.nan
+    halves, thirds, odd = nn.MaxPool2d(2), nn.MaxPool2d(3, 1, 1), nn.MaxPool2d(2, 2, ceil_mode=True)
+    for layer in (halves, thirds, odd, nn.Tanh()):
+        assert torch.equal(stacked.alone(layer, x).nan_to_num(), layer(x).nan_to_num())
+    x = torch.randn(shape, requires_grad=True)
+    (grad,) = torch.autograd.grad(stacked.alone(halves, x).sum(), x)
+    (wanted,) = torch.autograd.grad(halves(x).sum(), x)
+    assert torch.equal(grad, wanted)

@@ -12,10 +12,11 @@ from torch import Tensor
 
 import flown
 from flown import training
+from flown.anytask import model as any_model
 from flown.anytask.config import AnyTaskConfig, BaseConfig
 from flown.anytask.fit import fit
 from flown.anytask.model import AnyTask
-from flown.anytask.ridge import left_out
+from flown.anytask.ridge import confidence, left_out
 from flown.anytask.trunk import Trunk
 from flown.anytask.writer import Writer
 from flown.base.errors import FlownError
@@ -90,6 +91,50 @@ def test_permuted_classes_permute_what_is_written() -> None:
     assert torch.allclose(head[:, order], head_, atol=1e-9)
 
 
+@pytest.mark.parametrize("net", ["conv4-8", "cnn-small", "cnn-medium"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_layers_are_in_the_units_of_the_support_set(net: str, channels: int) -> None:
+    """Means and deviations are the biases and gains that tokens write; the network alone has them too."""
+    torch.manual_seed(0)
+    writer = Writer(net, 16, 8).double()
+    for units in writer.units:
+        units.trust.data.copy_(torch.tensor([60.0, 0.0]))  # in the support set alone
+    x = torch.randn(2, len(writer.neurons), 8, dtype=torch.float64)
+    images = torch.randn(2, 6, channels, writer.kind.size, writer.kind.size, dtype=torch.float64)
+    body, features = writer.write_body(x, images)
+    assert torch.allclose(writer.compute(body, images), features, atol=1e-9)
+    for i in range(2):
+        h = images[i]
+        net_ = writer.bodies[channels]
+        for place, layer in enumerate(net_):
+            if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+                h = torch.func.functional_call(
+                    layer, {key: body[f"{place}.{key}"][i] for key in ("weight", "bias")}, (h,)
+                )
+                rows = h.movedim(1, -1).flatten(0, -2)
+                name = writer.names.index(str(place))
+                written = list(writer._layers(x))[name]
+                assert torch.allclose(rows.mean(dim=0), written[3][i], atol=1e-9)
+                assert torch.allclose(rows.std(dim=0, correction=0), written[2][i].abs(), rtol=0.05)
+            else:
+                h = layer(h)
+    shared, _ = writer.write_body(x, images[0])
+    assert all(torch.allclose(shared[k][0], body[k][0], atol=1e-9) for k in body)
+
+
+def test_units_that_trust_no_image_are_those_of_all_tasks() -> None:
+    torch.manual_seed(0)
+    writer = Writer("conv4-8", 16, 8).double()
+    for units in writer.units:
+        units.trust.data.copy_(torch.tensor([-60.0, 0.0]))
+    x = torch.randn(1, len(writer.neurons), 8, dtype=torch.float64)
+    first, second = (
+        writer.write_body(x, scale * torch.randn(5, 3, 32, 32, dtype=torch.float64))[0]
+        for scale in (1, 9)
+    )
+    assert all(torch.allclose(first[key], second[key]) for key in first)
+
+
 @pytest.mark.parametrize("count", [6, 60])
 def test_the_head_is_a_ridge_regression(count: int) -> None:
     """Fewer images than features and more of them: both are numpy's least squares."""
@@ -126,14 +171,32 @@ def test_left_out_images_are_told_by_the_regression_without_them(count: int) -> 
 def test_confidence_is_right_on_images_left_out() -> None:
     """Features that say nothing make a head less sure, those that say enough do not."""
     torch.manual_seed(0)
-    writer = Writer("conv4-8", 16, 8)
-    labels = torch.arange(40)[None] % 4
-    told = torch.nn.functional.one_hot(labels, writer.features).float()
-    features = torch.cat([torch.randn(1, 40, writer.features), 3 * told])
-    factors = writer.temperature(torch.zeros(2, 4, 8), features, labels.expand(2, -1))
-    assert factors[0] < 0.25 and factors[1] > 0.8
-    single = writer.temperature(torch.zeros(2, 4, 8), features[:, :4], labels[:, :4].expand(2, -1))
-    assert torch.allclose(single, torch.ones(2, 1, 1))
+    writer, x = Writer("conv4-8", 16, 8).requires_grad_(False), torch.zeros(1, 4, 8)
+    labels = torch.arange(40) % 4
+    told = torch.nn.functional.one_hot(labels, writer.features).float()[None]
+
+    def sure(features: Tensor, count: int = 40) -> float:
+        asked = labels[:count]
+        return confidence(writer.left_out(x, features[:, :count], asked[None]), asked)
+
+    noise = torch.randn(1, 40, writer.features)
+    assert sure(noise) < 0.25 and sure(3 * told + 0.1 * noise) > 0.8
+    assert abs(sure(noise, count=4) - 1) < 1e-6, "no class has a second image"
+
+
+def test_the_mean_of_networks_is_as_sure_as_it_is_right() -> None:
+    """Networks that contradict each other have a modest mean: each of them has to be surer."""
+    labels, generator = torch.arange(300) % 3, torch.Generator().manual_seed(0)
+    right = torch.nn.functional.one_hot(labels, 3).float()
+    logits = right + torch.randn(20, 300, 3, generator=generator)
+    alone, together = confidence(logits[:1], labels), confidence(logits, labels)
+
+    def gap(factor: float, some: Tensor) -> float:
+        p = (factor * some).softmax(-1).mean(dim=0)
+        return float((p.argmax(1) == labels).float().mean() - p.amax(1).mean())
+
+    assert abs(gap(alone, logits[:1])) < 0.05
+    assert together > 2 * alone and abs(gap(together, logits)) < 0.8 * gap(alone, logits)
 
 
 def test_the_order_of_images_is_nothing(model: AnyTask, support: tuple[Tensor, Tensor]) -> None:
@@ -144,6 +207,29 @@ def test_the_order_of_images_is_nothing(model: AnyTask, support: tuple[Tensor, T
         model.generate(images[order], labels[order], 2),
     )
     assert torch.allclose(first.vectors, second.vectors, atol=0.01)
+
+
+def test_few_images_are_seen_in_more_views(model: AnyTask, support: tuple[Tensor, Tensor]) -> None:
+    """Those of classes with fewer than five; the order of images or classes changes nothing."""
+    labels = torch.tensor([0, 1, 1, 2, 2, 2, 2, 2, 2, 2])
+    images = torch.rand(10, 1, 28, 28)
+    found, rows = any_model._views(images, labels, 5)
+    assert (labels[rows].bincount(minlength=3) + labels.bincount()).tolist() == [5, 6, 7]
+    assert (found - images[rows]).abs().mean() > 0.05
+    order = torch.randperm(10)
+    found_, rows_ = any_model._views(images[order], 2 - labels[order], 5)
+    pairs, pairs_ = (
+        sorted((int(r), round(float(x.sum()), 3)) for x, r in zip(*some, strict=True))
+        for some in ((found, rows), (found_, order[rows_]))
+    )
+    assert pairs == pairs_
+    assert len(any_model._views(images, labels, 1)[0]) == 0
+    one = model.generate(support[0][::3], support[1][::3], 2)
+    with_one_view = AnyTask(TINY.model_copy(update={"views": 1}))
+    with_one_view.load_state_dict(model.state_dict())
+    other = with_one_view.generate(support[0][::3], support[1][::3], 2)
+    same = [torch.allclose(a, b) for a, b in zip(one.vectors, other.vectors, strict=True)]
+    assert not any(same)
 
 
 def test_the_same_seed_gives_the_same_networks(

@@ -152,7 +152,13 @@ def test_matching_alone_leaves_base_networks_and_decoders(draws: Draws) -> None:
         ]
         assert missing == [], "these parts learn nothing"
     still = {name for name, p in alone.named_parameters() if not p.requires_grad}
-    assert {name.split(".")[3] for name in still} == {"base", "decoders", "head_decoder", "ridge"}
+    assert {name.split(".")[3] for name in still} == {
+        "base",
+        "units",
+        "decoders",
+        "head_decoder",
+        "ridge",
+    }
 
 
 def test_a_model_without_noise_gives_one_network_n_times() -> None:
@@ -209,7 +215,7 @@ def test_a_fit_begins_with_trained_bases(bases: Path, tmp_path: Path) -> None:
     wide = SMALL.model_copy(update={"width": 24, "features": SMALL.width, "training": one})
     found = fit(wide, out=tmp_path / "wide", bases=bases).state_dict()
     for key, value in trained.state_dict().items():
-        if ".base." in key or key.startswith("trunk.images"):
+        if ".base." in key or ".units." in key or key.startswith("trunk.images"):
             assert torch.equal(found[key], value), key
     with pytest.raises(FlownError, match="belongs to another model"):
         fit(SMALL.model_copy(update={"width": 24}), out=tmp_path / "other", bases=bases)

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flown.anytask.config import AnyTaskConfig
-from flown.anytask.model import AnyTask, resized, standardised
+from flown.anytask.model import AnyTask, standardised
 from flown.anytask.ridge import ridge, with_one
 from flown.anytask.trunk import ImageEncoder
 from flown.anytask.writer import Writer
+from flown.anytask.written import of_queries
 from flown.tasks import Episodes
 from flown.tasks.stream import StreamConfig, TaskStream
 
@@ -33,7 +34,7 @@ class Bases(nn.Module):
         writers = [writer for writer in model.writers.values() if isinstance(writer, Writer)]
         self.heads = nn.ParameterList([writers[0].ridge.bias.detach().clone()])
         for writer in writers:
-            self.parts.append(writer.base)
+            self.parts += [writer.base, writer.units]
             self.heads.append(writer.ridge.bias)
         self._writers = writers  # a plain list: no module of this one
 
@@ -54,14 +55,13 @@ class Bases(nn.Module):
         images = standardised(images, tasks.support)
         encoder = self.parts[0]
         assert isinstance(encoder, ImageEncoder)
-        features = [encoder(images.expand(-1, -1, 3, -1, -1).flatten(0, 1))]
+        features = encoder(images.expand(-1, -1, 3, -1, -1).flatten(0, 1))
+        found = [_classified(features.unflatten(0, images.shape[:2]), tasks, self.heads[0])]
         for writer in self._writers:
-            sized = resized(images, writer.kind.size).flatten(0, 1)
-            features.append(writer.compute_base(sized))
-        return [
-            _classified(x.unflatten(0, images.shape[:2]), tasks, head)
-            for x, head in zip(features, self.heads, strict=True)
-        ]
+            tokens = len(writer.neurons) + tasks.ways
+            x = images.new_zeros(len(images), tokens, len(writer.head_decoder))
+            found.append(of_queries(writer, tasks, x)[:, 0])
+        return found
 
     @torch.no_grad()
     def accuracies(self, tasks: Episodes) -> dict[str, float]:

@@ -24,8 +24,8 @@ class BaseConfig(Config):
     shots: int = Field(default=10, ge=1)
     images: int = Field(default=480, ge=8)
     training: LoopConfig = LoopConfig(
-        steps=5000,
-        learning_rate=3e-3,
+        steps=3000,
+        learning_rate=1e-2,
         weight_decay=1e-4,
         checkpoint_every=250,
         validate_every=1000,
@@ -50,10 +50,12 @@ class BankConfig(Config):
 class AnyTaskConfig(Config):
     """`nets` are what is written, each with its share of the steps; the first is the default.
 
-    A network is `steps` Euler steps away from noise. In training `samples` networks are written for
+    In training a network is up to `steps` Euler steps away from noise; `evaluations` are what it takes
+    by default, since more made none better. In training `samples` networks are written for
     each task; `together` weighs the loss of their mean prediction against the mean of their losses,
     `spread` rewards predictions that differ. `way` is how the flow is trained (`flown.anytask.ways`),
-    `bank` what it is matched with in those ways that match. Images have `features` of the width of
+    `bank` what it is matched with in those ways that match. For its last layer a class of fewer than
+    `views` support images is filled up with small warps of them. Images have `features` of the width of
     tokens, where nothing else is said.
     """
 
@@ -72,15 +74,17 @@ class AnyTaskConfig(Config):
     heads: int = Field(default=4, ge=1)
     features: Optional[int] = Field(default=None, ge=1)
     steps: int = Field(default=4, ge=1)
+    evaluations: int = Field(default=1, ge=1)
     samples: int = Field(default=2, ge=1)
     together: float = Field(default=0.5, ge=0, le=1)
     spread: float = Field(default=0.3, ge=0)
+    views: int = Field(default=5, ge=1)
     way: Way = "end-point"
     bank: BankConfig = BankConfig()
     tasks: StreamConfig = StreamConfig()
     base: BaseConfig = BaseConfig()
     training: LoopConfig = LoopConfig(
-        steps=3500,
+        steps=1500,
         learning_rate=1.5e-3,
         weight_decay=1e-4,
         clip=0.5,
@@ -88,11 +92,6 @@ class AnyTaskConfig(Config):
         validate_every=1000,
     )
     seed: int = 0
-
-    @property
-    def evaluations(self) -> int:
-        """Of the flow, for a network; from no noise there is no way to go in steps."""
-        return 1 if self.way == "point" else self.steps
 
     def draw_net(self, generator: torch.Generator) -> str:
         """A random kind of network, by its share of the steps."""

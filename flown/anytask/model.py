@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from flown.anytask import modelcard
 from flown.anytask.config import AnyTaskConfig
+from flown.anytask.ridge import confidence
 from flown.anytask.trunk import Trunk
 from flown.anytask.writer import Writer, architecture
 from flown.base.errors import FlownError, unknown
@@ -36,12 +37,14 @@ from flown.base.files import (
 )
 from flown.base.seeding import seeded
 from flown.nets.architecture import Architecture
+from flown.nets.batched.stacked import GROUP
 from flown.tasks import Support, Task, check_support
+from flown.tasks.looks import Looks
 from flown.tasks.stream import SIDE
 from flown.version import __version__
 from flown.weights.batch import WeightBatch
 
-FORMAT = "flown-any-1"
+FORMAT = "flown-any-2"
 _SMALLEST = 1e-3  # a deviation of pixels below this is none
 
 
@@ -165,12 +168,22 @@ class AnyTask(nn.Module):
         self, writer: Writer, x: Tensor, support: Support, kind: Architecture
     ) -> WeightBatch:
         """The networks of end points (n, N + C, m)."""
-        hidden, rows = x.split([len(writer.neurons), kind.outputs], dim=1)
-        body = writer.write_body(hidden, kind.channels)
-        features = writer.compute(body, kind.preprocess(support.images.to(self.device)))
-        labels = support.labels.to(self.device).expand(len(x), -1)
-        head = writer.write_head(rows, features, labels)
-        return writer.pack(body, head * writer.temperature(rows, features, labels), kind)
+        images, labels = kind.preprocess(support.images.to(self.device)), support.labels
+        warped, of = _views(images.cpu(), labels, self.config.views)
+        warped, views = warped.to(self.device), (len(labels) + len(of)) / len(labels)
+        labels, every = (x.to(self.device) for x in (labels, torch.cat([labels, labels[of]])))
+        written, told = [], []
+        for part in x.split(GROUP):
+            hidden, rows = part.split([len(writer.neurons), kind.outputs], dim=1)
+            body, features = writer.write_body(hidden, images)
+            told.append(writer.left_out(rows, features, labels.expand(len(part), -1)))
+            if len(of):
+                features = torch.cat([features, writer.compute(body, warped)], dim=1)
+            head = writer.write_head(rows, features, every.expand(len(part), -1), views)
+            written.append((body, head))
+        sure = confidence(torch.cat(told), labels)
+        batches = [writer.pack(body, sure * head, kind) for body, head in written]
+        return batches[0].on(torch.cat([batch.vectors for batch in batches]))
 
     def _support(self, images: Tensor, labels: Tensor) -> tuple[Support, int]:
         ways = int(labels.max()) + 1 if isinstance(labels, Tensor) and labels.numel() else 0
@@ -236,6 +249,20 @@ class AnyTask(nn.Module):
 def _framed(images: Tensor, kind: Architecture) -> Tensor:
     """Images as the trunk sees them: 32 pixels a side, otherwise preprocessed as the network's."""
     return kind.model_copy(update={"size": SIDE}).preprocess(images)
+
+
+def _views(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Other views of images whose class has fewer than `count`, and the rows of those images.
+
+    They do not depend on the order of images or classes.
+    """
+    copies = (count / labels.bincount()).ceil()[labels] - 1
+    looks, none = Looks(torch.Generator().manual_seed(0)), torch.empty(0, dtype=torch.int64)
+    found, rows = [images[none]], [none]
+    for i in range(int(copies.max())):
+        rows.append((copies > i).nonzero().flatten())
+        found.append(looks.view(images)[rows[-1]])
+    return torch.cat(found), torch.cat(rows)
 
 
 def standardised(images: Tensor, support: Tensor) -> Tensor:

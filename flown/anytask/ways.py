@@ -65,7 +65,7 @@ def stopped(model: AnyTask, writer: Writer, classes: Tensor, generator: torch.Ge
 
 def through(model: AnyTask, writer: Writer, classes: Tensor, generator: torch.Generator) -> Tensor:
     """The last of all Euler steps; of a model without noise there is one."""
-    steps = model.config.evaluations
+    steps = 1 if model.config.way == "point" else model.config.steps
     x = model.start(writer, classes, generator)
     return model.solve(x, writer.neurons, classes, steps, steps)
 

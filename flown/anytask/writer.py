@@ -1,12 +1,14 @@
 """Neuron tokens to weights: how one architecture is written.
 
-A hidden neuron is a token x (m,); its layer's linear map D turns it into the neuron's incoming weights
-and bias, around those of a base network that all tasks share:
+A hidden neuron is a token x (m,); its layer's linear map D turns it into the neuron's incoming
+weights, gain and bias, around those of a base network that all tasks share:
 
-    (w, b) = (w, b)_base + D x
+    (w, g, b) = (v / |v|, g, b)_base + D x,   v of mean 0
 
-A class is a token too. The row of the last layer that belongs to it is the ridge regression of the
-class on what the written body computes on the support set, with a correction that the token writes:
+The gain and the bias are in the units of the support set (`units`). That the base network's weights are
+directions makes it train as networks with BatchNorm do (Qiao et al. 2019, 1903.10520). A class is a
+token too. The row of the last layer that belongs to it is the ridge regression of the class on what the
+written body computes on the support set, with a correction that the token writes:
 
     R = ridge(body(support; w), labels),   rows = s R + D x
 
@@ -15,18 +17,19 @@ Axes: n networks, N hidden neurons, C classes, K support images, F features, m n
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flown.anytask.ridge import left_out, ridge, with_one
+from flown.anytask.units import Units
 from flown.nets import INPUT_SIZES
 from flown.nets.architecture import Architecture
 from flown.nets.batched import stacked
 from flown.weights.batch import WeightBatch
 from flown.weights.layout import WeightLayout
-
-_DOUBLINGS = torch.linspace(-3, 3, 37)  # of a head's confidence, that are tried
 
 
 class Writer(nn.Module):
@@ -53,10 +56,11 @@ class Writer(nn.Module):
         self.shapes = [tuple(weights[f"{name}.weight"].shape) for name in self.names]
         self.features = weights[f"{self.last}.weight"].shape[1]
         rows = [
-            torch.cat([weights[f"{n}.weight"].flatten(1), weights[f"{n}.bias"][:, None]], dim=1)
-            for n in self.names
+            F.pad(F.pad(weights[f"{name}.weight"].flatten(1), (0, 1), value=1.0), (0, 1))
+            for name in self.names
         ]
         self.base = nn.ParameterList([row.detach().clone() for row in rows])
+        self.units = nn.ModuleList([Units(len(row)) for row in rows])
         self.neurons = nn.Parameter(torch.randn(sum(map(len, rows)), width) * 0.5)
         self.decoders = nn.ParameterList([torch.randn(numbers, row.shape[1]) for row in rows])
         self.head_decoder = nn.Parameter(torch.zeros(numbers, self.features + 1))
@@ -64,66 +68,83 @@ class Writer(nn.Module):
         nn.init.zeros_(self.ridge.weight)
         self.ridge.bias.data.copy_(torch.tensor([-3.4, 3.0]))
 
-    def write_body(self, x: Tensor, channels: int) -> dict[str, Tensor]:
-        """Tensors of all layers but the last, by name, each (n, *shape), of tokens (n, N, m)."""
+    def write_body(self, x: Tensor, support: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Tensors of all layers but the last, by name, each (n, *shape), and features (n, K, F).
+
+        Args:
+            x: tokens (n, N, m). support: images (K, c, S, S) for all or (n, K, c, S, S).
+        """
+        n, count, channels = len(x), support.shape[-4], support.shape[-3]
+        h = support.transpose(0, 1).flatten(1, 2) if support.ndim == 5 else support
+        h = h.contiguous(memory_format=torch.channels_last)  # (K, c, S, S) or (K, n c, S, S)
         tensors: dict[str, Tensor] = {}
+        written = iter(self._layers(x))
+        for layer in self.bodies[channels]:
+            if not isinstance(layer, nn.Conv2d | nn.Linear):
+                flat = isinstance(layer, nn.Flatten)
+                h = (
+                    h.unflatten(1, (n, -1)).transpose(0, 1).flatten(2)
+                    if flat
+                    else stacked.alone(layer, h)
+                )
+                continue
+            name, weight, gain, bias, units = next(written)
+            if isinstance(layer, nn.Conv2d):
+                if not tensors and channels == 1:
+                    weight = weight.sum(dim=2, keepdim=True)
+                groups = h.shape[1] // weight.shape[2]
+                kernel = weight.flatten(0, 1)
+                z = F.conv2d(h, kernel, None, layer.stride, layer.padding, layer.dilation, groups)
+                seen = z.permute(0, 2, 3, 1).unflatten(3, (n, -1))  # (K, H, W, n, out)
+                factor, lift = units(seen, gain, bias, count)
+                h = torch.addcmul(lift.flatten()[:, None, None], z, factor.flatten()[:, None, None])
+            else:
+                z = torch.bmm(h, weight.mT)  # (n, K, out)
+                factor, lift = units(z.transpose(0, 1), gain, bias, count)
+                h = torch.addcmul(lift[:, None], z, factor[:, None])
+            tensors[f"{name}.weight"] = weight * factor.view(
+                *factor.shape, *[1] * (weight.ndim - 2)
+            )
+            tensors[f"{name}.bias"] = lift
+        return tensors, h
+
+    def _layers(self, x: Tensor) -> Iterator[tuple[str, Tensor, Tensor, Tensor, Units]]:
+        """Each layer's name, weights (n, *shape), gains and biases (n, out), and its units."""
         parts = x.split([len(base) for base in self.base], dim=1)
-        layers = zip(self.names, self.shapes, self.base, self.decoders, parts, strict=True)
-        for name, shape, base, decoder, part in layers:
-            rows = base + _decoded(part, decoder)  # (n, out, in + 1)
-            tensors[f"{name}.weight"] = rows[..., :-1].unflatten(2, shape[1:])
-            tensors[f"{name}.bias"] = rows[..., -1]
-        if channels == 1:
-            first = f"{self.names[0]}.weight"
-            tensors[first] = tensors[first].sum(dim=2, keepdim=True)
-        return tensors
+        layers = zip(self.names, self.shapes, self.base, self.decoders, self.units, strict=True)
+        for (name, shape, base, decoder, units), part in zip(layers, parts, strict=True):
+            v, other = base.split([base.shape[1] - 2, 2], dim=1)
+            v = F.normalize(v - v.mean(dim=1, keepdim=True))
+            rows = torch.cat([v, other], dim=1) + _decoded(part, decoder)  # (n, out, in + 2)
+            assert isinstance(units, Units)
+            yield name, rows[..., :-2].unflatten(2, shape[1:]), rows[..., -2], rows[..., -1], units
 
     def compute(self, tensors: dict[str, Tensor], images: Tensor) -> Tensor:
         """Features (n, K, F) of bodies, images (K, c, S, S) for all or (n, K, c, S, S)."""
         return stacked.forward(self.bodies[images.shape[-3]], tensors, images)
 
-    def compute_base(self, images: Tensor) -> Tensor:
-        """Features (K, F) of the base body, images (K, c, S, S)."""
-        channels = images.shape[1]
-        zero = self.base[0].new_zeros(1, len(self.neurons), len(self.decoders[0]))
-        tensors = {name: x[0] for name, x in self.write_body(zero, channels).items()}
-        images = images.contiguous(memory_format=torch.channels_last)
-        found: Tensor = torch.func.functional_call(self.bodies[channels], tensors, (images,))
-        return found
-
-    def write_head(self, x: Tensor, features: Tensor, labels: Tensor) -> Tensor:
+    def write_head(self, x: Tensor, features: Tensor, labels: Tensor, views: float = 1.0) -> Tensor:
         """Rows of the last layer, weights and bias, (n, C, F + 1).
 
         Args:
             x: class tokens (n, C, m). features: of the support set, (n, K, F). labels: (n, K).
+            views: how many of the K are of one image; they say no more than one.
         """
         shrink, scale = self._regression(x)
-        rows: Tensor = scale * ridge(features, labels, x.shape[1], shrink) + _decoded(
-            x, self.head_decoder
-        )
+        found = ridge(features, labels, x.shape[1], views * shrink)
+        rows: Tensor = scale * found + _decoded(x, self.head_decoder)
         return rows
 
-    def temperature(self, x: Tensor, features: Tensor, labels: Tensor) -> Tensor:
-        """By what a head's rows are multiplied so that its confidence is right, (n, 1, 1).
-
-        The likeliest factor, given what heads that are written without an image say of it, and a
-        normal prior of one doubling around 1. Images that are alone in their class say nothing.
+    def left_out(self, x: Tensor, features: Tensor, labels: Tensor) -> Tensor:
+        """What heads that are written without an image say of it, logits (n, K, C).
 
         Args:
             as of `write_head`.
         """
-        counts = F.one_hot(labels[0], x.shape[1]).sum(dim=0)
-        telling = counts[labels[0]] > 1
         shrink, scale = self._regression(x)
-        logits = scale * left_out(features, labels, x.shape[1], shrink)
-        logits = (logits + with_one(features) @ _decoded(x, self.head_decoder).mT)[:, telling]
-        asked = labels[:, telling, None]
-        losses = []
-        for doublings in _DOUBLINGS.tolist():
-            log_p = (2**doublings * logits).log_softmax(-1).gather(2, asked)
-            losses.append(doublings**2 / 2 - log_p.sum(dim=(1, 2)))
-        best = torch.stack(losses).argmin(dim=0).to(_DOUBLINGS.device)
-        return 2 ** _DOUBLINGS[best].to(x)[:, None, None]
+        found = scale * left_out(features, labels, x.shape[1], shrink)
+        logits: Tensor = found + with_one(features) @ _decoded(x, self.head_decoder).mT
+        return logits
 
     def _regression(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """How much the regression is shrunk, and scaled, each (n, 1, 1), of class tokens (n, C, m)."""

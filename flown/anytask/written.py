@@ -32,13 +32,15 @@ def logits(writer: Writer, tasks: Episodes, x: Tensor) -> Tensor:
     Args:
         tasks: float images in [0, 1].
     """
-    count, seen = len(writer.neurons), tasks.support.shape[1]
-    samples = len(x) // len(tasks.labels)
-    images = standardised(torch.cat([tasks.support, tasks.query], dim=1), tasks.support)
-    sized = resized(images, writer.kind.size).repeat_interleave(samples, dim=0)
-    features = writer.compute(writer.write_body(x[:, :count], images.shape[2]), sized)
+    count, samples = len(writer.neurons), len(x) // len(tasks.labels)
+    support, query = (
+        resized(standardised(part, tasks.support), writer.kind.size).repeat_interleave(samples, 0)
+        for part in (tasks.support, tasks.query)
+    )
+    body, features = writer.write_body(x[:, :count], support)
     labels = tasks.labels.repeat_interleave(samples, dim=0)
-    head = writer.write_head(x[:, count:], features[:, :seen], labels)
+    head = writer.write_head(x[:, count:], features, labels)
+    features = torch.cat([features, writer.compute(body, query)], dim=1)
     found: Tensor = (with_one(features) @ head.mT).unflatten(0, (-1, samples))
     return found
 

@@ -3,8 +3,8 @@
     loss = mean over kinds of networks ce(head(body(query)), y)
     head = s R,   R = ridge(body(support), labels)
 
-What is shared by all tasks costs little here: one network computes all images of a draw, and every
-kind of network sees the same draw. What a task changes in it is the flow's to learn.
+What is shared by all tasks costs little here: no token writes, and every kind of network sees the
+same draw. What a task changes in it is the flow's to learn.
 """
 
 from __future__ import annotations

@@ -172,18 +172,18 @@ class AnyTask(nn.Module):
         warped, of = _views(images.cpu(), labels, self.config.views)
         warped, views = warped.to(self.device), (len(labels) + len(of)) / len(labels)
         labels, every = (x.to(self.device) for x in (labels, torch.cat([labels, labels[of]])))
-        written, told = [], []
+        bodies, heads, told = [], [], []
         for part in x.split(GROUP):
             hidden, rows = part.split([len(writer.neurons), kind.outputs], dim=1)
             body, features = writer.write_body(hidden, images)
             told.append(writer.left_out(rows, features, labels.expand(len(part), -1)))
             if len(of):
                 features = torch.cat([features, writer.compute(body, warped)], dim=1)
-            head = writer.write_head(rows, features, every.expand(len(part), -1), views)
-            written.append((body, head))
+            heads.append(writer.write_head(rows, features, every.expand(len(part), -1), views))
+            bodies.append(body)
+        tensors = {name: torch.cat([body[name] for body in bodies]) for name in bodies[0]}
         sure = confidence(torch.cat(told), labels)
-        batches = [writer.pack(body, sure * head, kind) for body, head in written]
-        return batches[0].on(torch.cat([batch.vectors for batch in batches]))
+        return writer.pack(tensors, sure * torch.cat(heads), kind)
 
     def _support(self, images: Tensor, labels: Tensor) -> tuple[Support, int]:
         ways = int(labels.max()) + 1 if isinstance(labels, Tensor) and labels.numel() else 0

@@ -80,13 +80,11 @@ class Writer(nn.Module):
         tensors: dict[str, Tensor] = {}
         written = iter(self._layers(x))
         for layer in self.bodies[channels]:
+            if isinstance(layer, nn.Flatten):
+                h = h.unflatten(1, (n, -1)).transpose(0, 1).flatten(2)
+                continue
             if not isinstance(layer, nn.Conv2d | nn.Linear):
-                flat = isinstance(layer, nn.Flatten)
-                h = (
-                    h.unflatten(1, (n, -1)).transpose(0, 1).flatten(2)
-                    if flat
-                    else stacked.alone(layer, h)
-                )
+                h = stacked.alone(layer, h)
                 continue
             name, weight, gain, bias, units = next(written)
             if isinstance(layer, nn.Conv2d):

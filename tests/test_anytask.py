@@ -18,6 +18,7 @@ from flown.anytask.fit import fit
 from flown.anytask.model import AnyTask
 from flown.anytask.ridge import confidence, left_out
 from flown.anytask.trunk import Trunk
+from flown.anytask.units import Moments
 from flown.anytask.writer import Writer
 from flown.base.errors import FlownError
 from flown.base.seeding import seeded
@@ -120,6 +121,15 @@ def test_layers_are_in_the_units_of_the_support_set(net: str, channels: int) -> 
                 h = layer(h)
     shared, _ = writer.write_body(x, images[0])
     assert all(torch.allclose(shared[k][0], body[k][0], atol=1e-9) for k in body)
+
+
+def test_moments_are_those_of_pytorch_and_so_are_their_gradients() -> None:
+    torch.manual_seed(0)
+    z = torch.randn(5, 4, 3, 2, dtype=torch.float64, requires_grad=True)
+    variance, mean = torch.var_mean(z, dim=(0, 2, 3), correction=0)
+    for found, wanted in zip(Moments.apply(z), (mean, variance), strict=True):
+        assert torch.allclose(found, wanted, atol=1e-12)
+    assert torch.autograd.gradcheck(Moments.apply, z)
 
 
 def test_units_that_trust_no_image_are_those_of_all_tasks() -> None:

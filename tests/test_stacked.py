@@ -205,3 +205,10 @@ def test_pooling_by_maxima_is_pytorchs(shape: tuple[int, ...]) -> None:
     (grad,) = torch.autograd.grad(stacked.alone(halves, x).sum(), x)
     (wanted,) = torch.autograd.grad(halves(x).sum(), x)
     assert torch.equal(grad, wanted)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_convolutions_stay_in_the_order_of_memory_that_is_fast(channels: int) -> None:
+    images = stacked.channels_last(torch.randn(2, channels, 8, 8))
+    found = nn.functional.conv2d(images, torch.randn(4, channels, 3, 3))
+    assert found.is_contiguous(memory_format=torch.channels_last)

@@ -12,9 +12,11 @@ it is in the weights. Axes: n networks, K images, `out` neurons or channels of a
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 _SMALLEST = 1e-3  # is added to variances
 
@@ -28,17 +30,37 @@ class Units(nn.Module):
         self.log_variance = nn.Parameter(torch.zeros(size))
         self.trust = nn.Parameter(torch.zeros(2))
 
-    def forward(self, z: Tensor, gain: Tensor, bias: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, gain: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """By what each neuron is multiplied, and what is added then, each (n, out).
 
         Args:
-            z: on the support set, (K, ..., n, out). gain, bias: g and b, (n, out). count: K.
+            z: on the support set, (K, n out, ...). gain, bias: g and b, (n, out).
         """
-        trust = (self.trust[0] + self.trust[1] * math.log(count)).sigmoid()
-        rows = z.flatten(0, -3)
-        mean = rows.mean(dim=0)
-        variance = rows.square().mean(dim=0) - mean.square()  # eight times as fast as torch.var
+        trust = (self.trust[0] + self.trust[1] * math.log(len(z))).sigmoid()
+        mean, variance = (found.view_as(gain) for found in Moments.apply(z))
         mean = torch.lerp(self.mean.expand_as(mean), mean, trust)
         variance = torch.lerp(self.log_variance.exp().expand_as(variance), variance, trust)
-        factor = gain * (variance.clamp(min=0) + _SMALLEST).rsqrt()
+        factor = gain * (variance + _SMALLEST).rsqrt()
         return factor, bias - factor * mean
+
+
+class Moments(torch.autograd.Function):
+    """Means and variances (C,) of z (K, C, ...), read once on the way there and once on the way back.
+
+    Composed of PyTorch's own differentiable operations it is read or written nine times, and memory
+    is what a layer waits for.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> tuple[Tensor, Tensor]:
+        mean, variance = torch.batch_norm_update_stats(z, None, None, 0.0)
+        ctx.save_for_backward(z, mean)
+        return mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_mean: Tensor, of_variance: Tensor) -> Tensor:
+        z, mean = ctx.saved_tensors
+        count, axes = z.numel() / len(mean), (-1, *[1] * (z.ndim - 2))
+        slope = 2 / count * of_variance
+        return torch.addcmul((of_mean / count - slope * mean).view(axes), z, slope.view(axes))

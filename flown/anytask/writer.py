@@ -74,9 +74,9 @@ class Writer(nn.Module):
         Args:
             x: tokens (n, N, m). support: images (K, c, S, S) for all or (n, K, c, S, S).
         """
-        n, count, channels = len(x), support.shape[-4], support.shape[-3]
+        n, channels = len(x), support.shape[-3]
         h = support.transpose(0, 1).flatten(1, 2) if support.ndim == 5 else support
-        h = h.contiguous(memory_format=torch.channels_last)  # (K, c, S, S) or (K, n c, S, S)
+        h = stacked.channels_last(h)  # (K, c, S, S) or (K, n c, S, S)
         tensors: dict[str, Tensor] = {}
         written = iter(self._layers(x))
         for layer in self.bodies[channels]:
@@ -93,12 +93,11 @@ class Writer(nn.Module):
                 groups = h.shape[1] // weight.shape[2]
                 kernel = weight.flatten(0, 1)
                 z = F.conv2d(h, kernel, None, layer.stride, layer.padding, layer.dilation, groups)
-                seen = z.permute(0, 2, 3, 1).unflatten(3, (n, -1))  # (K, H, W, n, out)
-                factor, lift = units(seen, gain, bias, count)
+                factor, lift = units(z, gain, bias)
                 h = torch.addcmul(lift.flatten()[:, None, None], z, factor.flatten()[:, None, None])
             else:
                 z = torch.bmm(h, weight.mT)  # (n, K, out)
-                factor, lift = units(z.transpose(0, 1), gain, bias, count)
+                factor, lift = units(z.transpose(0, 1).flatten(1), gain, bias)
                 h = torch.addcmul(lift[:, None], z, factor[:, None])
             tensors[f"{name}.weight"] = weight * factor.view(
                 *factor.shape, *[1] * (weight.ndim - 2)

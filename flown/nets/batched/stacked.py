@@ -172,7 +172,7 @@ def _forward(
     n = len(next(iter(tensors.values())))
     shared = images.ndim == 4
     x = images if shared else images.transpose(0, 1).flatten(1, 2)  # (B, n*c, H, W)
-    x = x.contiguous(memory_format=torch.channels_last)
+    x = channels_last(x)
     for name, layer in layers:
         if isinstance(layer, nn.Conv2d):
             weight = tensors[f"{name}.weight"].flatten(0, 1)  # (n*out, in, k, k)
@@ -193,6 +193,14 @@ def _forward(
         else:
             x = alone(layer, x)
     return x
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Images (B, c, H, W) in memory as (B, H, W, c), so that what convolutions make of them is too.
+
+    Grey images are in both orders at once; a copy alone has the strides that decide for this one.
+    """
+    return x.clone(memory_format=torch.channels_last)
 
 
 def alone(layer: nn.Module, x: Tensor) -> Tensor:

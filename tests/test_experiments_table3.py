@@ -59,7 +59,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     np.savez(out / "svhn_small.npz", class_names=names, **colour)
     many = np.random.default_rng(0).integers(0, 256, (14 * 20, 12, 12), dtype=np.uint8)
     np.savez(
-        out / "omniglot.npz",
+        out / "omniglot_full.npz",
         images=many,
         labels=np.repeat(np.arange(14), 20),
         class_names=np.array([f"c{i}" for i in range(14)]),
@@ -77,7 +77,7 @@ def test_the_ten_way_task(folder: Path) -> None:
         assert torch.bincount(split.labels).tolist() == [each] * 10
         assert torch.equal(split.images, getattr(again, part).images)
     assert task.classes != other.classes
-    whole = flown.tasks.load_many("omniglot")
+    whole = flown.tasks.load_many("omniglot_full")
     for image, label in zip(task.test.images, task.test.labels, strict=True):
         rows = (whole.images == image).flatten(1).all(dim=1).nonzero().flatten()
         assert whole.classes[int(whole.labels[rows[0]])] == task.classes[int(label)]
@@ -123,7 +123,7 @@ def test_from_zoo_to_report(folder: Path, tmp_path: Path) -> None:
         models=4,
         fit=FIT,
         trajectory=(-2, -1),
-        unseen=("svhn_small", "omniglot"),
+        unseen=("svhn_small", "omniglot_full"),
         epochs=(0, 1, 3),
         samples=2,
         steps=4,
@@ -142,7 +142,7 @@ def test_from_zoo_to_report(folder: Path, tmp_path: Path) -> None:
         "trajectory",
         "turned",
         "svhn_small",
-        "omniglot",
+        "omniglot_full",
     }
     found = {(r["dataset"], r["method"], r["epoch"]): r for r in rows if r["metric"] == "accuracy"}
     methods = {
@@ -154,10 +154,11 @@ def test_from_zoo_to_report(folder: Path, tmp_path: Path) -> None:
         "zoo-mean",
         "best-lookup",
     }
+    every = methods | {starts.ANY}
     assert {key[:2] for key in found} == {
-        (d, m) for d in ("turned", "svhn_small", "omniglot") for m in methods
+        (d, m) for d in ("turned", "svhn_small", "omniglot_full") for m in every
     } | {("turned", "zoo")}
-    for dataset in ("turned", "svhn_small", "omniglot"):
+    for dataset in ("turned", "svhn_small", "omniglot_full"):
         config = json.loads((out / "finetuned" / f"{dataset}-flown.json").read_text())["plan"][
             "config"
         ]
@@ -194,21 +195,30 @@ def test_from_zoo_to_report(folder: Path, tmp_path: Path) -> None:
                 assert ours is not None and theirs is not None
                 assert row["value"] == pytest.approx(float((ours - theirs).mean()), abs=1e-4)
                 assert row["std"] == pytest.approx(float((ours - theirs).std()), abs=1e-4)
+        written = [
+            read_points(out / "finetuned" / f"{dataset}-{starts.ANY}-{i}.json") for i in range(2)
+        ]
+        alone = [float(points[1].test[0]) for points in written]  # type: ignore[index]
+        row = found[dataset, starts.ANY, 1]
+        assert row["value"] == pytest.approx(sum(alone) / 2) and row["n"] == 2
         inits = {init: found[dataset, init, 1]["value"] for init in starts.INITS}
-        lead = next(
+        leads = [
             r for r in rows if r["dataset"] == dataset and r["metric"] == LEAD and r["epoch"] == 1
-        )
-        assert lead["value"] == pytest.approx(
-            found[dataset, "flown", 1]["value"] - max(inits.values())
-        )
+        ]
+        assert [lead["method"] for lead in leads] == ["flown", starts.ANY]
+        for lead in leads:
+            assert lead["value"] == pytest.approx(
+                found[dataset, lead["method"], 1]["value"] - max(inits.values())
+            )
     assert (
-        found["svhn_small", "flown", 0]["note"] and found["omniglot", "flown", 0]["batch_size"] == 6
+        found["svhn_small", "flown", 0]["note"]
+        and found["omniglot_full", "flown", 0]["batch_size"] == 6
     )
     page = (out / "report.html").read_text()
     _, judged = bars(rows)
-    assert [line[0] for line in judged] == ["turned"] * 4 + [
-        "svhn_small (unseen)",
-        "omniglot (unseen)",
+    assert [line[0] for line in judged] == ["turned"] * 7 + [
+        *["svhn_small (unseen)"] * 4,
+        *["omniglot_full (unseen)"] * 4,
     ]
     for line in judged:
         assert f"<td>{line[3]}</td><td>{line[4]}</td>" in page
@@ -221,9 +231,12 @@ def test_from_zoo_to_report(folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_table_says_where_a_bar_is_missed() -> None:
-    def row(dataset: str, metric: str, epoch: int, value: float) -> dict[str, object]:
+    def row(
+        dataset: str, metric: str, epoch: int, value: float, method: str = "flown"
+    ) -> dict[str, object]:
         return {
             "dataset": dataset,
+            "method": method,
             "metric": metric,
             "epoch": epoch,
             "value": value,
@@ -237,6 +250,8 @@ def test_the_table_says_where_a_bar_is_missed() -> None:
         row("a", LEAD, 25, -9.0),
         row("b", LEAD, 0, -1.0),
         row("b", LEAD, 1, 2.0),
+        row("b", LEAD, 25, 1.0, "flown-any"),
+        row("b", LEAD, 50, -1.0, "flown-any"),
     ]
     _, body = bars(rows)
     assert [(line[0], line[1], line[-1]) for line in body] == [
@@ -244,6 +259,7 @@ def test_the_table_says_where_a_bar_is_missed() -> None:
         ("a", "0", "held"),
         ("a", "5", "missed"),
         ("b (unseen)", "1", "held"),
+        ("b (unseen)", "25", "held"),
     ]
     head, body = accuracy_table(
         [

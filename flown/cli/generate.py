@@ -46,7 +46,7 @@ def generate(
     steps: Annotated[
         Optional[int],
         typer.Option(
-            help="Steps of the solver; by default 100, for flown-any 4. dopri5 takes its own."
+            help="Steps of the solver; by default 100, for flown-any 1. dopri5 takes its own."
         ),
     ] = None,
     guidance: Annotated[

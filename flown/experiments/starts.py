@@ -15,6 +15,7 @@ from flown.weights.batch import WeightBatch
 from flown.zoo import Zoo
 
 INITS = ("recipe-init", "default-init", "kaiming")
+ANY = "flown-any"  # the generator that no zoo was needed for, and the method of its networks
 
 
 class Starts(NamedTuple):
@@ -22,11 +23,13 @@ class Starts(NamedTuple):
 
     All have the layout that suits most support sets, `votes` of n; only `best-lookup` has that of
     its checkpoints. `stops` are the trajectory's networks at each of its epochs; those of the last
-    epoch are also a method.
+    epoch are also a method. `written` are those of `ANY`, of the same architecture with tanh, each
+    for itself: its preprocessing is of its own support set.
     """
 
     batches: dict[str, WeightBatch]
     stops: dict[float, WeightBatch]
+    written: list[WeightBatch]
     task: str
     votes: int
 
@@ -82,6 +85,13 @@ def starts(
         for epoch in trajectory.epochs
     }
 
+    net = wanted.architecture.net
+    writer = Flown.from_pretrained(ANY).to(model.device)
+    written = [
+        writer.generate(x.images, x.labels, 1, seed + i, net, classes=images.classes).to("cpu")
+        for i, x in enumerate(supports)
+    ]
+
     def fresh(rule: str) -> WeightBatch:
         return random_init(train, n, torch.Generator().manual_seed(seed), rule)
 
@@ -98,6 +108,7 @@ def starts(
             "best-lookup": best_lookup(zoo, images, n),
         },
         stops,
+        written,
         task,
         votes,
     )

@@ -26,7 +26,7 @@ from flown.experiments import targets
 from flown.experiments.begin import begin
 from flown.experiments.clock import Clock
 from flown.experiments.retrieval import build_zoo, present
-from flown.experiments.starts import INITS, Starts, starts
+from flown.experiments.starts import ANY, INITS, Starts, starts
 from flown.flow import VelocityConfig
 from flown.generator.config import FlownConfig
 from flown.generator.model import Flown
@@ -289,6 +289,10 @@ class _Target:
                 None,
             )
             found[method] = found[same] if same else self._finetune(batch, config, method)
+        each = [
+            self._finetune(batch, config, f"{ANY}-{i}") for i, batch in enumerate(self.made.written)
+        ]
+        found[ANY] = [_joined(points) for points in zip(*each, strict=True)]
         return found
 
     def rows(self, curves: dict[str, list[Point]]) -> list[Row]:
@@ -307,8 +311,9 @@ class _Target:
                     rows.append(self._row(method, AHEAD, ahead, point.epoch))
         for epoch in self.settings.epochs:
             best = max(INITS, key=lambda init: means[init, epoch])
-            lead = means["flown", epoch] - means[best, epoch]
-            rows.append(self._row("flown", LEAD, torch.tensor([lead]), epoch) | {"over": best})
+            for method in ("flown", ANY):
+                lead = means[method, epoch] - means[best, epoch]
+                rows.append(self._row(method, LEAD, torch.tensor([lead]), epoch) | {"over": best})
         return rows
 
     def beside(self, zoo: WeightBatch) -> list[Row]:
@@ -320,7 +325,7 @@ class _Target:
         return [self._row("zoo", "accuracy", accuracies, 0), self._row("flown", GAP, gap, 0)]
 
     def _row(self, method: str, metric: str, values: Tensor, epoch: int) -> Row:
-        batch = self.batches.get(method)
+        batch = self.made.written[0] if method == ANY else self.batches.get(method)
         stops = sorted(self.made.stops)
         until = {TRAJECTORY: stops[-1], STOPPED: self.stop}.get(method)
         paper = PAPER.get((self.images.name, method, epoch)) if metric == "accuracy" else None
@@ -336,7 +341,7 @@ class _Target:
             "until": until,
             "selection": f"val-best-of-{len(stops)}-stops" if method == STOPPED else "all",
             "networks_of": self.images.name if batch is None else (batch.task and batch.task.id),
-            "recognised": self.made.task,
+            "layout_of": self.made.task,
             "votes": f"{self.made.votes} of {self.settings.samples}",
             "learning_rate": self.rate,
             "batch_size": self.batch_size,
@@ -344,3 +349,15 @@ class _Target:
             "test_images": len(self.images.test),
             "note": targets.NOTES.get(self.images.name),
         }
+
+
+def _joined(points: tuple[Point, ...]) -> Point:
+    """One epoch of networks that were trained apart."""
+
+    def every(name: str) -> Tensor | None:
+        parts = [getattr(point, name) for point in points]
+        return None if parts[0] is None else torch.cat(parts)
+
+    val = every("val")
+    assert val is not None
+    return Point(points[0].epoch, val, every("loss"), every("test"))

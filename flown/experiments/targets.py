@@ -8,11 +8,11 @@ from flown import tasks as data
 from flown.base.errors import FlownError
 from flown.tasks import ImageData, Split, three_way
 
-TEN_WAY = "omniglot"
+TEN_WAY = "omniglot_full"
 # Notes that stand beside figures on a data set.
 NOTES = {
     "svhn_small": "770 images of SVHN's training set, in grey; its test part is not the official one",
-    TEN_WAY: "Ten characters of a test alphabet, 20 images each: 10 to train on, 6 to test",
+    TEN_WAY: "Ten characters of the evaluation alphabets, 20 images each: 10 to train on, 6 to test",
 }
 _GREY = ("svhn_small", "svhn")  # as in Model Zoos
 
@@ -33,7 +33,7 @@ def target(name: str, seed: int = 0) -> ImageData:
 
 
 def ten_way(seed: int) -> ImageData:
-    """Ten random characters of Omniglot's test alphabets as one task, the same for the same seed."""
+    """Ten random characters of Omniglot's evaluation alphabets as one task, the same for the same seed."""
     many = data.load_many(TEN_WAY)
     known, generator = many.class_split["test"], torch.Generator().manual_seed(seed)
     if len(known) < 10:

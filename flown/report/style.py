@@ -43,6 +43,7 @@ STYLES = {
 }
 # Starts of training beside "flown" and "recipe-init" (Table 3); never drawn beside the above.
 STARTS = {
+    "flown-any": Style("flown-any", "#882255", "H"),
     "flown-trajectory": Style("generated, trajectory", "#009E73", "^"),
     "flown-trajectory-stopped": Style("trajectory, stop chosen", "#E69F00", "v"),
     "default-init": Style("PyTorch's init", "#8C8C8C", "*"),

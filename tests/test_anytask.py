@@ -164,18 +164,27 @@ def test_the_head_is_a_ridge_regression(count: int) -> None:
 
 @pytest.mark.parametrize("count", [6, 60])
 def test_left_out_images_are_told_by_the_regression_without_them(count: int) -> None:
+    """One of every class at a time; a class that has no more keeps what it has, the only one too."""
     torch.manual_seed(0)
-    features = torch.randn(2, count, 20, dtype=torch.float64)
-    labels = (torch.arange(count) % 3).expand(2, -1)
-    found = left_out(features, labels, 3, 0.1)
-    a = np.concatenate([features.numpy(), np.ones((2, count, 1))], axis=2)
-    y = np.eye(3)[labels[0].numpy()] - 1 / 3
-    for i in (0, count - 1):
-        kept = np.arange(count) != i
+    features = torch.randn(2, count + 1, 20, dtype=torch.float64)
+    labels = torch.cat([torch.arange(count) % 3, torch.tensor([3])])
+    found = left_out(features, labels, 4, 0.1)
+    a = np.concatenate([features.numpy(), np.ones((2, count + 1, 1))], axis=2)
+    y = np.eye(4)[labels.numpy()] - 1 / 4
+    for turn in (0, count // 3 - 1):
+        out = np.arange(3 * turn, 3 * turn + 3)
+        kept = np.setdiff1d(np.arange(count + 1), out)
         for n in range(2):
-            penalty = 0.1 * (a[n] ** 2).sum() / count * np.eye(21)
+            penalty = 0.1 * (a[n] ** 2).sum() / (count + 1) * np.eye(21)
             rows = np.linalg.solve(a[n, kept].T @ a[n, kept] + penalty, a[n, kept].T @ y[kept])
-            assert np.allclose(found[n, i].numpy(), a[n, i] @ rows, atol=1e-9)
+            assert np.allclose(found[n, out].numpy(), a[n, out] @ rows, atol=1e-9)
+
+
+def test_left_out_images_of_no_use_are_guessed_at_chance() -> None:
+    torch.manual_seed(0)
+    features, labels = torch.randn(50, 50, 40), torch.arange(50) % 10
+    right = left_out(features, labels, 10, 0.1).argmax(dim=-1) == labels
+    assert abs(float(right.float().mean()) - 0.1) < 0.02
 
 
 def test_confidence_is_right_on_images_left_out() -> None:
@@ -187,7 +196,7 @@ def test_confidence_is_right_on_images_left_out() -> None:
 
     def sure(features: Tensor, count: int = 40) -> float:
         asked = labels[:count]
-        return confidence(writer.left_out(x, features[:, :count], asked[None]), asked)
+        return confidence(writer.left_out(x, features[:, :count], asked), asked)
 
     noise = torch.randn(1, 40, writer.features)
     assert sure(noise) < 0.25 and sure(3 * told + 0.1 * noise) > 0.8

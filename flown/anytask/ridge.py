@@ -33,16 +33,29 @@ def ridge(features: Tensor, labels: Tensor, ways: int, shrink: Tensor | float) -
 
 
 def left_out(features: Tensor, labels: Tensor, ways: int, shrink: Tensor | float) -> Tensor:
-    """What the regression without an image says of it, for each image of each set, (n, K, C).
+    """What regressions without them say of images, (n, K, C).
 
-    With H = AA'(AA' + l I)^-1 it is (HY - diag(H) Y) / (1 - diag(H)), without K regressions.
+    Images are left out in rounds, the next of every class at a time: a class that lacks one more than
+    the others is guessed less, the more so the less features tell. A class's only image stays. With
+    H = AA'(AA' + l I)^-1 it is Y_B - (I - H_BB)^-1 (Y_B - (HY)_B) for a round B, without regressions.
+
+    Args:
+        labels: (K,); others as of `ridge`.
     """
     a, wanted = with_one(features), _wanted(labels, ways, features)
     gram = a @ a.mT
     eye = torch.eye(gram.shape[1], dtype=a.dtype, device=a.device)
     hat = torch.linalg.solve(gram + _penalty(a, shrink) * eye, gram)
-    own = hat.diagonal(dim1=1, dim2=2)[..., None]
-    found: Tensor = (hat @ wanted - own * wanted) / (1 - own)
+    fitted = hat @ wanted
+    found: Tensor = fitted.clone()
+    errors = wanted - fitted
+    member = F.one_hot(labels, ways)
+    turn = (member.cumsum(dim=0) * member).sum(dim=1)  # 1 for the first image of its class
+    turn = turn * (labels.bincount()[labels] > 1)
+    for place in range(1, int(turn.max()) + 1):
+        rows = (turn == place).nonzero().flatten()
+        kept = eye[rows][:, rows] - hat[:, rows][:, :, rows]
+        found[:, rows] = wanted[rows] - torch.linalg.solve(kept, errors[:, rows])
     return found
 
 

@@ -133,10 +133,10 @@ class Writer(nn.Module):
         return rows
 
     def left_out(self, x: Tensor, features: Tensor, labels: Tensor) -> Tensor:
-        """What heads that are written without an image say of it, logits (n, K, C).
+        """What heads that are written without images say of these, logits (n, K, C).
 
         Args:
-            as of `write_head`.
+            labels: (K,); others as of `write_head`.
         """
         shrink, scale = self._regression(x)
         found = scale * left_out(features, labels, x.shape[1], shrink)

@@ -229,20 +229,24 @@ def test_the_order_of_images_is_nothing(model: AnyTask, support: tuple[Tensor, T
 
 
 def test_few_images_are_seen_in_more_views(model: AnyTask, support: tuple[Tensor, Tensor]) -> None:
-    """Those of classes with fewer than five; the order of images or classes changes nothing."""
+    """Each twice and a class five times; the order of images or classes changes nothing."""
     labels = torch.tensor([0, 1, 1, 2, 2, 2, 2, 2, 2, 2])
     images = torch.rand(10, 1, 28, 28)
-    found, rows = any_model._views(images, labels, 5)
-    assert (labels[rows].bincount(minlength=3) + labels.bincount()).tolist() == [5, 6, 7]
+    found, rows = any_model._views(images, labels, 5, 3, 0)
+    assert found.shape == (3, len(rows), 1, 28, 28)
+    assert (found[0] - found[1]).abs().mean() > 0.05, "of its own for every network"
+    found = found[0]
+    assert (labels[rows].bincount() + labels.bincount()).tolist() == [5, 6, 14]
     assert (found - images[rows]).abs().mean() > 0.05
     order = torch.randperm(10)
-    found_, rows_ = any_model._views(images[order], 2 - labels[order], 5)
+    found_, rows_ = any_model._views(images[order], 2 - labels[order], 5, 3, 0)
+    found_ = found_[0]
     pairs, pairs_ = (
         sorted((int(r), round(float(x.sum()), 3)) for x, r in zip(*some, strict=True))
         for some in ((found, rows), (found_, order[rows_]))
     )
     assert pairs == pairs_
-    assert len(any_model._views(images, labels, 1)[0]) == 0
+    assert any_model._views(images, labels, 1, 3, 0)[0].shape[1] == 0
     one = model.generate(support[0][::3], support[1][::3], 2)
     with_one_view = AnyTask(TINY.model_copy(update={"views": 1}))
     with_one_view.load_state_dict(model.state_dict())

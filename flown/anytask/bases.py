@@ -1,10 +1,11 @@
 """Training the base networks: one body for all tasks, whose head the support set determines.
 
-    loss = mean over kinds of networks ce(head(body(query)), y)
+    loss = sum over kinds of networks ce(head(body(query)), y) / number of kinds
     head = s R,   R = ridge(body(support), labels)
 
-What is shared by all tasks costs little here: no token writes, and every kind of network sees the
-same draw. What a task changes in it is the flow's to learn.
+What is shared by all tasks costs little here: no token writes, and the kinds of networks see the
+same draws, each of them as many as its share allows. What a task changes in it is the flow's to
+learn.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from torch import Tensor, nn
 from flown.anytask.config import AnyTaskConfig
 from flown.anytask.model import AnyTask, standardised
 from flown.anytask.ridge import ridge, with_one
-from flown.anytask.trunk import ImageEncoder
 from flown.anytask.writer import Writer
 from flown.anytask.written import of_queries
 from flown.tasks import Episodes
+from flown.tasks.draw import cpu_generator
 from flown.tasks.stream import StreamConfig, TaskStream
 
 
@@ -28,10 +29,12 @@ class Bases(nn.Module):
 
     def __init__(self, model: AnyTask, stream: TaskStream) -> None:
         super().__init__()
+        self.config = model.config
         self.draws = stream.draws(_sizes(model.config, stream))
         # What the flow alone trains is not among these parameters.
-        self.parts = nn.ModuleList([model.trunk.images])
-        writers = [writer for writer in model.writers.values() if isinstance(writer, Writer)]
+        self.encoder = model.trunk.images
+        self.parts = nn.ModuleList()
+        writers = [model.writer(net) for net in model.config.nets]
         self.heads = nn.ParameterList([writers[0].ridge.bias.detach().clone()])
         for writer in writers:
             self.parts += [writer.base, writer.units]
@@ -39,28 +42,25 @@ class Bases(nn.Module):
         self._writers = writers  # a plain list: no module of this one
 
     def forward(self, generator: torch.Generator) -> Tensor:
-        tasks = self.draws.next(generator).to(generator.device)
-        losses = []
-        for found in self.logits(tasks):
-            losses.append(F.cross_entropy(found.flatten(0, 1), tasks.targets.flatten()))
-        return torch.stack(losses).mean()
-
-    def logits(self, tasks: Episodes) -> list[Tensor]:
-        """Logits (T, Q, C) of queries by the image encoder's features and by each base network's.
-
-        Args:
-            tasks: float images in [0, 1].
-        """
-        images = torch.cat([tasks.support, tasks.query], dim=1)
-        images = standardised(images, tasks.support)
-        encoder = self.parts[0]
-        assert isinstance(encoder, ImageEncoder)
-        features = encoder(images.expand(-1, -1, 3, -1, -1).flatten(0, 1))
-        found = [_classified(features.unflatten(0, images.shape[:2]), tasks, self.heads[0])]
+        cpu, shares = cpu_generator(generator), self.config.nets
+        tasks = self.draws.next(cpu).to(generator.device)
+        most, losses = max(shares.values()), []
         for writer in self._writers:
-            tokens = len(writer.neurons) + tasks.ways
-            x = images.new_zeros(len(images), tokens, len(writer.head_decoder))
-            found.append(of_queries(writer, tasks, x)[:, 0])
+            if most * torch.rand((), generator=cpu) < shares[writer.kind.net]:
+                losses.append(_loss(_logits(writer, tasks), tasks.targets))
+        if torch.rand((), generator=cpu) < self.config.base.encoder:
+            losses.append(_loss(self._read(tasks), tasks.targets))
+        return torch.stack(losses).sum() / len(self.heads)
+
+    def _read(self, tasks: Episodes) -> Tensor:
+        """Logits (T, Q, C) of queries by the image encoder's features."""
+        images = standardised(torch.cat([tasks.support, tasks.query], dim=1), tasks.support)
+        features = self.encoder(images.expand(-1, -1, 3, -1, -1).flatten(0, 1))
+        count, shape = tasks.support.shape[1], images.shape[:2]
+        support, query = features.unflatten(0, shape).split([count, shape[1] - count], dim=1)
+        shrink, scale = self.heads[0].exp()
+        rows = scale * ridge(support, tasks.labels, tasks.ways, shrink)
+        found: Tensor = with_one(query) @ rows.mT
         return found
 
     @torch.no_grad()
@@ -70,17 +70,22 @@ class Bases(nn.Module):
         found: dict[str, list[Tensor]] = {writer.kind.net: [] for writer in self._writers}
         for start in range(0, len(tasks.labels), 8):
             some = tasks.part(slice(start, start + 8)).to(device)
-            for hits, logits in zip(found.values(), self.logits(some)[1:], strict=True):
-                hits.append((logits.argmax(-1) == some.targets).float().mean(dim=1).cpu())
+            for writer in self._writers:
+                right = _logits(writer, some).argmax(-1) == some.targets
+                found[writer.kind.net].append(right.float().mean(dim=1).cpu())
         return {net: 100 * float(torch.cat(hits).mean()) for net, hits in found.items()}
 
 
-def _classified(features: Tensor, tasks: Episodes, head: Tensor) -> Tensor:
-    """Logits (T, Q, C) of queries, features (T, W K + Q, F) of supports and queries."""
-    support, query = features.split([tasks.support.shape[1], tasks.query.shape[1]], dim=1)
-    shrink, scale = head.exp()
-    found: Tensor = scale * (with_one(query) @ ridge(support, tasks.labels, tasks.ways, shrink).mT)
-    return found
+def _logits(writer: Writer, tasks: Episodes) -> Tensor:
+    """Logits (T, Q, C) of queries by a base network, which no token changes."""
+    tokens = len(writer.neurons) + tasks.ways
+    x = tasks.support.new_zeros(len(tasks.labels), tokens, len(writer.head_decoder))
+    return of_queries(writer, tasks, x)[:, 0]
+
+
+def _loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of logits (T, Q, C) with targets (T, Q)."""
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 def _sizes(config: AnyTaskConfig, stream: TaskStream) -> StreamConfig:

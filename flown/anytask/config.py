@@ -14,17 +14,19 @@ from flown.training import LoopConfig
 
 
 class BaseConfig(Config):
-    """How the base networks are trained: all of them see each draw of at most `images` images.
+    """How the base networks are trained, on draws of at most `images` images.
 
-    Its tasks have up to `ways` classes, more than any that is generated for, since what separates
-    many classes separates few.
+    The kind of network with the largest share sees every draw, the others as many as theirs allows,
+    and the image encoder the part `encoder` of all. Tasks have up to `ways` classes, more than any
+    that is generated for, since what separates many classes separates few.
     """
 
     ways: int = Field(default=60, ge=2)
     shots: int = Field(default=10, ge=1)
     images: int = Field(default=480, ge=8)
+    encoder: float = Field(default=0.3, gt=0, le=1)
     training: LoopConfig = LoopConfig(
-        steps=3000,
+        steps=9000,
         learning_rate=1e-2,
         weight_decay=1e-4,
         checkpoint_every=250,
@@ -54,18 +56,18 @@ class AnyTaskConfig(Config):
     by default, since more made none better. In training `samples` networks are written for
     each task; `together` weighs the loss of their mean prediction against the mean of their losses,
     `spread` rewards predictions that differ. `way` is how the flow is trained (`flown.anytask.ways`),
-    `bank` what it is matched with in those ways that match. For its last layer a class of fewer than
-    `views` support images is filled up with small warps of them. Images have `features` of the width of
-    tokens, where nothing else is said.
+    `bank` what it is matched with in those ways that match. For its last layer each network sees
+    every support image once more, slightly warped, and a class `views` times at least; 1 is without.
+    Images have `features` of the width of tokens, where nothing else is said.
     """
 
     nets: dict[str, float] = Field(
         default={
-            "conv4-32": 0.38,
-            "conv4-16": 0.08,
-            "conv4-8": 0.07,
-            "cnn-medium": 0.15,
-            "cnn-small": 0.32,
+            "conv4-32": 0.34,
+            "conv4-16": 0.11,
+            "conv4-8": 0.11,
+            "cnn-medium": 0.13,
+            "cnn-small": 0.31,
         }
     )
     numbers: int = Field(default=32, ge=1)
@@ -84,7 +86,7 @@ class AnyTaskConfig(Config):
     tasks: StreamConfig = StreamConfig()
     base: BaseConfig = BaseConfig()
     training: LoopConfig = LoopConfig(
-        steps=1500,
+        steps=2500,
         learning_rate=1.5e-3,
         weight_decay=1e-4,
         clip=0.5,

@@ -137,7 +137,7 @@ class AnyTask(nn.Module):
         generator = torch.Generator(self.device).manual_seed(seed)
         x = self.start(writer, tokens, generator)
         x = self.solve(x, writer.neurons, tokens, steps, steps)
-        batch = self._written(writer, x, support, kind)
+        batch = self._written(writer, x, support, kind, seed)
         if different < n:
             batch = batch[[0] * n]
         names = tuple(classes) if classes is not None else tuple(map(str, range(ways)))
@@ -154,7 +154,7 @@ class AnyTask(nn.Module):
         """
         writer, (support, ways) = self.writer(net), self._support(images, labels)
         x = torch.zeros(1, len(writer.neurons) + ways, self.config.numbers, device=self.device)
-        return self._written(writer, x, support, self._kind(writer, support.images, ways))
+        return self._written(writer, x, support, self._kind(writer, support.images, ways), 0)
 
     def _classes(self, support: Support, kind: Architecture) -> Tensor:
         """Class tokens (1, C, width)."""
@@ -165,20 +165,21 @@ class AnyTask(nn.Module):
         return found
 
     def _written(
-        self, writer: Writer, x: Tensor, support: Support, kind: Architecture
+        self, writer: Writer, x: Tensor, support: Support, kind: Architecture, seed: int
     ) -> WeightBatch:
-        """The networks of end points (n, N + C, m)."""
+        """The networks of end points (n, N + C, m); the seed is that of further views."""
         images, labels = kind.preprocess(support.images.to(self.device)), support.labels
-        warped, of = _views(images.cpu(), labels, self.config.views)
-        warped, views = warped.to(self.device), (len(labels) + len(of)) / len(labels)
+        warped, of = _views(images.cpu(), labels, self.config.views, len(x), seed)
+        views = (len(labels) + len(of)) / len(labels)
         labels, every = (x.to(self.device) for x in (labels, torch.cat([labels, labels[of]])))
         bodies, heads, told = [], [], []
-        for part in x.split(GROUP):
+        for part, seen in zip(x.split(GROUP), warped.split(GROUP), strict=True):
             hidden, rows = part.split([len(writer.neurons), kind.outputs], dim=1)
             body, features = writer.write_body(hidden, images)
             told.append(writer.left_out(rows, features, labels))
             if len(of):
-                features = torch.cat([features, writer.compute(body, warped)], dim=1)
+                others = writer.compute(body, seen.to(self.device))
+                features = torch.cat([features, others], dim=1)
             heads.append(writer.write_head(rows, features, every.expand(len(part), -1), views))
             bodies.append(body)
         tensors = {name: torch.cat([body[name] for body in bodies]) for name in bodies[0]}
@@ -257,18 +258,19 @@ def _framed(images: Tensor, kind: Architecture) -> Tensor:
     return kind.model_copy(update={"size": SIDE}).preprocess(images)
 
 
-def _views(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Other views of images whose class has fewer than `count`, and the rows of those images.
+def _views(images: Tensor, labels: Tensor, count: int, n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Other views (n, V, c, S, S) of images, and their rows (V,); none where `count` is 1.
 
-    They do not depend on the order of images or classes.
+    One of each image, and as many that its class has `count` images at least. n networks see views of
+    their own. They do not depend on the order of images or classes.
     """
-    copies = (count / labels.bincount()).ceil()[labels] - 1
-    looks, none = Looks(torch.Generator().manual_seed(0)), torch.empty(0, dtype=torch.int64)
-    found, rows = [images[none]], [none]
+    copies = ((count / labels.bincount()).ceil() - 1).clamp(min=min(1, count - 1))[labels]
+    looks, none = Looks(torch.Generator().manual_seed(seed)), torch.empty(0, dtype=torch.int64)
+    found, rows = [images[none].expand(n, -1, -1, -1, -1)], [none]
     for i in range(int(copies.max())):
         rows.append((copies > i).nonzero().flatten())
-        found.append(looks.view(images)[rows[-1]])
-    return torch.cat(found), torch.cat(rows)
+        found.append(looks.views(images, n)[:, rows[-1]])
+    return torch.cat(found, dim=1), torch.cat(rows)
 
 
 def standardised(images: Tensor, support: Tensor) -> Tensor:

@@ -52,11 +52,14 @@ class Looks:
             x = torch.where(self._chance(0.15, len(x)), x * self._vignette(x), x)
         return self._noise(x).clamp(0, 1)
 
-    def view(self, x: Tensor) -> Tensor:
-        """Another view of images (N, c, S, S), all slightly turned, moved, stretched and bent alike."""
-        flat = x.flatten(0, 1)[None, None]
-        warped = self._warp(flat, turn=0.0, jitter=0.1, shift=0.06, padding="reflection")
-        return warped.view(x.shape)
+    def views(self, x: Tensor, count: int) -> Tensor:
+        """Other views of images (N, c, S, S), (count, N, c, S, S).
+
+        In each all images are slightly turned, moved, stretched and bent alike.
+        """
+        flat = x.flatten(0, 1).expand(count, 1, -1, -1, -1)
+        warped = self._warp(flat, turn=0.0, jitter=0.12, shift=0.07, padding="reflection")
+        return warped.view(count, *x.shape)
 
     def _warp(self, x: Tensor, turn: float, jitter: float, shift: float, padding: str) -> Tensor:
         """Affine maps near the identity, the task's after the image's, and elastic bending."""

@@ -1,7 +1,8 @@
 """Ways to train the any-task generator, numbers of tasks and sizes, at one budget.
 
 Base networks are trained once. Every variant begins with them and has the same number of flow steps
-on top; all are measured on the same tasks of validation classes, all samples, no selection.
+on top; a variant of few tasks has base networks of its own, which saw these tasks alone as well. All
+are measured on the same tasks of validation classes, all samples, no selection.
 """
 
 from __future__ import annotations
@@ -171,7 +172,7 @@ def _variant(
         config,
         out=out / "fits" / file_name(name),
         sets=sets,
-        bases=out / "bases",
+        bases=None if config.tasks.count else out / "bases",
         resume=True,
         device=device,
     )

@@ -79,7 +79,7 @@ class AnyTaskConfig(Config):
     evaluations: int = Field(default=1, ge=1)
     samples: int = Field(default=2, ge=1)
     together: float = Field(default=0.5, ge=0, le=1)
-    spread: float = Field(default=0.3, ge=0)
+    spread: float = Field(default=0.1, ge=0)
     views: int = Field(default=5, ge=1)
     way: Way = "end-point"
     bank: BankConfig = BankConfig()

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from flown.base.terminal import Table, print_table
 from flown.report.page import write_page
+from flown.report.style import Style, figure, legend
 from flown.report.tables import NONE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Rows = Sequence[dict[str, Any]]
 _GENERATED = "flown-any "
+# What is drawn beside each other: methods by how their names begin.
+_GROUPS = {
+    "nearest centroid of pixels": Style("nearest centroid of pixels", "#333333", "X"),
+    "scratch": Style("trained from scratch", "#8C8C8C", "d"),
+    "base trained": Style("base network, trained further", "#56B4E9", "^"),
+    "base body": Style("base body", "#0072B2", "s"),
+    _GENERATED: Style("written", "#D55E00", "o"),
+}
 
 
 def accuracies(rows: Rows) -> Table:
@@ -78,6 +90,36 @@ def leads(rows: Rows) -> Table:
     return ["row", "generated", "best control", "points"], body
 
 
+def picture(rows: Rows) -> Figure:
+    """The best method of every group with its 95 % interval: a line a row of the study."""
+    names = list(dict.fromkeys(row["row"] for row in rows))
+    page, axes = figure(1, 1, 8.6, 0.8 + 0.34 * len(names))
+    for start, style in _GROUPS.items():
+        best = {
+            row["row"]: row
+            for row in sorted(rows, key=lambda row: float(row["accuracy"]))
+            if str(row["method"]).startswith(start)
+        }
+        axes[0].errorbar(
+            [row["accuracy"] for row in best.values()],
+            [names.index(name) for name in best],
+            xerr=[row["interval"] or 0.0 for row in best.values()],
+            color=style.colour,
+            marker=style.mark,
+            ms=6,
+            ls="none",
+            elinewidth=0.8,
+            label=style.label,
+        )
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].invert_yaxis()
+    axes[0].set_xlim(0, 100)
+    axes[0].set_xlabel("accuracy, %")
+    axes[0].grid(alpha=0.25)
+    legend(page, axes, 3)
+    return page
+
+
 def print_study(rows: Rows, console: Console) -> None:
     """Prints the leads, then everything."""
     for title, table in (
@@ -97,6 +139,7 @@ def write_study(path: Path | str, rows: Rows, about: Mapping[str, Any]) -> None:
         path,
         "anytask.html",
         "Networks for tasks that nobody trained on",
+        picture=picture(rows),
         leads=leads(rows),
         populations=populations(rows),
         accuracies=accuracies(rows),

@@ -107,11 +107,12 @@ def table3() -> str:
     names = {
         "flown": "FLoWN",
         "flown-trajectory": "FLoWN through the epochs",
+        "flown-any": "`flown-any`",
         "checkpoint": "a checkpoint",
         "default-init": "PyTorch's initialisation",
         "recipe-init": "the recipe's initialisation",
     }
-    for dataset in (*SETS, "usps", "svhn_small", "omniglot"):
+    for dataset in (*SETS, "usps", "svhn_small", "omniglot_full"):
         for method, name in names.items():
             body.append(
                 [

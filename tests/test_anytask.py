@@ -23,6 +23,7 @@ from flown.anytask.writer import Writer
 from flown.base.errors import FlownError
 from flown.base.seeding import seeded
 from flown.tasks import draw_support, load
+from flown.tasks.looks import Looks
 from flown.tasks.stream import StreamConfig
 from flown.training import LoopConfig
 
@@ -228,25 +229,31 @@ def test_the_order_of_images_is_nothing(model: AnyTask, support: tuple[Tensor, T
     assert torch.allclose(first.vectors, second.vectors, atol=0.01)
 
 
+def _further(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Further views for three networks, and the rows of the images."""
+    looks, rows = Looks(torch.Generator().manual_seed(0)), any_model._viewed(labels, count)
+    return any_model._views(looks, images, rows, 3), torch.cat(rows)
+
+
 def test_few_images_are_seen_in_more_views(model: AnyTask, support: tuple[Tensor, Tensor]) -> None:
     """Each twice and a class five times; the order of images or classes changes nothing."""
     labels = torch.tensor([0, 1, 1, 2, 2, 2, 2, 2, 2, 2])
     images = torch.rand(10, 1, 28, 28)
-    found, rows = any_model._views(images, labels, 5, 3, 0)
+    found, rows = _further(images, labels, 5)
     assert found.shape == (3, len(rows), 1, 28, 28)
     assert (found[0] - found[1]).abs().mean() > 0.05, "of its own for every network"
     found = found[0]
     assert (labels[rows].bincount() + labels.bincount()).tolist() == [5, 6, 14]
     assert (found - images[rows]).abs().mean() > 0.05
     order = torch.randperm(10)
-    found_, rows_ = any_model._views(images[order], 2 - labels[order], 5, 3, 0)
+    found_, rows_ = _further(images[order], 2 - labels[order], 5)
     found_ = found_[0]
     pairs, pairs_ = (
         sorted((int(r), round(float(x.sum()), 3)) for x, r in zip(*some, strict=True))
         for some in ((found, rows), (found_, order[rows_]))
     )
     assert pairs == pairs_
-    assert any_model._views(images, labels, 1, 3, 0)[0].shape[1] == 0
+    assert not any_model._viewed(labels, 1)
     one = model.generate(support[0][::3], support[1][::3], 2)
     with_one_view = AnyTask(TINY.model_copy(update={"views": 1}))
     with_one_view.load_state_dict(model.state_dict())

@@ -168,18 +168,20 @@ class AnyTask(nn.Module):
         self, writer: Writer, x: Tensor, support: Support, kind: Architecture, seed: int
     ) -> WeightBatch:
         """The networks of end points (n, N + C, m); the seed is that of further views."""
-        images, labels = kind.preprocess(support.images.to(self.device)), support.labels
-        warped, of = _views(images.cpu(), labels, self.config.views, len(x), seed)
-        views = (len(labels) + len(of)) / len(labels)
-        labels, every = (x.to(self.device) for x in (labels, torch.cat([labels, labels[of]])))
+        images, labels = kind.preprocess(support.images.to(self.device)), support.labels.cpu()
+        looks, seen = Looks(torch.Generator().manual_seed(seed)), images.cpu()
+        further = _viewed(labels, self.config.views)
+        every = torch.cat([labels, *(labels[chosen] for chosen in further)])
+        views = len(every) / len(labels)
+        labels, every = labels.to(self.device), every.to(self.device)
         bodies, heads, told = [], [], []
-        for part, seen in zip(x.split(GROUP), warped.split(GROUP), strict=True):
+        for part in x.split(GROUP):
             hidden, rows = part.split([len(writer.neurons), kind.outputs], dim=1)
             body, features = writer.write_body(hidden, images)
             told.append(writer.left_out(rows, features, labels))
-            if len(of):
-                others = writer.compute(body, seen.to(self.device))
-                features = torch.cat([features, others], dim=1)
+            if further:
+                warped = _views(looks, seen, further, len(part)).to(self.device)
+                features = torch.cat([features, writer.compute(body, warped)], dim=1)
             heads.append(writer.write_head(rows, features, every.expand(len(part), -1), views))
             bodies.append(body)
         tensors = {name: torch.cat([body[name] for body in bodies]) for name in bodies[0]}
@@ -258,19 +260,21 @@ def _framed(images: Tensor, kind: Architecture) -> Tensor:
     return kind.model_copy(update={"size": SIDE}).preprocess(images)
 
 
-def _views(images: Tensor, labels: Tensor, count: int, n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Other views (n, V, c, S, S) of images, and their rows (V,); none where `count` is 1.
+def _viewed(labels: Tensor, count: int) -> list[Tensor]:
+    """Rows of the images in each further view; no views where `count` is 1.
 
-    One of each image, and as many that its class has `count` images at least. n networks see views of
-    their own. They do not depend on the order of images or classes.
+    Each image is seen once more, and as often that its class has `count` images at least.
     """
     copies = ((count / labels.bincount()).ceil() - 1).clamp(min=min(1, count - 1))[labels]
-    looks, none = Looks(torch.Generator().manual_seed(seed)), torch.empty(0, dtype=torch.int64)
-    found, rows = [images[none].expand(n, -1, -1, -1, -1)], [none]
-    for i in range(int(copies.max())):
-        rows.append((copies > i).nonzero().flatten())
-        found.append(looks.views(images, n)[:, rows[-1]])
-    return torch.cat(found, dim=1), torch.cat(rows)
+    return [(copies > i).nonzero().flatten() for i in range(int(copies.max()))]
+
+
+def _views(looks: Looks, images: Tensor, rows: list[Tensor], n: int) -> Tensor:
+    """Further views (n, V, c, S, S) of images, for each of n networks its own.
+
+    They do not depend on the order of images or classes.
+    """
+    return torch.cat([looks.views(images, n)[:, chosen] for chosen in rows], dim=1)
 
 
 def standardised(images: Tensor, support: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from flown.experiments import starts, table3, targets
 from flown.flow import VelocityConfig
 from flown.generator.config import FlownConfig
 from flown.measure.finetune import Point, read_points
-from flown.report.finetuning import AHEAD, GAP, LEAD, accuracy_table, bars, curves, through
+from flown.report.finetuning import AHEAD, ANY, GAP, LEAD, accuracy_table, bars, curves, through
 from flown.training import TrainConfig
 from flown.zoo import Recipe
 from tests import examples
@@ -154,7 +154,7 @@ def test_from_zoo_to_report(folder: Path, tmp_path: Path) -> None:
         "zoo-mean",
         "best-lookup",
     }
-    every = methods | {starts.ANY}
+    every = methods | {ANY}
     assert {key[:2] for key in found} == {
         (d, m) for d in ("turned", "svhn_small", "omniglot_full") for m in every
     } | {("turned", "zoo")}
@@ -195,17 +195,15 @@ def test_from_zoo_to_report(folder: Path, tmp_path: Path) -> None:
                 assert ours is not None and theirs is not None
                 assert row["value"] == pytest.approx(float((ours - theirs).mean()), abs=1e-4)
                 assert row["std"] == pytest.approx(float((ours - theirs).std()), abs=1e-4)
-        written = [
-            read_points(out / "finetuned" / f"{dataset}-{starts.ANY}-{i}.json") for i in range(2)
-        ]
+        written = [read_points(out / "finetuned" / f"{dataset}-{ANY}-{i}.json") for i in range(2)]
         alone = [float(points[1].test[0]) for points in written]  # type: ignore[index]
-        row = found[dataset, starts.ANY, 1]
+        row = found[dataset, ANY, 1]
         assert row["value"] == pytest.approx(sum(alone) / 2) and row["n"] == 2
         inits = {init: found[dataset, init, 1]["value"] for init in starts.INITS}
         leads = [
             r for r in rows if r["dataset"] == dataset and r["metric"] == LEAD and r["epoch"] == 1
         ]
-        assert [lead["method"] for lead in leads] == ["flown", starts.ANY]
+        assert [lead["method"] for lead in leads] == ["flown", ANY]
         for lead in leads:
             assert lead["value"] == pytest.approx(
                 found[dataset, lead["method"], 1]["value"] - max(inits.values())

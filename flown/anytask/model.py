@@ -126,18 +126,18 @@ class AnyTask(nn.Module):
         for key, value in (("n", n), ("steps", steps)):
             if value < 1:
                 raise FlownError(f"{key}: must be 1 or more, got {value}")
-        different, views = n, seed
+        different, views_seed = n, seed
         if self.config.way == "point":
             if steps > 1:
                 raise FlownError(f"steps: 1 for a model without noise, got {steps}")
-            different, views = 1, 0  # no seed changes what it gives
+            different, views_seed = 1, 0  # no seed changes what it gives
         writer, (support, ways) = self.writer(net), self._support(images, labels)
         kind = self._kind(writer, support.images, ways)
         tokens = self._classes(support, kind).expand(different, -1, -1)
         generator = torch.Generator(self.device).manual_seed(seed)
         x = self.start(writer, tokens, generator)
         x = self.solve(x, writer.neurons, tokens, steps, steps)
-        batch = self._written(writer, x, support, kind, views)
+        batch = self._written(writer, x, support, kind, views_seed)
         if different < n:
             batch = batch[[0] * n]
         names = tuple(classes) if classes is not None else tuple(map(str, range(ways)))

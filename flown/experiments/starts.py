@@ -10,12 +10,12 @@ import torch
 from flown.generator.model import Flown
 from flown.measure.baselines import nearest, random_init
 from flown.measure.evaluate import evaluate
+from flown.report.finetuning import ANY
 from flown.tasks import ImageData, Support, draw_support
 from flown.weights.batch import WeightBatch
 from flown.zoo import Zoo
 
 INITS = ("recipe-init", "default-init", "kaiming")
-ANY = "flown-any"  # the generator that no zoo was needed for, and the method of its networks
 
 
 class Starts(NamedTuple):

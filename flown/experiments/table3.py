@@ -26,14 +26,14 @@ from flown.experiments import targets
 from flown.experiments.begin import begin
 from flown.experiments.clock import Clock
 from flown.experiments.retrieval import build_zoo, present
-from flown.experiments.starts import ANY, INITS, Starts, starts
+from flown.experiments.starts import INITS, Starts, starts
 from flown.flow import VelocityConfig
 from flown.generator.config import FlownConfig
 from flown.generator.model import Flown
 from flown.measure.evaluate import evaluate
 from flown.measure.finetune import FinetuneConfig, Point, finetune
 from flown.measure.reference import deviation
-from flown.report.finetuning import AHEAD, GAP, LEAD, THROUGH, write_table3
+from flown.report.finetuning import AHEAD, ANY, GAP, LEAD, THROUGH, write_table3
 from flown.tasks import ImageData
 from flown.training import TrainConfig
 from flown.weights.batch import WeightBatch

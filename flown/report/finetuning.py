@@ -22,6 +22,7 @@ Curves = Mapping[str, Mapping[str, list[Point]]]  # data set -> method -> points
 LEAD = "lead-over-best-init"  # points of accuracy, generated networks over the best initialisation
 AHEAD = "ahead-of-flown"  # points of accuracy, over pairs of networks from the same support set
 GAP = "gap-to-zoo"  # generated networks minus the zoo's checkpoints
+ANY = "flown-any"  # the generator that needs no zoo, and the method of its networks
 THROUGH = ("flown-trajectory", "flown-trajectory-stopped")  # at its last epoch, at a chosen epoch
 _TICKS = (0, 1, 2, 5, 10, 25, 50, 100)
 # The targets: points that may lie under the zoo, epochs with a lead, and with one of flown-any.
@@ -179,7 +180,7 @@ def _about(rows: list[Row], dataset: str) -> str:
         f"networks a method; {row['train_images']} training images, batches of "
         f"{row['batch_size']}, learning rate {row['learning_rate']:g}. Networks are of the layout that "
         f"suits {row['votes']} support sets, that of the zoo of {row['layout_of']}, with its activation "
-        f"and preprocessing; those of {style_of('flown-any').label} have tanh and the units of their "
+        f"and preprocessing; those of {style_of(ANY).label} have tanh and the units of their "
         "support set. The best lookup was "
         f"{_lookup(rows, dataset)}'s."
     )

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import flown
 from flown import nets
 from flown.base.errors import FlownError
+from flown.base.seeding import seeded
 from flown.nets import subsets
 from flown.nets.architecture import Architecture
 from flown.nets.batched import batchnorm, stacked
@@ -83,7 +84,8 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def drawn(subset: list[str] | None, n: int = 3) -> WeightBatch:
     """n networks that differ in a subset, or in all."""
-    net = examples.ConvNorm()
+    with seeded(0):
+        net = examples.ConvNorm()
     layout = WeightLayout.of(net, CONV, subset)
     vectors = layout.pack({k: v[None] for k, v in net.state_dict().items() if k in layout.names})
     noise = torch.randn(n, layout.size, generator=torch.Generator().manual_seed(1))

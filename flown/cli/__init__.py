@@ -15,6 +15,7 @@ from flown.base.terminal import print_table, say
 from flown.base.text import plain
 from flown.cli.adapt import adapt
 from flown.cli.evaluate import evaluate
+from flown.cli.export import export
 from flown.cli.fewshot import fewshot
 from flown.cli.finetune import finetune
 from flown.cli.fit import fit
@@ -107,18 +108,7 @@ def data_show(
 app.command(epilog="Example: flown evaluate nets.safetensors --data mnist5k --zoo zoo")(evaluate)
 
 
-@app.command(epilog="Example: flown export run/model --out small")
-def export(
-    model: Annotated[Path, typer.Argument(help="The folder of a model.")],
-    out: Out,
-    overwrite: Overwrite = False,
-) -> None:
-    """Copy a model in half precision, half the size, for shipping."""
-    from flown.base.files import prepare_output
-    from flown.generator import files as modelfiles
-
-    modelfiles.export(model, prepare_output(out, overwrite, sources=[model]))
-    wrote(out)
+app.command(epilog="Example: flown export nets.safetensors --to onnx --out nets.onnx")(export)
 
 
 class Bench(str, Enum):

@@ -245,6 +245,16 @@ class WeightBatch:
             task = Task.parse(json.loads(metadata["task"]), where=str(path))
         return cls(layout, vectors, provenance, parts["rest"], parts["buffers"], task)
 
+    def to_onnx(self, path: Path | str) -> None:
+        """Writes all networks as one ONNX graph, uint8 images (N, c, H, W) to mean probabilities (N, C).
+
+        Raises:
+            FlownError: as `flown.weights.export.onnx.write_onnx`.
+        """
+        from flown.weights.export.onnx import write_onnx
+
+        write_onnx(self, path)
+
     def to(self, device: torch.device | str) -> WeightBatch:
         """The same networks on another device."""
         return self._like(self.vectors.to(device), self.frozen, self.buffers)

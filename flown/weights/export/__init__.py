@@ -1,0 +1,1 @@
+"""Networks of a batch as files that run without this library."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor
 
 from flown.base.errors import FlownError
 from flown.tasks.splits import Pixels, Split
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SUFFIXES = (
     ".png",
@@ -138,7 +142,7 @@ def read_image(path: Path, largest: int | None = None) -> Tensor:
     """
     if path.suffix.lower() == ".npy":
         return _read_array(path)
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
         with Image.open(path) as file:
@@ -146,9 +150,22 @@ def read_image(path: Path, largest: int | None = None) -> Tensor:
                 share = largest / max(file.size)
                 file.draft(None, (int(file.width * share), int(file.height * share)))
             file.load()
-            image = ImageOps.exif_transpose(file)
+            return from_pil(file, path, largest)
+    except FlownError:
+        raise
     except Exception as error:  # decoders raise errors of many types for damaged files
         raise FlownError(f"{path}: not a readable image ({error})") from None
+
+
+def from_pil(image: Image.Image, path: Path, largest: int | None = None) -> Tensor:
+    """A PIL image as `read_image` gives it.
+
+    Raises:
+        FlownError: pixels that cannot be 8 bits; the message names `path`.
+    """
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         return torch.from_numpy(_bytes(np.asarray(image), path))[None]
     if image.mode.startswith("I"):  # 16 bits; Pillow may hold them in 32

@@ -36,6 +36,7 @@ class Experiment(str, Enum):
     trajectory = "trajectory"
     anytask = "anytask"
     variants = "variants"
+    unknown = "unknown"
 
 
 def reproduce(
@@ -49,10 +50,11 @@ def reproduce(
 ) -> None:
     """Reproduce a table of the paper, with baselines, novelty and every sample.
 
-    Five studies are not in the paper: `chunked` generates a whole network of 270,000 weights,
+    Six studies are not in the paper: `chunked` generates a whole network of 270,000 weights,
     `novelty` asks what makes generated networks both new and accurate, `trajectory` generates
     networks of any epoch, `anytask` measures networks for tasks that nobody trained on, `variants`
-    compares ways to train the generator that writes these.
+    compares ways to train the generator that writes these, `unknown` asks whether they know what is
+    of none of their classes.
     """
     rebuild = getattr(import_module(f"flown.experiments.{table.value}"), table.value)
     _show(
@@ -97,5 +99,9 @@ def _show(table: Experiment, result: Any) -> None:
         from flown.report.variants import print_variants
 
         print_variants(result.rows, console)
+    elif table is Experiment.unknown:
+        from flown.report.unknown import print_unknown
+
+        print_unknown(result.rows, console)
     else:
         report.print_card(result.card, console)

@@ -27,6 +27,7 @@ from flown.tasks.looks import Looks
 from flown.tasks.stream import StreamConfig
 from flown.training import LoopConfig
 
+ONE = torch.ones(1, 1, dtype=torch.float64)  # the share of a single base network
 TINY = AnyTaskConfig(
     nets={"cnn-small": 0.5, "conv4-8": 0.5},
     numbers=8,
@@ -79,9 +80,9 @@ def test_permuted_classes_permute_what_is_written() -> None:
     places = order.argsort()[labels]  # class order[k] is now called k
 
     def written(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        end = trunk(x, t, writer.neurons, trunk.classes(images, labels, ways))
+        end = trunk(x, t, writer.neurons, trunk.see(images, labels, ways).classes)
         features = torch.randn(1, 8, writer.features, dtype=torch.float64, generator=g())
-        head = writer.write_head(end[:, len(writer.neurons) :], features, labels)
+        head = writer.write_head(end[:, len(writer.neurons) :], ONE, features, labels)
         return end[:, : len(writer.neurons)], head
 
     def g() -> torch.Generator:
@@ -103,7 +104,7 @@ def test_layers_are_in_the_units_of_the_support_set(net: str, channels: int) -> 
         units.trust.data.copy_(torch.tensor([60.0, 0.0]))  # in the support set alone
     x = torch.randn(2, len(writer.neurons), 8, dtype=torch.float64)
     images = torch.randn(2, 6, channels, writer.kind.size, writer.kind.size, dtype=torch.float64)
-    body, features = writer.write_body(x, images)
+    body, features = writer.write_body(x, ONE, images)
     assert torch.allclose(writer.compute(body, images), features, atol=1e-9)
     for i in range(2):
         h = images[i]
@@ -115,12 +116,12 @@ def test_layers_are_in_the_units_of_the_support_set(net: str, channels: int) -> 
                 )
                 rows = h.movedim(1, -1).flatten(0, -2)
                 name = writer.names.index(str(place))
-                written = list(writer._layers(x))[name]
+                written = list(writer._layers(x, ONE))[name]
                 assert torch.allclose(rows.mean(dim=0), written[3][i], atol=1e-9)
                 assert torch.allclose(rows.std(dim=0, correction=0), written[2][i].abs(), rtol=0.05)
             else:
                 h = layer(h)
-    shared, _ = writer.write_body(x, images[0])
+    shared, _ = writer.write_body(x, ONE, images[0])
     assert all(torch.allclose(shared[k][0], body[k][0], atol=1e-9) for k in body)
 
 
@@ -140,10 +141,30 @@ def test_units_that_trust_no_image_are_those_of_all_tasks() -> None:
         units.trust.data.copy_(torch.tensor([-60.0, 0.0]))
     x = torch.randn(1, len(writer.neurons), 8, dtype=torch.float64)
     first, second = (
-        writer.write_body(x, scale * torch.randn(5, 3, 32, 32, dtype=torch.float64))[0]
+        writer.write_body(x, ONE, scale * torch.randn(5, 3, 32, 32, dtype=torch.float64))[0]
         for scale in (1, 9)
     )
     assert all(torch.allclose(first[key], second[key]) for key in first)
+
+
+def test_a_base_network_is_a_mixture_and_follows_the_images(model: AnyTask) -> None:
+    """Shares weigh weights before they become directions, and are those of the support set alone."""
+    torch.manual_seed(0)
+    writer = Writer("conv4-8", 16, 8, experts=2).double()
+    for parameter in (*writer.base, writer.regression):
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    x = torch.zeros(1, len(writer.neurons), 8, dtype=torch.float64)
+    shares = torch.tensor([[0.25, 0.75]], dtype=torch.float64)
+    images = torch.randn(5, 3, 32, 32, dtype=torch.float64)
+    mixed, _ = writer.write_body(x, shares, images)
+    single = Writer("conv4-8", 16, 8).double()
+    for one, both in zip(single.base, writer.base, strict=True):
+        one.data = (0.25 * both[:1] + 0.75 * both[1:]).detach()
+    alone, _ = single.write_body(x, ONE, images)
+    assert all(torch.allclose(mixed[key], alone[key], atol=1e-9) for key in alone)
+    found = model.trunk.see(torch.rand(3, 6, 3, 32, 32), torch.arange(6).expand(3, -1) % 2, 2)
+    assert torch.allclose(found.shares.sum(dim=1), torch.ones(3))
+    assert (found.shares > 0).all() and found.shares.shape == (3, TINY.experts)
 
 
 @pytest.mark.parametrize("count", [6, 60])
@@ -153,9 +174,9 @@ def test_the_head_is_a_ridge_regression(count: int) -> None:
     writer = Writer("conv4-8", 16, 8).double()
     features = torch.randn(1, count, writer.features, dtype=torch.float64)
     labels = torch.arange(count)[None] % 3
-    head = writer.write_head(torch.zeros(1, 3, 8, dtype=torch.float64), features, labels)
+    head = writer.write_head(torch.zeros(1, 3, 8, dtype=torch.float64), ONE, features, labels)
     a = np.hstack([features[0].numpy(), np.ones((count, 1))])
-    shrink, scale = writer.ridge.bias.exp().tolist()
+    shrink, scale = writer.regression[0].exp().tolist()
     penalty = shrink * (a**2).sum() / count
     y = np.eye(3)[labels[0].numpy()] - 1 / 3
     stacked = np.vstack([a, np.sqrt(penalty) * np.eye(a.shape[1])])
@@ -197,7 +218,7 @@ def test_confidence_is_right_on_images_left_out() -> None:
 
     def sure(features: Tensor, count: int = 40) -> float:
         asked = labels[:count]
-        return confidence(writer.left_out(x, features[:, :count], asked), asked)
+        return confidence(writer.left_out(x, ONE.float(), features[:, :count], asked), asked)
 
     noise = torch.randn(1, 40, writer.features)
     assert sure(noise) < 0.25 and sure(3 * told + 0.1 * noise) > 0.8

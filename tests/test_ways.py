@@ -16,11 +16,12 @@ from flown.anytask.bank import Bank, permuted
 from flown.anytask.config import AnyTaskConfig, BankConfig, Way
 from flown.anytask.fit import fit, fit_bases
 from flown.anytask.model import AnyTask
-from flown.anytask.written import class_tokens, logits
+from flown.anytask.written import logits, seen
 from flown.base.errors import FlownError
 from flown.base.seeding import seeded
 from flown.tasks import Episodes, draw_support, load
 from flown.tasks.stream import Draws, TaskStream
+from flown.training import LoopConfig
 from tests.test_anytask import TINY
 
 WAYS = get_args(Way)
@@ -67,9 +68,10 @@ def last_evaluations(model: AnyTask, tasks: Episodes, ends: ways.Ends, seed: int
 
     handle = model.trunk.register_forward_pre_hook(keep)
     writer = model.writer("conv4-8")
-    x = ends(model, writer, class_tokens(model, tasks, 2), generator(seed))
+    classes, shares = seen(model, tasks, 2)
+    x = ends(model, writer, classes, generator(seed))
     handle.remove()
-    logits(writer, tasks, x).square().sum().backward()
+    logits(writer, tasks, x, shares).square().sum().backward()
     return [x.grad for x in given]
 
 
@@ -97,8 +99,9 @@ def test_a_bank_lowers_the_loss_of_its_tasks(draws: Draws, tmp_path: Path) -> No
     assert {entry.net for entry in bank.entries} == set(config.nets)
     for net, seed, x in bank.entries:
         tasks, writer = draws.at(seed), model.writer(net)
-        before = banks.error(writer, tasks, torch.zeros_like(x))
-        assert banks.error(writer, tasks, x) < 0.9 * before
+        shares = seen(model, tasks, 1).shares
+        before = banks.error(writer, tasks, torch.zeros_like(x), shares)
+        assert banks.error(writer, tasks, x, shares) < 0.9 * before
         assert x[:, -tasks.ways :].std() > 0.1, "class tokens have moved as well"
     written = path.stat().st_mtime_ns
     again = Bank.at(path, opened(config), draws)
@@ -123,7 +126,10 @@ def test_permuted_classes_permute_a_banks_rows(tasks: Episodes) -> None:
         assert torch.equal(x_[i, -ways_:], x[i, -ways_:][order[i]])
         assert torch.equal(turned.classes[i], tasks.classes[i][order[i]])
     assert torch.equal(x_[:, :-ways_], x[:, :-ways_])
-    found, wanted = logits(writer, turned, x_)[:, 0], logits(writer, tasks, x)[:, 0]
+    found, wanted = (
+        logits(writer, some, latents, seen(model, some, 1).shares)[:, 0]
+        for some, latents in ((turned, x_), (tasks, x))
+    )
     shots, each = tasks.shots, tasks.query.shape[1] // ways_
     parts = wanted.split([ways_ * shots, ways_ * each], dim=1)
     for i in range(len(order)):
@@ -133,7 +139,9 @@ def test_permuted_classes_permute_a_banks_rows(tasks: Episodes) -> None:
 
 def test_classes_of_a_bank_stand_in_another_order_each_time(draws: Draws) -> None:
     model = opened(of_way("matching"))
-    x = banks.solve(model.writer(None), draws.at(1), SMALL.bank, SMALL.numbers, generator())
+    tasks = draws.at(1)
+    shares = seen(model, tasks, 1).shares
+    x = banks.solve(model.writer(None), tasks, shares, SMALL.bank, SMALL.numbers, generator())
     bank = Bank(draws, [banks.Entry("cnn-small", 1, x)])
     first, again, other = (bank.next(generator(seed))[1].classes for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
@@ -152,13 +160,15 @@ def test_matching_alone_leaves_base_networks_and_decoders(draws: Draws) -> None:
         ]
         assert missing == [], "these parts learn nothing"
     still = {name for name, p in alone.named_parameters() if not p.requires_grad}
-    assert {name.split(".")[3] for name in still} == {
+    assert {name.split(".")[3] for name in still if ".writers." in name} == {
         "base",
         "units",
         "decoders",
         "head_decoder",
+        "regression",
         "ridge",
     }
+    assert all(".writers." in name or name.startswith("model.trunk.gate.") for name in still)
 
 
 def test_a_model_without_noise_gives_one_network_n_times() -> None:
@@ -215,7 +225,7 @@ def test_a_fit_begins_with_trained_bases(bases: Path, tmp_path: Path) -> None:
     wide = SMALL.model_copy(update={"width": 24, "features": SMALL.width, "training": one})
     found = fit(wide, out=tmp_path / "wide", bases=bases).state_dict()
     for key, value in trained.state_dict().items():
-        if ".base." in key or ".units." in key or key.startswith("trunk.images"):
+        if ".base." in key or ".units." in key or key.startswith(("trunk.images", "trunk.gate")):
             assert torch.equal(found[key], value), key
     with pytest.raises(FlownError, match="belongs to another model"):
         fit(SMALL.model_copy(update={"width": 24}), out=tmp_path / "other", bases=bases)
@@ -223,3 +233,20 @@ def test_a_fit_begins_with_trained_bases(bases: Path, tmp_path: Path) -> None:
         fit(SMALL, out=tmp_path / "none", bases=tmp_path / "nothing")
     with pytest.raises(FlownError, match="another bases"):
         fit(SMALL, out=tmp_path / "after", resume=True)
+
+
+def test_a_fit_trains_a_model_further(tmp_path: Path) -> None:
+    """All its weights are where it begins; a model of another size is refused, and so is another one."""
+    first = fit(SMALL, out=tmp_path / "first")
+    still = LoopConfig(steps=1, learning_rate=0.0)
+    base = SMALL.base.model_copy(update={"training": still})
+    config = SMALL.model_copy(update={"base": base, "training": still})
+    further = fit(config, out=tmp_path / "further", begin=tmp_path / "first" / "model")
+    for key, value in first.state_dict().items():
+        # What is read from a file has been in half precision.
+        assert torch.allclose(further.state_dict()[key], value, rtol=1e-3, atol=1e-4), key
+    wide = config.model_copy(update={"width": 24, "heads": 2})
+    with pytest.raises(FlownError, match="expected"):
+        fit(wide, out=tmp_path / "wide", begin=tmp_path / "first" / "model")
+    with pytest.raises(FlownError, match="another begin"):
+        fit(config, out=tmp_path / "further", resume=True)

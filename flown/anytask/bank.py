@@ -20,7 +20,7 @@ from torch import Tensor
 from flown.anytask.config import BankConfig
 from flown.anytask.model import AnyTask
 from flown.anytask.writer import Writer
-from flown.anytask.written import logits
+from flown.anytask.written import logits, seen
 from flown.base.files import load_tensors, save_tensors
 from flown.base.progress import bar
 from flown.base.seeding import seeded
@@ -70,16 +70,21 @@ def open_heads(model: AnyTask) -> None:
             decoder.copy_(torch.randn(decoder.shape))
 
 
-def error(writer: Writer, tasks: Episodes, x: Tensor) -> Tensor:
+def error(writer: Writer, tasks: Episodes, x: Tensor, shares: Tensor) -> Tensor:
     """Cross-entropy of the networks of x (T, N + C, m) on each task's own images, added up."""
     answers = torch.cat([tasks.labels, tasks.targets], dim=1)
-    found = logits(writer, tasks, x)[:, 0]
+    found = logits(writer, tasks, x, shares)[:, 0]
     summed: Tensor = F.cross_entropy(found.mT, answers, reduction="none").mean(dim=1).sum()
     return summed
 
 
 def solve(
-    writer: Writer, tasks: Episodes, config: BankConfig, numbers: int, generator: torch.Generator
+    writer: Writer,
+    tasks: Episodes,
+    shares: Tensor,
+    config: BankConfig,
+    numbers: int,
+    generator: torch.Generator,
 ) -> Tensor:
     """Latents (T, N + C, m) of networks that get the tasks' images right."""
     shape = (len(tasks.labels), len(writer.neurons) + tasks.ways, numbers)
@@ -87,7 +92,7 @@ def solve(
     x.requires_grad_()
     optimizer = torch.optim.Adam([x], config.learning_rate)
     for _ in range(config.steps):
-        (x.grad,) = torch.autograd.grad(error(writer, tasks, x), x)
+        (x.grad,) = torch.autograd.grad(error(writer, tasks, x, shares), x)
         optimizer.step()
     return x.detach()
 
@@ -115,7 +120,10 @@ def _find(model: AnyTask, draws: Draws) -> list[Entry]:
             net = config.draw_net(cpu)
             seed = int(torch.randint(2**62, (), generator=cpu))
             tasks = draws.at(seed).to(model.device)
-            x = solve(model.writer(net), tasks, config.bank, config.numbers, generator)
+            with torch.no_grad():
+                shares = seen(model, tasks, 1).shares
+            writer = model.writer(net)
+            x = solve(writer, tasks, shares, config.bank, config.numbers, generator)
             entries.append(Entry(net, seed, x.cpu()))
             update(i + 1, net)
     return entries

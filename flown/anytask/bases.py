@@ -2,6 +2,7 @@
 
     loss = sum over kinds of networks ce(head(body(query)), y) / number of kinds
     head = s R,   R = ridge(body(support), labels)
+    body = base networks for strokes and for pictures, mixed by what the support set seems to be
 
 What is shared by all tasks costs little here: no token writes, and the kinds of networks see the
 same draws, each of them as many as its share allows. What a task changes in it is the flow's to
@@ -35,19 +36,24 @@ class Bases(nn.Module):
         self.encoder = model.trunk.images
         self.parts = nn.ModuleList()
         writers = [model.writer(net) for net in model.config.nets]
-        self.heads = nn.ParameterList([writers[0].ridge.bias.detach().clone()])
+        self.gate = model.trunk.gate
+        self.heads = nn.ParameterList([writers[0].regression[0].detach().clone()])
         for writer in writers:
             self.parts += [writer.base, writer.units]
-            self.heads.append(writer.ridge.bias)
+            self.heads.append(writer.regression)
         self._writers = writers  # a plain list: no module of this one
 
     def forward(self, generator: torch.Generator) -> Tensor:
         cpu, shares = cpu_generator(generator), self.config.nets
-        tasks = self.draws.next(cpu).to(generator.device)
-        most, losses = max(shares.values()), []
+        drawn, pictures = self.draws.drawn(cpu_generator(cpu).initial_seed())
+        tasks, pictures = drawn.to(generator.device), pictures.to(generator.device)
+        most, images = max(shares.values()), _seen(tasks)
+        log_p = self.gate(images)
+        mixed = log_p.detach().exp()
+        losses = [F.nll_loss(log_p, pictures.long())] if log_p.shape[1] > 1 else []
         for writer in self._writers:
             if most * torch.rand((), generator=cpu) < shares[writer.kind.net]:
-                losses.append(_loss(_logits(writer, tasks), tasks.targets))
+                losses.append(_loss(_logits(writer, tasks, mixed), tasks.targets))
         if torch.rand((), generator=cpu) < self.config.base.encoder:
             losses.append(_loss(self._read(tasks), tasks.targets))
         return torch.stack(losses).sum() / len(self.heads)
@@ -70,17 +76,23 @@ class Bases(nn.Module):
         found: dict[str, list[Tensor]] = {writer.kind.net: [] for writer in self._writers}
         for start in range(0, len(tasks.labels), 8):
             some = tasks.part(slice(start, start + 8)).to(device)
+            mixed = self.gate(_seen(some)).exp()
             for writer in self._writers:
-                right = _logits(writer, some).argmax(-1) == some.targets
+                right = _logits(writer, some, mixed).argmax(-1) == some.targets
                 found[writer.kind.net].append(right.float().mean(dim=1).cpu())
         return {net: 100 * float(torch.cat(hits).mean()) for net, hits in found.items()}
 
 
-def _logits(writer: Writer, tasks: Episodes) -> Tensor:
+def _logits(writer: Writer, tasks: Episodes, shares: Tensor) -> Tensor:
     """Logits (T, Q, C) of queries by a base network, which no token changes."""
     tokens = len(writer.neurons) + tasks.ways
     x = tasks.support.new_zeros(len(tasks.labels), tokens, len(writer.head_decoder))
-    return of_queries(writer, tasks, x)[:, 0]
+    return of_queries(writer, tasks, x, shares)[:, 0]
+
+
+def _seen(tasks: Episodes) -> Tensor:
+    """Support images (T, K, 3, 32, 32) as the gate sees them."""
+    return standardised(tasks.support, tasks.support).expand(-1, -1, 3, -1, -1)
 
 
 def _loss(logits: Tensor, targets: Tensor) -> Tensor:

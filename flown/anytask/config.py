@@ -58,7 +58,8 @@ class AnyTaskConfig(Config):
     `spread` rewards predictions that differ. `way` is how the flow is trained (`flown.anytask.ways`),
     `bank` what it is matched with in those ways that match. For its last layer each network sees
     every support image once more, slightly warped, and a class `views` times at least; 1 is without.
-    Images have `features` of the width of tokens, where nothing else is said.
+    Images have `features` of the width of tokens, where nothing else is said. Each kind has `experts`
+    base networks, two for strokes and for pictures, mixed by what a support set seems to be; or one.
     """
 
     nets: dict[str, float] = Field(
@@ -75,6 +76,7 @@ class AnyTaskConfig(Config):
     depth: int = Field(default=4, ge=1)
     heads: int = Field(default=4, ge=1)
     features: Optional[int] = Field(default=None, ge=1)
+    experts: int = Field(default=2, ge=1, le=2)
     steps: int = Field(default=4, ge=1)
     evaluations: int = Field(default=1, ge=1)
     samples: int = Field(default=2, ge=1)

@@ -1,9 +1,9 @@
 """AnyTask: networks for a support set of anything, from noise, in a few evaluations.
 
-    class tokens = trunk.classes(support)
+    class tokens, shares = trunk.see(support)
     x_0 ~ N(0, I), one token a hidden neuron and a class
     dx/dt = (x_1^(x, t) - x) / (1 - t), a few Euler steps
-    weights = writer(x_1)
+    weights = writer(x_1, shares)
 
 On disk a model is a folder: `generator.safetensors`, `README.md`, the model card, and `config.json`,
 written last.
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from flown.anytask import modelcard
 from flown.anytask.config import AnyTaskConfig
 from flown.anytask.ridge import confidence
-from flown.anytask.trunk import Trunk
+from flown.anytask.trunk import Seen, Trunk
 from flown.anytask.writer import Writer, architecture
 from flown.base.errors import FlownError, unknown
 from flown.base.files import (
@@ -44,7 +44,7 @@ from flown.tasks.stream import SIDE
 from flown.version import __version__
 from flown.weights.batch import WeightBatch
 
-FORMAT = "flown-any-2"
+FORMAT = "flown-any-3"
 _SMALLEST = 1e-3  # a deviation of pixels below this is none
 
 
@@ -57,10 +57,18 @@ class AnyTask(nn.Module):
         self.card: dict[str, Any] = {}
         with seeded(config.seed):
             self.trunk = Trunk(
-                config.numbers, config.width, config.depth, config.heads, config.features
+                config.numbers,
+                config.width,
+                config.depth,
+                config.heads,
+                config.features,
+                config.experts,
             )
             self.writers = nn.ModuleDict(
-                {net: Writer(net, config.width, config.numbers) for net in config.nets}
+                {
+                    net: Writer(net, config.width, config.numbers, config.experts)
+                    for net in config.nets
+                }
             )
 
     @property
@@ -133,11 +141,12 @@ class AnyTask(nn.Module):
             different, views_seed = 1, 0  # no seed changes what it gives
         writer, (support, ways) = self.writer(net), self._support(images, labels)
         kind = self._kind(writer, support.images, ways)
-        tokens = self._classes(support, kind).expand(different, -1, -1)
+        seen = self._seen(support, kind)
+        tokens = seen.classes.expand(different, -1, -1)
         generator = torch.Generator(self.device).manual_seed(seed)
         x = self.start(writer, tokens, generator)
         x = self.solve(x, writer.neurons, tokens, steps, steps)
-        batch = self._written(writer, x, support, kind, views_seed)
+        batch = self._written(writer, x, seen.shares, support, kind, views_seed)
         if different < n:
             batch = batch[[0] * n]
         names = tuple(classes) if classes is not None else tuple(map(str, range(ways)))
@@ -153,19 +162,23 @@ class AnyTask(nn.Module):
             FlownError: as `generate`.
         """
         writer, (support, ways) = self.writer(net), self._support(images, labels)
+        kind = self._kind(writer, support.images, ways)
         x = torch.zeros(1, len(writer.neurons) + ways, self.config.numbers, device=self.device)
-        return self._written(writer, x, support, self._kind(writer, support.images, ways), 0)
+        return self._written(writer, x, self._seen(support, kind).shares, support, kind, 0)
 
-    def _classes(self, support: Support, kind: Architecture) -> Tensor:
-        """Class tokens (1, C, width)."""
-        seen = _framed(support.images, kind).to(self.device).expand(-1, 3, -1, -1)
-        found: Tensor = self.trunk.classes(
-            seen[None], support.labels.to(self.device)[None], kind.outputs
-        )
-        return found
+    def _seen(self, support: Support, kind: Architecture) -> Seen:
+        """What the trunk sees of one support set."""
+        images = _framed(support.images, kind).to(self.device).expand(-1, 3, -1, -1)
+        return self.trunk.see(images[None], support.labels.to(self.device)[None], kind.outputs)
 
     def _written(
-        self, writer: Writer, x: Tensor, support: Support, kind: Architecture, seed: int
+        self,
+        writer: Writer,
+        x: Tensor,
+        shares: Tensor,
+        support: Support,
+        kind: Architecture,
+        seed: int,
     ) -> WeightBatch:
         """The networks of end points (n, N + C, m); the seed is that of further views."""
         images, labels = kind.preprocess(support.images.to(self.device)), support.labels.cpu()
@@ -177,12 +190,13 @@ class AnyTask(nn.Module):
         bodies, heads, told = [], [], []
         for part in x.split(GROUP):
             hidden, rows = part.split([len(writer.neurons), kind.outputs], dim=1)
-            body, features = writer.write_body(hidden, images)
-            told.append(writer.left_out(rows, features, labels))
+            body, features = writer.write_body(hidden, shares, images)
+            told.append(writer.left_out(rows, shares, features, labels))
             if further:
                 warped = _views(looks, seen, further, len(part)).to(self.device)
                 features = torch.cat([features, writer.compute(body, warped)], dim=1)
-            heads.append(writer.write_head(rows, features, every.expand(len(part), -1), views))
+            copied = every.expand(len(part), -1)
+            heads.append(writer.write_head(rows, shares, features, copied, views))
             bodies.append(body)
         tensors = {name: torch.cat([body[name] for body in bodies]) for name in bodies[0]}
         sure = confidence(torch.cat(told), labels)

@@ -1,6 +1,7 @@
 """What reads a support set, and the flow's end-point prediction under its class tokens.
 
     class token k = mean over the images of class k of encode(image)
+    shares        = p(kind of images | support set)             of the base networks
     x_1^(x_t, t) = x_t + transformer([neurons + x_t, classes + x_t], t)
 
 No token has a place of its own among its kind but by what it is: permuted classes give permuted rows.
@@ -9,10 +10,22 @@ No token has a place of its own among its kind but by what it is: permuted class
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class Seen(NamedTuple):
+    """What is seen of T support sets: class tokens (T, C, width), shares (T, E) of base networks."""
+
+    classes: Tensor
+    shares: Tensor
+
+    def repeat(self, samples: int) -> Seen:
+        """The same for `samples` networks of each."""
+        return Seen(*(part.repeat_interleave(samples, dim=0) for part in self))
 
 
 class ImageEncoder(nn.Module):
@@ -29,6 +42,27 @@ class ImageEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         found: Tensor = self.layers(images)
         return found
+
+
+class Gate(nn.Module):
+    """Tells E kinds of images apart: log p (T, E) of support sets (T, K, 3, 32, 32).
+
+    It is small, reads nothing else and is trained by itself: shares that are learned from what mixed
+    networks compute are soon all of one base network.
+    """
+
+    def __init__(self, kinds: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(nn.Conv2d(3, 16, 5, 4, 2), nn.GELU(), nn.Conv2d(16, 32, 3, 2, 1), nn.GELU()),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        )
+        self.kinds = nn.Linear(32, kinds)
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = self.layers(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+        log_p: Tensor = self.kinds(found.mean(dim=1)).log_softmax(dim=1)
+        return log_p
 
 
 class Block(nn.Module):
@@ -56,15 +90,22 @@ class Trunk(nn.Module):
 
     Args:
         numbers: m, of a token's latent. width: of the tokens. depth: blocks.
-        features: of an image.
+        features: of an image. experts: E, base networks of a kind, which are mixed.
     """
 
     def __init__(
-        self, numbers: int, width: int, depth: int, heads: int, features: int | None = None
+        self,
+        numbers: int,
+        width: int,
+        depth: int,
+        heads: int,
+        features: int | None = None,
+        experts: int = 1,
     ) -> None:
         super().__init__()
         features = width if features is None else features
         self.images = ImageEncoder(features)
+        self.gate = Gate(experts)
         self.kind = nn.Parameter(torch.randn(width) * 0.5)
         self.shots, self.time = nn.Linear(1, width), nn.Linear(1, width)
         self.seen = nn.Linear(features, width)
@@ -74,14 +115,20 @@ class Trunk(nn.Module):
         for parameter in self.leave.parameters():  # the flow begins as noise around base networks
             nn.init.zeros_(parameter)
 
-    def classes(self, images: Tensor, labels: Tensor, ways: int) -> Tensor:
-        """Class tokens (T, C, width) of T support sets, images (T, K, 3, 32, 32), labels (T, K)."""
+    def see(self, images: Tensor, labels: Tensor, ways: int) -> Seen:
+        """What is seen of T support sets, images (T, K, 3, 32, 32), labels (T, K)."""
         found = self.images(images.flatten(0, 1)).unflatten(0, images.shape[:2])
         member = F.one_hot(labels, ways).to(found.dtype)  # (T, K, C)
         counts = member.sum(dim=1)[..., None]
         means = member.mT @ found / counts
-        tokens: Tensor = self.seen(means) + self.shots(counts.log()) + self.kind
-        return tokens
+        tokens = self.seen(means) + self.shots(counts.log()) + self.kind
+        return Seen(tokens, self.shares(images))
+
+    @torch.no_grad()
+    def shares(self, images: Tensor) -> Tensor:
+        """Shares (T, E) of the base networks for support sets (T, K, 3, 32, 32)."""
+        found: Tensor = self.gate(images).exp()
+        return found
 
     def forward(self, x: Tensor, t: Tensor, neurons: Tensor, classes: Tensor) -> Tensor:
         """End points (n, N + C, m).

@@ -22,24 +22,28 @@ _SMALLEST = 1e-3  # is added to variances
 
 
 class Units(nn.Module):
-    """Mean and scale of what a layer of `size` neurons computes."""
+    """Mean and scale of what a layer of `size` neurons computes, in each of E base networks."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, experts: int = 1) -> None:
         super().__init__()
-        self.mean = nn.Parameter(torch.zeros(size))
-        self.log_variance = nn.Parameter(torch.zeros(size))
+        self.mean = nn.Parameter(torch.zeros(experts, size))
+        self.log_variance = nn.Parameter(torch.zeros(experts, size))
         self.trust = nn.Parameter(torch.zeros(2))
 
-    def forward(self, z: Tensor, gain: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, z: Tensor, gain: Tensor, bias: Tensor, shares: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """By what each neuron is multiplied, and what is added then, each (n, out).
 
         Args:
             z: on the support set, (K, n out, ...). gain, bias: g and b, (n, out).
+            shares: of the base networks, (n, E).
         """
         trust = (self.trust[0] + self.trust[1] * math.log(len(z))).sigmoid()
         mean, variance = (found.view_as(gain) for found in Moments.apply(z))
-        mean = torch.lerp(self.mean.expand_as(mean), mean, trust)
-        variance = torch.lerp(self.log_variance.exp().expand_as(variance), variance, trust)
+        mean = torch.lerp((shares @ self.mean).expand_as(mean), mean, trust)
+        usual = (shares @ self.log_variance).exp().expand_as(variance)
+        variance = torch.lerp(usual, variance, trust)
         factor = gain * (variance + _SMALLEST).rsqrt()
         return factor, bias - factor * mean
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from flown.anytask.bank import Bank, open_heads
 from flown.anytask.model import AnyTask
 from flown.anytask.writer import Writer
-from flown.anytask.written import class_tokens, of_queries
+from flown.anytask.written import of_queries, seen
 from flown.tasks.draw import cpu_generator
 from flown.tasks.stream import Draws, TaskStream
 
@@ -79,6 +79,7 @@ class Judged(nn.Module):
     def __init__(self, model: AnyTask, draws: Draws, ends: Ends) -> None:
         super().__init__()
         self.model, self.draws, self.ends = model, draws, ends
+        model.trunk.gate.requires_grad_(False)  # the base networks' training has fitted it
         # Without noise, networks of a task are all the same.
         self.samples = 1 if model.config.way == "point" else model.config.samples
 
@@ -86,8 +87,8 @@ class Judged(nn.Module):
         config, cpu = self.model.config, cpu_generator(generator)
         net = config.draw_net(cpu)
         tasks, writer = self.draws.next(cpu).to(self.model.device), self.model.writer(net)
-        classes = class_tokens(self.model, tasks, self.samples)
-        found = of_queries(writer, tasks, self.ends(self.model, writer, classes, generator))
+        classes, shares = seen(self.model, tasks, self.samples)
+        found = of_queries(writer, tasks, self.ends(self.model, writer, classes, generator), shares)
         log_p = found.log_softmax(dim=-1)  # (T, s, Q, C)
         apart = -log_p.gather(-1, _places(log_p, tasks.targets)).mean()
         mean = log_p.logsumexp(dim=1) - math.log(self.samples)
@@ -106,6 +107,7 @@ class Matched(nn.Module):
     def __init__(self, model: AnyTask, bank: Bank, judged: bool) -> None:
         super().__init__()
         self.model, self.bank, self.judged = model, bank, judged
+        model.trunk.gate.requires_grad_(False)  # as above
         if not judged:  # what gets no gradient is not trained
             for net in model.config.nets:
                 writer = model.writer(net)
@@ -116,7 +118,7 @@ class Matched(nn.Module):
         device, samples = self.model.device, self.model.config.samples
         net, tasks, x_1 = self.bank.next(cpu_generator(generator))
         tasks, writer = tasks.to(device), self.model.writer(net)
-        classes = class_tokens(self.model, tasks, samples)
+        classes, shares = seen(self.model, tasks, samples)
         x_1 = x_1.to(device).repeat_interleave(samples, dim=0)
         x_0 = self.model.start(writer, classes, generator)
         t = torch.rand(len(x_0), generator=generator, device=device)
@@ -124,7 +126,7 @@ class Matched(nn.Module):
         end = self.model.trunk(x_t, t, writer.neurons, classes)
         loss: Tensor = (end - x_1).square().mean()
         if self.judged:
-            found = of_queries(writer, tasks, end).movedim(-1, 1)  # (T, C, s, Q)
+            found = of_queries(writer, tasks, end, shares).movedim(-1, 1)  # (T, C, s, Q)
             loss = loss + F.cross_entropy(found, tasks.targets[:, None].expand(-1, samples, -1))
         return loss
 

@@ -1,18 +1,22 @@
 """Neuron tokens to weights: how one architecture is written.
 
 A hidden neuron is a token x (m,); its layer's linear map D turns it into the neuron's incoming
-weights, gain and bias, around those of a base network that all tasks share:
+weights, gain and bias, around those of a base network:
 
     (w, g, b) = (v / |v|, g, b)_base + D x,   v of mean 0
 
-The gain and the bias are in the units of the support set (`units`). That the base network's weights are
+The base network is a mixture of E, whose shares follow from what kind of images the support set has
+(`trunk`): a network as small as these cannot see strokes and photographs equally well.
+
+Gain and bias are in the units of the support set (`units`). That the base network's weights are
 directions makes it train as networks with BatchNorm do (Qiao et al. 2019, 1903.10520). A class is a
 token too. The row of the last layer that belongs to it is the ridge regression of the class on what the
 written body computes on the support set, with a correction that the token writes:
 
     R = ridge(body(support; w), labels),   rows = s R + D x
 
-Axes: n networks, N hidden neurons, C classes, K support images, F features, m numbers a token.
+Axes: n networks, N hidden neurons, C classes, K support images, F features, m numbers a token, E base
+networks.
 """
 
 from __future__ import annotations
@@ -40,10 +44,10 @@ class Writer(nn.Module):
 
     Args:
         net: a plain sequence of layers, a name of `flown.nets.NETS`.
-        width: of the trunk's tokens. numbers: m.
+        width: of the trunk's tokens. numbers: m. experts: E.
     """
 
-    def __init__(self, net: str, width: int, numbers: int) -> None:
+    def __init__(self, net: str, width: int, numbers: int, experts: int = 1) -> None:
         super().__init__()
         self.kind = architecture(net, 3, 2)
         bodies = {channels: architecture(net, channels, 2).build() for channels in (1, 3)}
@@ -59,26 +63,30 @@ class Writer(nn.Module):
             F.pad(F.pad(weights[f"{name}.weight"].flatten(1), (0, 1), value=1.0), (0, 1))
             for name in self.names
         ]
-        self.base = nn.ParameterList([row.detach().clone() for row in rows])
-        self.units = nn.ModuleList([Units(len(row)) for row in rows])
+        self.base = nn.ParameterList([row.detach().repeat(experts, 1, 1) for row in rows])
+        self.units = nn.ModuleList([Units(len(row), experts) for row in rows])
         self.neurons = nn.Parameter(torch.randn(sum(map(len, rows)), width) * 0.5)
         self.decoders = nn.ParameterList([torch.randn(numbers, row.shape[1]) for row in rows])
         self.head_decoder = nn.Parameter(torch.zeros(numbers, self.features + 1))
-        self.ridge = nn.Linear(numbers, 2)  # how much the regression is shrunk, and scaled
+        # How much the regression is shrunk, and scaled: logarithms.
+        self.regression = nn.Parameter(torch.tensor([-3.4, 3.0]).repeat(experts, 1))
+        self.ridge = nn.Linear(numbers, 2, bias=False)
         nn.init.zeros_(self.ridge.weight)
-        self.ridge.bias.data.copy_(torch.tensor([-3.4, 3.0]))
 
-    def write_body(self, x: Tensor, support: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def write_body(
+        self, x: Tensor, shares: Tensor, support: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """Tensors of all layers but the last, by name, each (n, *shape), and features (n, K, F).
 
         Args:
-            x: tokens (n, N, m). support: images (K, c, S, S) for all or (n, K, c, S, S).
+            x: tokens (n, N, m). shares: of the base networks, (n, E) or (1, E) for all.
+            support: images (K, c, S, S) for all or (n, K, c, S, S).
         """
         n, channels = len(x), support.shape[-3]
         h = support.transpose(0, 1).flatten(1, 2) if support.ndim == 5 else support
         h = stacked.channels_last(h)  # (K, c, S, S) or (K, n c, S, S)
         tensors: dict[str, Tensor] = {}
-        written = iter(self._layers(x))
+        written = iter(self._layers(x, shares))
         for layer in self.bodies[channels]:
             if isinstance(layer, nn.Flatten):
                 h = h.unflatten(1, (n, -1)).transpose(0, 1).flatten(2)
@@ -93,11 +101,11 @@ class Writer(nn.Module):
                 groups = h.shape[1] // weight.shape[2]
                 kernel = weight.flatten(0, 1)
                 z = F.conv2d(h, kernel, None, layer.stride, layer.padding, layer.dilation, groups)
-                factor, lift = units(z, gain, bias)
+                factor, lift = units(z, gain, bias, shares)
                 h = torch.addcmul(lift.flatten()[:, None, None], z, factor.flatten()[:, None, None])
             else:
                 z = torch.bmm(h, weight.mT)  # (n, K, out)
-                factor, lift = units(z.transpose(0, 1).flatten(1), gain, bias)
+                factor, lift = units(z.transpose(0, 1).flatten(1), gain, bias, shares)
                 h = torch.addcmul(lift[:, None], z, factor[:, None])
             tensors[f"{name}.weight"] = weight * factor.view(
                 *factor.shape, *[1] * (weight.ndim - 2)
@@ -105,14 +113,17 @@ class Writer(nn.Module):
             tensors[f"{name}.bias"] = lift
         return tensors, h
 
-    def _layers(self, x: Tensor) -> Iterator[tuple[str, Tensor, Tensor, Tensor, Units]]:
+    def _layers(
+        self, x: Tensor, shares: Tensor
+    ) -> Iterator[tuple[str, Tensor, Tensor, Tensor, Units]]:
         """Each layer's name, weights (n, *shape), gains and biases (n, out), and its units."""
-        parts = x.split([len(base) for base in self.base], dim=1)
+        parts = x.split([base.shape[1] for base in self.base], dim=1)
         layers = zip(self.names, self.shapes, self.base, self.decoders, self.units, strict=True)
         for (name, shape, base, decoder, units), part in zip(layers, parts, strict=True):
-            v, other = base.split([base.shape[1] - 2, 2], dim=1)
-            v = F.normalize(v - v.mean(dim=1, keepdim=True))
-            rows = torch.cat([v, other], dim=1) + _decoded(part, decoder)  # (n, out, in + 2)
+            mixed = torch.einsum("ne,eoi->noi", shares, base)
+            v, other = mixed.split([mixed.shape[2] - 2, 2], dim=2)
+            v = F.normalize(v - v.mean(dim=2, keepdim=True), dim=2)
+            rows = torch.cat([v, other], dim=2) + _decoded(part, decoder)  # (n, out, in + 2)
             assert isinstance(units, Units)
             yield name, rows[..., :-2].unflatten(2, shape[1:]), rows[..., -2], rows[..., -1], units
 
@@ -120,32 +131,36 @@ class Writer(nn.Module):
         """Features (n, K, F) of bodies, images (K, c, S, S) for all or (n, K, c, S, S)."""
         return stacked.forward(self.bodies[images.shape[-3]], tensors, images)
 
-    def write_head(self, x: Tensor, features: Tensor, labels: Tensor, views: float = 1.0) -> Tensor:
+    def write_head(
+        self, x: Tensor, shares: Tensor, features: Tensor, labels: Tensor, views: float = 1.0
+    ) -> Tensor:
         """Rows of the last layer, weights and bias, (n, C, F + 1).
 
         Args:
-            x: class tokens (n, C, m). features: of the support set, (n, K, F). labels: (n, K).
+            x: class tokens (n, C, m). shares: as for `write_body`.
+            features: of the support set, (n, K, F). labels: (n, K).
             views: how many of the K are of one image; they say no more than one.
         """
-        shrink, scale = self._regression(x)
+        shrink, scale = self._shrink_and_scale(x, shares)
         found = ridge(features, labels, x.shape[1], views * shrink)
         rows: Tensor = scale * found + _decoded(x, self.head_decoder)
         return rows
 
-    def left_out(self, x: Tensor, features: Tensor, labels: Tensor) -> Tensor:
+    def left_out(self, x: Tensor, shares: Tensor, features: Tensor, labels: Tensor) -> Tensor:
         """What heads that are written without images say of these, logits (n, K, C).
 
         Args:
             labels: (K,); others as of `write_head`.
         """
-        shrink, scale = self._regression(x)
+        shrink, scale = self._shrink_and_scale(x, shares)
         found = scale * left_out(features, labels, x.shape[1], shrink)
         logits: Tensor = found + with_one(features) @ _decoded(x, self.head_decoder).mT
         return logits
 
-    def _regression(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _shrink_and_scale(self, x: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
         """How much the regression is shrunk, and scaled, each (n, 1, 1), of class tokens (n, C, m)."""
-        shrink, scale = self.ridge(x.mean(dim=1)).exp()[..., None, None].unbind(1)
+        logs = shares @ self.regression + self.ridge(x.mean(dim=1))
+        shrink, scale = logs.exp()[..., None, None].unbind(1)
         return shrink, scale
 
     def pack(self, body: dict[str, Tensor], head: Tensor, kind: Architecture) -> WeightBatch:

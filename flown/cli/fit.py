@@ -38,6 +38,13 @@ def fit(
             "mini_imagenet, a folder of images; repeat for several.",
         ),
     ] = None,
+    begin: Annotated[
+        Optional[str],
+        typer.Option(
+            "--begin",
+            help="Train a model of this kind further, such as flown-any; for --tasks.",
+        ),
+    ] = None,
     out: Out,
     overrides: Overrides = None,
     seed: Annotated[
@@ -60,17 +67,21 @@ def fit(
     if tasks:
         from flown.anytask.config import AnyTaskConfig
         from flown.anytask.fit import fit as fit_tasks
+        from flown.generator.files import locate
 
         settings = (AnyTaskConfig.load(config) if config else AnyTaskConfig()).of(tasks)
         fit_tasks(
             settings.override(changes),
             out=out,
+            begin=None if begin is None else locate(begin),
             resume=resume,
             overwrite=overwrite,
             device=device_of(device),
         )
         wrote(out / "model")
         return
+    if begin is not None:
+        raise FlownError("--begin: is for any-task generators, which --tasks trains")
     _fit_zoos(config, zoo or [], out, changes, resume, overwrite, device_of(device))
 
 

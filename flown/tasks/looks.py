@@ -3,8 +3,9 @@
     image = colour(stroke(warp(x)))
 
 Drawn once a task: rotation, scale, shear, elastic strength, stroke width, blur, ink and ground,
-texture, noise. Drawn for each image: a small warp, a shift, a change of brightness. Axes: T tasks, N
-images of a task, c channels, S pixels of a side; images are floats in [0, 1].
+texture, noise. Drawn for each image: a small warp, a shift, a change of brightness. Some tasks have no
+look but for small warps: most images that a user has are plain. Axes: T tasks, N images of a task, c
+channels, S pixels of a side; images are floats in [0, 1].
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LUMA = (0.299, 0.587, 0.114)
+_PLAIN = 0.3  # of tasks, which are as they are but for small warps
 
 
 def grey(x: Tensor) -> Tensor:
@@ -31,18 +33,20 @@ class Looks:
 
     def strokes(self, x: Tensor, channels: int) -> Tensor:
         """Looks for strokes (T, N, 1, S, S), ink bright on black, to (T, N, channels, S, S)."""
+        near = self._warp(x, turn=0.1, jitter=0.04, shift=0.04, padding="zeros")
         x = self._warp(x, turn=0.2, jitter=0.12, shift=0.1, padding="zeros")
         x = self._stroke(self._beside(x))
-        x = self._inked(x, channels)
-        return self._noise(x).clamp(0, 1)
+        x = self._noise(self._inked(x, channels))
+        return torch.where(self._chance(_PLAIN, len(x)), near, x).clamp(0, 1)
 
     def photos(self, x: Tensor, channels: int) -> Tensor:
         """Looks for pictures (T, N, 3, S, S), to (T, N, channels, S, S)."""
         flipped = self._chance(0.5, *x.shape[:2])
         x = torch.where(flipped, x.flip(-1), x)
+        near = self._warp(x, turn=0.02, jitter=0.04, shift=0.05, padding="reflection")
         x = self._warp(x, turn=0.05, jitter=0.06, shift=0.08, padding="reflection")
         if channels == 1:
-            x = grey(x)
+            x, near = grey(x), grey(near)
         x = self._softened(x, 0.3)
         gain, lift = 1 + 0.25 * self._normal(*x.shape[:2]), 0.1 * self._normal(*x.shape[:2])
         task = 1 + 0.2 * self._normal(x.shape[0], 1, channels)
@@ -50,7 +54,7 @@ class Looks:
         x = torch.where(self._chance(0.15, len(x)), 1 - x, x)
         if channels == 1:
             x = torch.where(self._chance(0.15, len(x)), x * self._vignette(x), x)
-        return self._noise(x).clamp(0, 1)
+        return torch.where(self._chance(_PLAIN, len(x)), near, self._noise(x)).clamp(0, 1)
 
     def views(self, x: Tensor, count: int) -> Tensor:
         """Other views of images (N, c, S, S), (count, N, c, S, S).

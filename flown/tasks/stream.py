@@ -125,16 +125,27 @@ class TaskStream:
             size: numbers of tasks, ways, shots and queries a class; random by default.
             looks: False for images as they are.
         """
+        return self.drawn(generator, channels, size, looks)[0]
+
+    def drawn(
+        self,
+        generator: torch.Generator,
+        channels: int,
+        size: tuple[int, int, int, int] | None = None,
+        looks: bool = True,
+    ) -> tuple[Episodes, Tensor]:
+        """The same, and which tasks are of pictures, not of strokes, (T,)."""
         generator = cpu_generator(generator)
         tasks, ways, shots, queries = size or self.size(generator)
         shares = torch.tensor([self.config.pools[name] for name in self.pools])
         chosen = torch.multinomial(shares, tasks, replacement=True, generator=generator)
-        parts = []
+        parts, pictures = [], []
         for place, pool in enumerate(self.pools.values()):
             if count := int((chosen == place).sum()):
                 episodes = pool.classes.draw(ways, shots, queries, generator, count)
                 parts.append(self._seen(pool, episodes, channels, generator, looks))
-        return Episodes.join(parts)
+                pictures += [pool.images.shape[1] == 3] * count
+        return Episodes.join(parts), torch.tensor(pictures)
 
     def _seen(
         self,
@@ -187,13 +198,17 @@ class Draws:
 
     def at(self, seed: int) -> Episodes:
         """The draw of a seed, as images."""
+        return self.drawn(seed)[0]
+
+    def drawn(self, seed: int) -> tuple[Episodes, Tensor]:
+        """The same, and which of its tasks are of pictures, (T,)."""
         if self.tasks:
             seed %= len(self.tasks)
         generator, channels, (tasks, *size) = self._begun(seed)
         ways, shots, queries = size
         if self.tasks:
             tasks = self.tasks[seed]
-        return self.stream.draw(generator, channels, (tasks, ways, shots, queries))
+        return self.stream.drawn(generator, channels, (tasks, ways, shots, queries))
 
     def next(self, generator: torch.Generator) -> Episodes:
         """A random one."""

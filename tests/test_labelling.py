@@ -108,6 +108,57 @@ def test_every_head_labels_and_its_file_says_the_same(
     torch.testing.assert_close(p, found.probabilities, atol=1e-4, rtol=1e-4)
 
 
+def test_written_networks_label_and_their_file_says_the_same(
+    known: Path, new: Path, tmp_path: Path
+) -> None:
+    found = label(known, new, head="written")
+    left, *_ = found.figures()
+    assert left[:3] == ("left out in turn", 9, 100.0)
+    found.save(tmp_path / "out")
+    rows = read(tmp_path / "out" / "predictions.csv")
+    assert all(Path(row["file"]).stem.rsplit(" ", 1)[0] == row["class"] for row in rows)
+    batch = flown.WeightBatch.load(tmp_path / "out" / "head.safetensors")
+    assert batch.task is not None and batch.task.classes == found.classes
+    images = torch.stack([read_image(Path(row["file"])) for row in rows])
+    images = F.interpolate(images.float(), (32, 32), mode="bilinear", antialias=True)
+    p = batch.logits(batch.preprocess(images.round().to(torch.uint8))).softmax(dim=2).mean(dim=0)
+    torch.testing.assert_close(p, found.probabilities, atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("head", ["centroid", "caml", "written"])
+def test_pictures_of_no_class_are_unknown(
+    head: str, known: Path, new: Path, tmp_path: Path
+) -> None:
+    random = np.random.default_rng(7)
+    for i in range(4):  # stripes of black and white, like nothing that was shown
+        strange = np.zeros((20, 20, 3), np.uint8)
+        strange[:, (i % 2) :: 2] = 255
+        Image.fromarray(strange ^ random.integers(0, 9, strange.shape, np.uint8)).save(
+            new / f"stripes {i}.png"
+        )
+    found = label(known, new, head=head, backbone=OURS if head == "centroid" else None, unknown=0.2)
+    assert found.novelty is not None
+    strange = [i for i, file in enumerate(found.queries.files) if "stripes" in file.name]
+    assert all(found.is_unknown(i) for i in strange)
+    assert sum(map(found.is_unknown, range(len(found.queries)))) <= 4 + 5
+    found.save(tmp_path / "out")
+    rows = read(tmp_path / "out" / "predictions.csv")
+    for i, row in enumerate(rows):
+        assert (row["class"] == "unknown") == (float(row["novelty"]) > 1) == found.is_unknown(i)
+    write_labelled(page := tmp_path / "page.html", found)
+    assert "<h3>unknown (" in page.read_text("utf-8")
+
+
+def test_what_unknown_needs(known: Path, new: Path, tmp_path: Path) -> None:
+    with pytest.raises(FlownError, match="between 0 and 1"):
+        label(known, new, backbone=OURS, unknown=0.0)
+    with pytest.raises(FlownError, match="two images of a class"):
+        label(known, new, backbone=OURS, unknown=0.1, shots=1)
+    shutil.copytree(known / "草", known / "unknown")
+    with pytest.raises(FlownError, match="a class is called 'unknown'"):
+        label(known, new, backbone=OURS, unknown=0.1)
+
+
 def test_classes_that_are_known_are_measured(known: Path, tmp_path: Path) -> None:
     asked = fill(tmp_path / "asked", 2, seed=2)
     picture((30, 60, 200), np.random.default_rng(5)).save(asked / "no idea.png")

@@ -31,11 +31,22 @@ def fewshot(
         ),
     ] = None,
     head: Annotated[
-        str, typer.Option(help="How a head is made: centroid, ridge, probe, flow or caml.")
+        str,
+        typer.Option(
+            help="How a head is made: centroid, ridge, probe, flow or caml; written: whole networks, by "
+            "flown-any, for drawings and signs."
+        ),
     ] = "centroid",
     shots: Annotated[
         Optional[int],
         typer.Option(help="Random images of each class to learn from; by default all."),
+    ] = None,
+    unknown: Annotated[
+        Optional[float],
+        typer.Option(
+            help="Label images of none of the classes as unknown; the number is the part of images of "
+            "the classes that may be called so, such as 0.05."
+        ),
     ] = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
@@ -50,7 +61,9 @@ def fewshot(
         allow(backbone)
     for name in ("index.html", *labelling.OUTPUTS):
         prepare_file(out / name, overwrite)
-    found = labelling.label(folder, label, backbone=backbone, head=head, shots=shots, seed=seed)
+    found = labelling.label(
+        folder, label, backbone=backbone, head=head, shots=shots, unknown=unknown, seed=seed
+    )
     for warning in found.warnings:
         say(console, f"warning: {warning}", "yellow")
     for name, count, accuracy, error in found.figures():
@@ -58,6 +71,8 @@ def fewshot(
             console,
             f"{count} images {name}: accuracy {accuracy:.1f} %, expected calibration error {error:.1f} %",
         )
+    if found.novelty is not None:
+        say(console, f"{int((found.novelty > 1).sum())} images of none of the classes")
     written = found.save(out)
     write_labelled(out / "index.html", found)
     wrote(*written, out / "index.html")

@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flown.base.errors import FlownError, unknown
+from flown.base import errors
+from flown.base.errors import FlownError
 from flown.base.files import write_text
 from flown.context import CAML, SupportEncoder
 from flown.context.backbones import Backbone
@@ -32,8 +33,10 @@ from flown.heads.features import Standardised, load_backbone
 from flown.heads.heads import feature_head
 from flown.heads.incontext import caml_logits
 from flown.heads.meta import flow_heads
+from flown.heads.unknown import distances, left_out, limit
+from flown.heads.written import GENERATOR, Written
 from flown.nets.linear import NormalisedHead
-from flown.tasks import Pictures
+from flown.tasks import Pictures, Support
 from flown.tasks.task import Task
 from flown.weights.batch import WeightBatch
 from flown.weights.layout import WeightLayout
@@ -58,8 +61,13 @@ LINEAR = {
     "probe": _Kind(probe_heads, (0.29, 0.19)),
     "flow": _Kind(flow_heads, (0.57, 0.21)),
 }
-HEADS = (*LINEAR, "caml")
-_TRAINED = {"caml": ("CAML", CONTEXT), "flow": ("the generator", BACKBONE)}  # name, its backbone
+HEADS = (*LINEAR, "caml", "written")
+_TRAINED = {  # what was trained on which backbone
+    "caml": ("CAML", CONTEXT),
+    "flow": ("the generator", BACKBONE),
+    "written": ("the generator", GENERATOR),
+}
+UNKNOWN = "unknown"  # the label of images of no class
 _CAML_TAUS = (2.6, 2.3)
 
 
@@ -69,7 +77,8 @@ class Labelled:
 
     `left_out` (n, C) are the probabilities of the support's images `rows` (n,) by heads that have not
     seen them; None where a class has a single image. `head` holds one network from features to logits,
-    whose softmax are the confidences; None for CAML, which has no head.
+    whose softmax are the confidences, or whole networks that vote; None for CAML, which has no head.
+    `novelty` (N,) is beyond 1 for queries of no class, where that was asked.
     """
 
     method: str
@@ -80,6 +89,7 @@ class Labelled:
     left_out: Tensor | None
     queries: Pictures | None
     probabilities: Tensor | None  # (N, C), of the queries
+    novelty: Tensor | None
     head: WeightBatch | None
     temperature: float
     warnings: tuple[str, ...]
@@ -93,7 +103,7 @@ class Labelled:
         """
         table, network = (Path(out) / name for name in OUTPUTS)
         if self.queries is not None and self.probabilities is not None:
-            write_text(table, _csv(self.classes, self.queries, self.probabilities))
+            write_text(table, _csv(self.classes, self.queries, self.probabilities, self.novelty))
         else:
             table.unlink(missing_ok=True)
         if self.head is not None:
@@ -101,6 +111,10 @@ class Labelled:
         else:
             network.unlink(missing_ok=True)
         return [path for path in (table, network) if path.exists()]
+
+    def is_unknown(self, i: int) -> bool:
+        """Whether a query is of no class."""
+        return self.novelty is not None and float(self.novelty[i]) > 1
 
     def figures(self) -> list[tuple[str, int, float, float]]:
         """Measurements: which images, how many, accuracy and calibration error in percent."""
@@ -129,6 +143,7 @@ def label(
     backbone: str | None = None,
     head: str = HEAD,
     shots: int | None = None,
+    unknown: float | None = None,
     seed: int = 0,
 ) -> Labelled:
     """Learns the classes of one folder and labels the images of another.
@@ -139,13 +154,15 @@ def label(
         backbone: a name for `load_backbone`, or `context`, the backbone of CAML.
         head: one of `HEADS`; the default has the highest accuracy on validation tasks.
         shots: number of random images of each class to use; by default all.
+        unknown: the part of images of the classes that may be called unknown; with it, others are.
 
     Raises:
-        FlownError: an unknown head or backbone, or an unusable folder; the message says why.
+        FlownError: an unknown head or backbone, or an unusable folder; the message says why. With
+            `unknown`, no class has two images, or one is called so.
     """
     start = time.monotonic()
     if head not in HEADS:
-        raise unknown("head", head, HEADS)
+        raise errors.unknown("head", head, HEADS)
     name = backbone or (_TRAINED[head][1] if head in _TRAINED else BACKBONE)
     known, classes = folder.read_support(Path(support), shots, seed)
     asked: Pictures | None = None
@@ -153,7 +170,11 @@ def label(
     if queries is not None:
         asked, warnings = folder.read_queries(Path(queries), Path(support), classes)
     warnings += folder.duplicates(known, asked)
-    method = _Method(head, name, known, len(classes))
+    if unknown is not None and UNKNOWN in classes:
+        raise FlownError(
+            f"{support}: a class is called '{UNKNOWN}', the label of images of no class"
+        )
+    method = _method(head, name, known, len(classes))
     left_out, rows = method.calibrate()
     made = method.batch(classes, Path(support).resolve().name)
     probabilities = None if asked is None else method.probabilities(asked)
@@ -166,6 +187,7 @@ def label(
         left_out=left_out,
         queries=asked,
         probabilities=probabilities,
+        novelty=None if unknown is None or asked is None else method.novelty(unknown, asked),
         head=made,
         temperature=method.tau,
         warnings=tuple(warnings),
@@ -173,16 +195,20 @@ def label(
     )
 
 
+def _method(head: str, name: str, support: Pictures, ways: int) -> _Method | Written:
+    trained, required = _TRAINED.get(head, ("", name))
+    if name != required:
+        raise FlownError(
+            f"--head {head}: {trained} was trained on the features of '{required}', not of "
+            f"'{name}'; leave --backbone out, or take another head"
+        )
+    return Written(support, ways) if head == "written" else _Method(head, name, support, ways)
+
+
 class _Method:
     """A backbone and a kind of head, with the support's features z (S, F)."""
 
     def __init__(self, head: str, name: str, support: Pictures, ways: int) -> None:
-        trained, required = _TRAINED.get(head, ("", name))
-        if name != required:
-            raise FlownError(
-                f"--head {head}: {trained} was trained on the features of '{required}', not of "
-                f"'{name}'; leave --backbone out, or take another head"
-            )
         self.head, self.name, self.labels, self.ways = head, name, support.labels, ways
         self.caml: CAML | None = None
         self.backbone: nn.Module
@@ -240,6 +266,16 @@ class _Method:
         found: Tensor = (logits / self.tau).softmax(dim=1)
         return found
 
+    def novelty(self, rate: float, queries: Pictures) -> Tensor:
+        """Distances (N,) from the nearest class, in units of what a part `rate` of them exceed."""
+
+        def score(seen: Support, asked: Tensor) -> Tensor:
+            return distances(seen.images[None], seen.labels, self.ways, asked[None])
+
+        support = Support(self.z, self.labels)
+        most = limit(left_out(support, score), rate)
+        return score(support, self._z(folder.picture_features(self.backbone, queries))) / most
+
 
 def context_backbone() -> tuple[Standardised, CAML]:
     """The backbone `context` and the CAML that was trained on its features."""
@@ -251,8 +287,13 @@ def context_backbone() -> tuple[Standardised, CAML]:
     return backbone, encoder.caml
 
 
-def _csv(classes: tuple[str, ...], queries: Pictures, probabilities: Tensor) -> str:
-    """A row for each image: file, class, confidence, its true class if known, p of each class."""
+def _csv(
+    classes: tuple[str, ...], queries: Pictures, probabilities: Tensor, novelty: Tensor | None
+) -> str:
+    """A row for each image: file, class, confidence, its true class if known, p of each class.
+
+    Where it was asked, the class may be unknown, and the image's novelty stands at the end.
+    """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     any_known = bool((queries.labels >= 0).any())
@@ -263,10 +304,13 @@ def _csv(classes: tuple[str, ...], queries: Pictures, probabilities: Tensor) -> 
             "confidence",
             *(["true class"] if any_known else []),
             *(f"p({name})" for name in classes),
+            *(["novelty"] if novelty is not None else []),
         ]
     )
-    for file, p, label in zip(queries.files, probabilities, queries.labels.tolist(), strict=True):
-        best = int(p.argmax())
+    for i, (file, p) in enumerate(zip(queries.files, probabilities, strict=True)):
+        best, label = int(p.argmax()), int(queries.labels[i])
         true = [classes[label] if label >= 0 else ""] if any_known else []
-        rows.writerow([file, classes[best], f"{p[best]:.4f}", *true, *(f"{x:.4f}" for x in p)])
+        far = [] if novelty is None else [f"{float(novelty[i]):.4f}"]
+        name = UNKNOWN if novelty is not None and novelty[i] > 1 else classes[best]
+        rows.writerow([file, name, f"{p[best]:.4f}", *true, *(f"{x:.4f}" for x in p), *far])
     return text.getvalue()

@@ -10,13 +10,17 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from flown.anytask.model import AnyTask
 from flown.context.backbones import features
+from flown.generator.model import Flown
 from flown.heads import calibrate
 from flown.heads.classifiers import accuracy, apply_heads
 from flown.heads.features import load_backbone
 from flown.heads.incontext import in_context
 from flown.heads.labelling import BACKBONE, LINEAR, context_backbone
+from flown.heads.written import GENERATOR, NETWORKS, vote
 from flown.measure.interval import interval
 from flown.tasks import ClassPool, Episodes, ManyClass, check_disjoint, load_many
 
@@ -43,6 +47,7 @@ def validate(
     check_disjoint(many.class_split)
     backbone = load_backbone(BACKBONE)
     context, caml = context_backbone()
+    model: AnyTask = Flown.from_pretrained(GENERATOR)
     rows = torch.isin(many.labels, many.class_split["val"])
     images, pool = many.images[rows], ClassPool(many.labels[rows], many.class_split["val"])
     found = []
@@ -57,10 +62,20 @@ def validate(
             found.append(_measured(name, logits, tasks))
         tasks = drawn.gather(features(context, images))
         found.append(_measured("caml", in_context(tasks, caml), tasks))
+        found.append(_measured("written", _written(model, images, drawn), tasks))
     return found
 
 
-def _measured(head: str, logits: torch.Tensor, tasks: Episodes) -> Validated:
+def _written(model: AnyTask, images: Tensor, drawn: Episodes) -> Tensor:
+    """Log probabilities (T, N, W) by the vote of networks that are written for each task."""
+    found = []
+    for support, labels, query in zip(drawn.support, drawn.labels, drawn.query, strict=True):
+        networks = model.generate(images[support], labels, NETWORKS)
+        found.append(vote(networks, images[query]).log())
+    return torch.stack(found)
+
+
+def _measured(head: str, logits: Tensor, tasks: Episodes) -> Validated:
     right = accuracy(logits, tasks)
     flat, targets = logits.flatten(0, 1), tasks.targets.flatten()
     tau = calibrate.temperature(flat, targets)

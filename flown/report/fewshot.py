@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from flown.base.terminal import Table
-from flown.heads.labelling import Labelled
+from flown.heads.labelling import UNKNOWN, Labelled
 from flown.report.page import write_page
 
 _MOST = 500  # images that a page shows
@@ -60,10 +60,12 @@ def _queries(found: Labelled) -> list[tuple[str, list[_Shown]]] | None:
         return None
     confidence, chosen = found.probabilities.max(dim=1)
     rows = confidence.argsort(descending=True, stable=True)[:_MOST].tolist()
-    return [
-        (name, [_query(found, i) for i in rows if chosen[i] == label])
+    strange = [i for i in rows if found.is_unknown(i)]
+    named = [
+        (name, [_query(found, i) for i in rows if chosen[i] == label and i not in strange])
         for label, name in enumerate(found.classes)
     ]
+    return [*named, *([(UNKNOWN, [_query(found, i) for i in strange])] if strange else [])]
 
 
 def _query(found: Labelled, i: int) -> _Shown:

@@ -6,12 +6,13 @@ DEVICE ?= cpu
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python3.10,\
   $(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $(p))))
 
-.PHONY: help demo test lint slow ray clean
+.PHONY: help demo test lint slow ray installed clean
 
 help:
 	@echo "make demo   generate classifiers from noise, measured and drawn, in a few minutes"
 	@echo "make test   lint, types and tests; DEVICE=cuda runs the tests of devices there"
 	@echo "make slow   the tests that take minutes"
+	@echo "make installed  the wheel, in an environment of its own, offline"
 	@echo "make ray    the tests on a local Ray cluster; installs Ray"
 	@echo "make clean  remove the virtual environment and the demo's output"
 
@@ -41,6 +42,9 @@ slow: $(VENV)/.ready
 ray: $(VENV)/.ready
 	@$(BIN)/python -m pip install --quiet --editable '.[ray]'
 	$(BIN)/python -m pytest -m ray
+
+installed: $(VENV)/.ready
+	tests/installed $(BIN)/python
 
 clean:
 	rm -rf .venv demo-out

@@ -32,12 +32,11 @@ from flown.cli.options import (
 )
 from flown.cli.reproduce import reproduce
 from flown.cli.zoo import app as zoo_app
+from flown.version import __version__
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    help="Flow matching on neural-network weights: zoos, weight encoders, generated classifiers.",
     epilog="Example: flown generate --support digits --out nets.safetensors",
 )
 data_app = typer.Typer(
@@ -49,6 +48,22 @@ data_app = typer.Typer(
     ),
     epilog="Example: flown data show digits",
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        say(console, f"flown {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def flown(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", is_eager=True, callback=_version),
+    ] = False,
+) -> None:
+    """Flow matching on neural-network weights: zoos, weight encoders, generated classifiers."""
 
 
 @app.command(epilog="Example: flown demo --out demo-out")

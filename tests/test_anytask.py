@@ -14,6 +14,7 @@ import flown
 from flown import training
 from flown.anytask import model as any_model
 from flown.anytask.config import AnyTaskConfig, BaseConfig
+from flown.anytask.evidence import weigh
 from flown.anytask.fit import fit
 from flown.anytask.model import AnyTask
 from flown.anytask.ridge import confidence, left_out
@@ -165,6 +166,28 @@ def test_a_base_network_is_a_mixture_and_follows_the_images(model: AnyTask) -> N
     found = model.trunk.see(torch.rand(3, 6, 3, 32, 32), torch.arange(6).expand(3, -1) % 2, 2)
     assert torch.allclose(found.shares.sum(dim=1), torch.ones(3))
     assert (found.shares > 0).all() and found.shares.shape == (3, TINY.experts)
+
+
+@pytest.mark.parametrize("better", [0, 1])
+def test_a_support_set_speaks_for_the_base_network_that_tells_its_classes_apart(
+    better: int,
+) -> None:
+    torch.manual_seed(0)
+    writer = Writer("conv4-8", 16, 8, experts=2).double().requires_grad_(False)
+    for base in writer.base:
+        base[1 - better] = 0  # computes the same of every image
+    labels = torch.arange(20) % 2
+    images = torch.randn(20, 3, 32, 32, dtype=torch.float64) + 3 * labels[:, None, None, None]
+    gate = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
+    shares = weigh(writer, gate, images, labels)
+    assert shares[0, better] > 0.95 and torch.allclose(shares.sum(), ONE)
+    again = weigh(writer, gate, images, 1 - labels)
+    assert torch.allclose(shares, again, atol=0.02)
+    few = weigh(writer, gate, images[:3], labels[:3])
+    assert few[0, better] < shares[0, better], "three images tell less"
+    assert torch.equal(weigh(writer, gate, images[:2], labels[:2]), gate), "one of a class nothing"
+    sure = torch.tensor([[0.01, 0.99]], dtype=torch.float64)
+    assert weigh(writer, sure, images, labels)[0, 0] < shares[0, 0]
 
 
 @pytest.mark.parametrize("count", [6, 60])

@@ -125,6 +125,26 @@ def test_written_networks_label_and_their_file_says_the_same(
     torch.testing.assert_close(p, found.probabilities, atol=1e-2, rtol=0)
 
 
+def test_drawings_get_written_networks_and_pictures_a_centroid(
+    known: Path, new: Path, tmp_path: Path
+) -> None:
+    assert label(known).method == "centroid"
+    digits = flown.load_data("digits")
+    for part, first in (("digits", 0), ("others", 5)):
+        for digit in range(4):
+            rows = (digits.train.labels == digit).nonzero().flatten()[first : first + 5]
+            (folder := tmp_path / part / str(digit)).mkdir(parents=True)
+            for row in rows.tolist():
+                pixels = digits.train.images[row, 0].numpy()
+                Image.fromarray(pixels).resize((32, 32)).save(folder / f"{row}.png")
+    found = label(tmp_path / "digits", tmp_path / "others")
+    assert found.method == "written"
+    assert (
+        dict((name, right) for name, _, right, _ in found.figures())["to label, class known"] > 85
+    )
+    assert label(tmp_path / "digits", backbone=OURS).method == "centroid"
+
+
 @pytest.mark.parametrize("head", ["centroid", "caml", "written"])
 def test_pictures_of_no_class_are_unknown(
     head: str, known: Path, new: Path, tmp_path: Path
@@ -438,5 +458,5 @@ def test_calibration_error_by_hand() -> None:
 def test_one_image_a_class_takes_the_temperature_that_ships(known: Path, new: Path) -> None:
     found: Labelled = label(known, new, backbone=OURS, shots=1)
     assert found.left_out is None and len(found.rows) == 0 and found.figures() == []
-    assert found.temperature == labelling.LINEAR[labelling.HEAD].taus[0]
+    assert found.temperature == labelling.LINEAR[labelling.PICTURES].taus[0]
     assert read_support(known, 1)[0].labels.tolist() == [0, 1, 2]

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from flown.anytask import modelcard
 from flown.anytask.config import AnyTaskConfig
+from flown.anytask.evidence import weigh
 from flown.anytask.ridge import confidence
 from flown.anytask.trunk import Seen, Trunk
 from flown.anytask.writer import Writer, architecture
@@ -166,6 +167,17 @@ class AnyTask(nn.Module):
         x = torch.zeros(1, len(writer.neurons) + ways, self.config.numbers, device=self.device)
         return self._written(writer, x, self._seen(support, kind).shares, support, kind, 0)
 
+    def shares(self, images: Tensor, labels: Tensor) -> Tensor:
+        """What a support set seems to be: shares (E,) of strokes and of pictures.
+
+        Raises:
+            FlownError: as `generate`.
+        """
+        support, ways = self._support(images, labels)
+        kind = self._kind(self.writer(None), support.images, ways)
+        return self._seen(support, kind).shares[0]
+
+    @torch.no_grad()
     def _seen(self, support: Support, kind: Architecture) -> Seen:
         """What the trunk sees of one support set."""
         images = _framed(support.images, kind).to(self.device).expand(-1, 3, -1, -1)
@@ -182,6 +194,7 @@ class AnyTask(nn.Module):
     ) -> WeightBatch:
         """The networks of end points (n, N + C, m); the seed is that of further views."""
         images, labels = kind.preprocess(support.images.to(self.device)), support.labels.cpu()
+        shares = weigh(writer, shares, images, labels.to(self.device))
         looks, seen = Looks(torch.Generator().manual_seed(seed)), images.cpu()
         further = _viewed(labels, self.config.views)
         every = torch.cat([labels, *(labels[chosen] for chosen in further)])

@@ -34,9 +34,9 @@ def fewshot(
         str,
         typer.Option(
             help="How a head is made: centroid, ridge, probe, flow or caml; written: whole networks, by "
-            "flown-any, for drawings and signs."
+            "flown-any. auto: written for drawings and signs, centroid for other pictures."
         ),
-    ] = "centroid",
+    ] = "auto",
     shots: Annotated[
         Optional[int],
         typer.Option(help="Random images of each class to learn from; by default all."),

@@ -34,14 +34,14 @@ from flown.heads.heads import feature_head
 from flown.heads.incontext import caml_logits
 from flown.heads.meta import flow_heads
 from flown.heads.unknown import distances, left_out, limit
-from flown.heads.written import GENERATOR, Written
+from flown.heads.written import GENERATOR, Written, are_strokes
 from flown.nets.linear import NormalisedHead
 from flown.tasks import Pictures, Support
 from flown.tasks.task import Task
 from flown.weights.batch import WeightBatch
 from flown.weights.layout import WeightLayout
 
-BACKBONE, HEAD = "resnet12-small", "centroid"
+BACKBONE, HEAD = "resnet12-small", "auto"
 OUTPUTS = ("predictions.csv", "head.safetensors")
 CONTEXT = "context"  # the backbone that the shipped CAML was trained on
 
@@ -52,6 +52,10 @@ class _Kind(NamedTuple):
     heads: Callable[[Tensor, Tensor, int], Tensor]
     taus: tuple[float, float]
 
+
+# The best heads on tasks of validation classes, of 1 and of 5 images a class: of Omniglot's characters, and
+# of mini-ImageNet's photographs; `flown.heads.validate` measures them.
+STROKES, PICTURES = "written", "centroid"
 
 # These settings are the best on 5-way tasks of mini-ImageNet's validation classes, of 1 and of 5
 # images a class, with the shipped backbone; `flown.heads.validate` measures them.
@@ -152,7 +156,8 @@ def label(
         support: a folder with a sub-folder of images for each class.
         queries: a folder of images, or of sub-folders of them; without it, only a head is made.
         backbone: a name for `load_backbone`, or `context`, the backbone of CAML.
-        head: one of `HEADS`; the default has the highest accuracy on validation tasks.
+        head: one of `HEADS`; by default the most accurate on validation tasks of that kind of images,
+            strokes or pictures.
         shots: number of random images of each class to use; by default all.
         unknown: the part of images of the classes that may be called unknown; with it, others are.
 
@@ -161,10 +166,12 @@ def label(
             `unknown`, no class has two images, or one is called so.
     """
     start = time.monotonic()
-    if head not in HEADS:
-        raise errors.unknown("head", head, HEADS)
-    name = backbone or (_TRAINED[head][1] if head in _TRAINED else BACKBONE)
+    if head not in (*HEADS, HEAD):
+        raise errors.unknown("head", head, (*HEADS, HEAD))
     known, classes = folder.read_support(Path(support), shots, seed)
+    if head == HEAD:
+        head = STROKES if backbone is None and are_strokes(known, len(classes)) else PICTURES
+    name = backbone or (_TRAINED[head][1] if head in _TRAINED else BACKBONE)
     asked: Pictures | None = None
     warnings: list[str] = []
     if queries is not None:

@@ -80,6 +80,15 @@ class Written:
         return self.model.generate(*support, NETWORKS)
 
 
+def are_strokes(pictures: Pictures, ways: int) -> bool:
+    """Whether labelled pictures are drawings, signs or characters, for which networks can be written."""
+    model: AnyTask = Flown.from_pretrained(GENERATOR)
+    if ways > model.config.tasks.ways:
+        return False
+    images = stack(pictures.images, SIDE)
+    return float(model.shares(images, pictures.labels)[0]) > 0.5
+
+
 @torch.no_grad()
 def vote(networks: WeightBatch, images: Tensor) -> Tensor:
     """Mean probabilities (N, C) of networks for uint8 images (N, c, H, W)."""

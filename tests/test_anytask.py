@@ -177,10 +177,11 @@ def test_a_support_set_speaks_for_the_base_network_that_tells_its_classes_apart(
     for base in writer.base:
         base[1 - better] = 0  # computes the same of every image
     labels = torch.arange(20) % 2
-    images = torch.randn(20, 3, 32, 32, dtype=torch.float64) + 3 * labels[:, None, None, None]
+    images = torch.randn(20, 3, 32, 32, dtype=torch.float64)
+    images[1::2, :, ::4] += 9  # stripes
     gate = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
     shares = weigh(writer, gate, images, labels)
-    assert shares[0, better] > 0.95 and torch.allclose(shares.sum(), ONE)
+    assert shares[0, better] > 0.9 and torch.allclose(shares.sum(), ONE)
     again = weigh(writer, gate, images, 1 - labels)
     assert torch.allclose(shares, again, atol=0.02)
     few = weigh(writer, gate, images[:3], labels[:3])

@@ -24,7 +24,6 @@ from flown.heads.written import GENERATOR, NETWORKS, vote
 from flown.measure.interval import interval
 from flown.tasks import ClassPool, Episodes, ManyClass, check_disjoint, load_many
 
-
 _WRITTEN = 200  # tasks for which networks are written, which takes longer than a head
 
 

@@ -33,7 +33,7 @@ accuracies = flown.evaluate(batch, other_images, their_labels)
 Random tasks over the training classes of {pools},
 each with a look of its own.{unseen}
 {validation}
-Trained by flown {version}: {base} steps of the base networks, {steps} of the flow.
+Trained by flown {version}: {base} steps of the base networks, {steps} of the flow{begun}.
 """
 
 _UNSEEN = """ Not seen, in any
@@ -64,4 +64,5 @@ def render(config: AnyTaskConfig, card: Mapping[str, Any]) -> str:
         version=__version__,
         base=config.base.training.steps,
         steps=config.training.steps,
+        begun=", further from another model" if card.get("begin") else "",
     )

@@ -39,7 +39,7 @@ class UnknownStudy(Config):
     samples: int = 20
     rate: float = 0.05
     rows: tuple[Unseen, ...] = tuple(
-        Unseen(set=name, part="test", ways=ways, shots=5, tasks=40)
+        Unseen(set=name, part="test", ways=ways, shots=5, tasks=20)
         for name in ("omniglot_full", "mini_imagenet")
         for ways in (5, 10)
     )

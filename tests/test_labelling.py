@@ -27,7 +27,7 @@ from flown.heads.folder import read_support
 from flown.heads.labelling import Labelled, label
 from flown.heads.validate import validate
 from flown.report.fewshot import write_labelled
-from flown.tasks import ManyClass, read_image
+from flown.tasks import ManyClass, load_many, read_image
 from tests.test_cli import call
 
 COLOURS = {"blå hav": (30, 60, 200), "fire engine": (210, 40, 30), "草": (40, 170, 50)}
@@ -125,24 +125,20 @@ def test_written_networks_label_and_their_file_says_the_same(
     torch.testing.assert_close(p, found.probabilities, atol=1e-2, rtol=0)
 
 
-def test_drawings_get_written_networks_and_pictures_a_centroid(
-    known: Path, new: Path, tmp_path: Path
-) -> None:
-    assert label(known).method == "centroid"
-    digits = flown.load_data("digits")
-    for part, first in (("digits", 0), ("others", 5)):
-        for digit in range(4):
-            rows = (digits.train.labels == digit).nonzero().flatten()[first : first + 5]
-            (folder := tmp_path / part / str(digit)).mkdir(parents=True)
+def test_drawings_get_written_networks_but_with_a_backbone_of_ones_own(tmp_path: Path) -> None:
+    glyphs = load_many("glyphs")
+    for part, first in (("drawings", 0), ("others", 5)):
+        for character in range(0, 40, 10):
+            rows = (glyphs.labels == character).nonzero().flatten()[first : first + 5]
+            (folder := tmp_path / part / str(character)).mkdir(parents=True)
             for row in rows.tolist():
-                pixels = digits.train.images[row, 0].numpy()
-                Image.fromarray(pixels).resize((32, 32)).save(folder / f"{row}.png")
-    found = label(tmp_path / "digits", tmp_path / "others")
+                Image.fromarray(glyphs.images[row, 0].numpy()).save(folder / f"{row}.png")
+    found = label(tmp_path / "drawings", tmp_path / "others")
     assert found.method == "written"
     assert (
         dict((name, right) for name, _, right, _ in found.figures())["to label, class known"] > 85
     )
-    assert label(tmp_path / "digits", backbone=OURS).method == "centroid"
+    assert label(tmp_path / "drawings", backbone=OURS).method == "centroid"
 
 
 @pytest.mark.parametrize("head", ["centroid", "caml", "written"])

@@ -1,7 +1,7 @@
 """Networks as one self-contained C99 file: a classifier for what has no Python, or no memory.
 
 Weights are floats, or 8-bit integers with a scale for each row, w = s q; the inputs of a layer are then
-integers too, in units of their own largest, and sums are integers of 32 bits.
+integers of 12 bits, in units of their own largest, and sums are integers of 32 bits.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def write_c(batch: WeightBatch, path: Path | str, int8: bool = False) -> CSize:
     arrays = writer.arrays
     width = {"float": 4, "int8_t": 1}
     constants = sum(array.length * width[array.type] for array in arrays)
-    size = CSize(constants, writer.largest * (9 if int8 else 8))
+    size = CSize(constants, writer.largest * (10 if int8 else 8))
     classes = batch.task.classes if batch.task else [str(i) for i in range(kind.outputs)]
     text = (
         _environment()

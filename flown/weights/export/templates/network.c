@@ -16,11 +16,14 @@
 #include <stdint.h>
 
 {% if quantised %}
-/* Weights are integers and a scale for each row; so are the inputs of a layer, scaled anew each time. */
+/* Weights are integers of 8 bits and a scale for each row; the inputs of a layer are integers of 12 bits,
+   scaled anew each time. */
 typedef int8_t number;
+typedef int16_t input;
 typedef int32_t total;
 {% else %}
 typedef float number;
+typedef float input;
 typedef float total;
 {% endif %}
 
@@ -38,16 +41,16 @@ static const {{ array.type }} {{ array.name }}[{{ array.length }}] = {
 {% endfor %}
 static float work_a[{{ buffer }}], work_b[{{ buffer }}];
 {% if quantised %}
-static int8_t work_q[{{ buffer }}];
+static int16_t work_q[{{ buffer }}];
 
 /* Integers q with x = q times the number that is returned, nearly. */
-static float integers(const float *x, int8_t *q, int length) {
+static float integers(const float *x, int16_t *q, int length) {
     float largest = 0;
     for (int i = 0; i < length; i++) {
         if (fabsf(x[i]) > largest) largest = fabsf(x[i]);
     }
-    const float unit = largest > 0 ? largest / 127 : 1;
-    for (int i = 0; i < length; i++) q[i] = (int8_t)lroundf(x[i] / unit);
+    const float unit = largest > 0 ? largest / 2047 : 1;
+    for (int i = 0; i < length; i++) q[i] = (int16_t)lroundf(x[i] / unit);
     return unit;
 }
 {% endif %}
@@ -58,7 +61,7 @@ typedef struct {
     int kernel_height, kernel_width, stride_y, stride_x, top, left, step_y, step_x;
 } convolution;
 
-static void conv(const convolution *s, const number *x, float *y, const number *w, const float *bias{{ scale_argument }}) {
+static void conv(const convolution *s, const input *x, float *y, const number *w, const float *bias{{ scale_argument }}) {
     for (int o = 0; o < s->out; o++) {
         for (int i = 0; i < s->out_height; i++) {
             for (int j = 0; j < s->out_width; j++) {
@@ -82,7 +85,7 @@ static void conv(const convolution *s, const number *x, float *y, const number *
 
 {% endif %}
 {% if "linear" in kinds %}
-static void linear(int in, int out, const number *x, float *y, const number *w, const float *bias{{ scale_argument }}) {
+static void linear(int in, int out, const input *x, float *y, const number *w, const float *bias{{ scale_argument }}) {
     for (int o = 0; o < out; o++) {
         total sum = 0;
         for (int i = 0; i < in; i++) sum += (total)*w++ * x[i];

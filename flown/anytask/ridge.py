@@ -49,14 +49,19 @@ def left_out(features: Tensor, labels: Tensor, ways: int, shrink: Tensor | float
     fitted = hat @ wanted
     found: Tensor = fitted.clone()
     errors = wanted - fitted
-    member = F.one_hot(labels, ways)
-    turn = (member.cumsum(dim=0) * member).sum(dim=1)  # 1 for the first image of its class
-    turn = turn * (labels.bincount()[labels] > 1)
+    turn = turns(labels)
     for place in range(1, int(turn.max()) + 1):
         rows = (turn == place).nonzero().flatten()
         kept = eye[rows][:, rows] - hat[:, rows][:, :, rows]
         found[:, rows] = wanted[rows] - torch.linalg.solve(kept, errors[:, rows])
     return found
+
+
+def turns(labels: Tensor) -> Tensor:
+    """In which round an image is left out, (K,): 1 for the first of its class, 0 for a class's only one."""
+    member = F.one_hot(labels)
+    place = (member.cumsum(dim=0) * member).sum(dim=1)
+    return place * (labels.bincount()[labels] > 1)
 
 
 def confidence(logits: Tensor, labels: Tensor) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from flown.anytask.writer import architecture
 from flown.base.config import Config
 from flown.base.progress import bar
 from flown.base.provenance import write_results
-from flown.experiments.begin import begin, kept
+from flown.experiments.begin import Result, begin, kept
 from flown.experiments.clock import Clock
 from flown.experiments.queries import Judged, judged, mean, record, right
 from flown.experiments.unseen import ROWS, VALIDATION, Unseen
@@ -73,13 +73,6 @@ def study(scale: str, seed: int) -> AnyTaskStudy:
         scratch_steps=5,
         seed=seed,
     )
-
-
-class Result(NamedTuple):
-    """Records, one a row and method, and their provenance."""
-
-    rows: list[dict[str, Any]]
-    about: dict[str, Any]
 
 
 def anytask(

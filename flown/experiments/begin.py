@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flown.base.files import read_json, write_json
+from flown.base.provenance import Row
 from flown.base.run import Run
+
+
+class Result(NamedTuple):
+    """A study's records, one a row and method, and their provenance."""
+
+    rows: list[Row]
+    about: dict[str, Any]
 
 
 def begin(out: Path, experiment: str, scale: str, seed: int, resume: bool, overwrite: bool) -> Path:

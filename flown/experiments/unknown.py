@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,15 +17,15 @@ from flown.anytask.model import AnyTask
 from flown.base.config import Config
 from flown.base.progress import bar
 from flown.base.provenance import Row, write_results
-from flown.experiments.begin import begin, kept
+from flown.experiments.begin import Result, begin, kept
 from flown.experiments.clock import Clock
 from flown.experiments.unseen import Unseen
 from flown.generator.model import Flown
 from flown.heads.unknown import distances, left_out, limit, of_networks
+from flown.measure.evaluate import probabilities
 from flown.measure.interval import interval
 from flown.report.unknown import write_unknown
 from flown.tasks import Support
-from flown.weights.batch import WeightBatch
 
 # The second of these is what `ImageClassifier(unknown=)` uses.
 METHODS = ("maximum softmax", "distance in written networks", "distance of pixels")
@@ -44,13 +43,6 @@ class UnknownStudy(Config):
         for ways in (5, 10)
     )
     seed: int = 0
-
-
-class Result(NamedTuple):
-    """Records, one a row and method, and their provenance."""
-
-    rows: list[Row]
-    about: dict[str, Any]
 
 
 def unknown(
@@ -115,20 +107,14 @@ def _scores(model: AnyTask, n: int, seed: int, support: Support, images: Tensor)
     """Each method's scores (3, N) of images, larger for stranger ones."""
     batch = model.generate(*support, n, seed)
     ways = int(support.labels.max()) + 1
-    pixels = (_pixels(batch, x)[None] for x in (support.images, images))
-    seen, asked = pixels
-    p = batch.logits(batch.preprocess(images.to(model.device))).softmax(dim=2).mean(dim=0)
+    seen, asked = (batch.preprocess(x).flatten(1)[None] for x in (support.images, images))
     return torch.stack(
         [
-            -p.amax(dim=1).cpu(),
+            -probabilities(batch, images).amax(dim=1).cpu(),
             of_networks(batch, support, images).cpu(),
             distances(seen, support.labels, ways, asked),
         ]
     )
-
-
-def _pixels(batch: WeightBatch, images: Tensor) -> Tensor:
-    return batch.preprocess(images).flatten(1)
 
 
 def _judged(scores: Tensor, inside: Tensor, most: float) -> tuple[float, float, float]:

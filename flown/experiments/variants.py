@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from flown.base.config import Config
 from flown.base.files import file_name
 from flown.base.progress import bar
 from flown.base.provenance import Row, write_results
-from flown.experiments.begin import begin, kept
+from flown.experiments.begin import Result, begin, kept
 from flown.experiments.clock import Clock
 from flown.experiments.queries import judged, mean, record, right
 from flown.experiments.unseen import Unseen
@@ -91,13 +91,6 @@ def fits(study: VariantsStudy) -> dict[str, AnyTaskConfig]:
             update = {"width": width, "depth": depth}
             found[f"width {width}, depth {depth}"] = fit.model_copy(update=update)
     return found
-
-
-class Result(NamedTuple):
-    """Records, one a variant, row and network, and their provenance."""
-
-    rows: list[Row]
-    about: dict[str, Any]
 
 
 def variants(

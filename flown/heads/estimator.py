@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Optional, Union
 
 import numpy as np
@@ -16,9 +15,8 @@ from flown.base.errors import FlownError
 from flown.generator.model import Flown
 from flown.heads import unknown as distance
 from flown.heads.images import as_images
+from flown.measure.evaluate import probabilities
 from flown.tasks import Support
-
-_TOGETHER = 500  # images at once
 
 
 class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -104,11 +102,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict_proba(self, images: Any) -> np.ndarray[Any, Any]:
         """Probabilities (N, C) of the classes, the mean over all networks."""
-        parts = [
-            self.networks_.logits(self.networks_.preprocess(some)).softmax(dim=2).mean(dim=0)
-            for some in self._parts(images)
-        ]
-        found: np.ndarray[Any, Any] = torch.cat(parts).cpu().double().numpy()
+        voted = probabilities(self.networks_, self._pixels(images))
+        found: np.ndarray[Any, Any] = voted.cpu().double().numpy()
         found /= found.sum(axis=1, keepdims=True)
         return found
 
@@ -118,15 +113,12 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             FlownError: fitted without `unknown`.
         """
-        parts = list(self._parts(images))
+        pixels = self._pixels(images)
         if self.limit_ is None:
             raise FlownError("novelty: fitted without `unknown`; pass unknown=0.05")
-        found = [distance.of_networks(self.networks_, self._seen, some) for some in parts]
-        beyond: np.ndarray[Any, Any] = torch.cat(found).cpu().double().numpy() / self.limit_
+        found = distance.of_networks(self.networks_, self._seen, pixels)
+        beyond: np.ndarray[Any, Any] = found.cpu().double().numpy() / self.limit_
         return beyond
-
-    def _parts(self, images: Any) -> Iterator[Tensor]:
-        yield from (some.to(self.device) for some in self._pixels(images).split(_TOGETHER))
 
     def _pixels(self, images: Any) -> Tensor:
         check_is_fitted(self)

@@ -107,7 +107,7 @@ class Labelled:
         """
         table, network = (Path(out) / name for name in OUTPUTS)
         if self.queries is not None and self.probabilities is not None:
-            write_text(table, _csv(self.classes, self.queries, self.probabilities, self.novelty))
+            write_text(table, _csv(self, self.queries, self.probabilities))
         else:
             table.unlink(missing_ok=True)
         if self.head is not None:
@@ -181,7 +181,7 @@ def label(
         raise FlownError(
             f"{support}: a class is called '{UNKNOWN}', the label of images of no class"
         )
-    method = _method(head, name, known, len(classes))
+    method = _method(head, name, known, classes)
     left_out, rows = method.calibrate()
     made = method.batch(classes, Path(support).resolve().name)
     probabilities = None if asked is None else method.probabilities(asked)
@@ -202,14 +202,16 @@ def label(
     )
 
 
-def _method(head: str, name: str, support: Pictures, ways: int) -> _Method | Written:
+def _method(head: str, name: str, support: Pictures, classes: tuple[str, ...]) -> _Method | Written:
     trained, required = _TRAINED.get(head, ("", name))
     if name != required:
         raise FlownError(
             f"--head {head}: {trained} was trained on the features of '{required}', not of "
             f"'{name}'; leave --backbone out, or take another head"
         )
-    return Written(support, ways) if head == "written" else _Method(head, name, support, ways)
+    if head == "written":
+        return Written(support, classes)
+    return _Method(head, name, support, len(classes))
 
 
 class _Method:
@@ -294,14 +296,12 @@ def context_backbone() -> tuple[Standardised, CAML]:
     return backbone, encoder.caml
 
 
-def _csv(
-    classes: tuple[str, ...], queries: Pictures, probabilities: Tensor, novelty: Tensor | None
-) -> str:
+def _csv(found: Labelled, queries: Pictures, probabilities: Tensor) -> str:
     """A row for each image: file, class, confidence, its true class if known, p of each class.
 
     Where it was asked, the class may be unknown, and the image's novelty stands at the end.
     """
-    text = io.StringIO()
+    text, classes, novelty = io.StringIO(), found.classes, found.novelty
     rows = csv.writer(text, lineterminator="\n")
     any_known = bool((queries.labels >= 0).any())
     rows.writerow(
@@ -318,6 +318,6 @@ def _csv(
         best, label = int(p.argmax()), int(queries.labels[i])
         true = [classes[label] if label >= 0 else ""] if any_known else []
         far = [] if novelty is None else [f"{float(novelty[i]):.4f}"]
-        name = UNKNOWN if novelty is not None and novelty[i] > 1 else classes[best]
+        name = UNKNOWN if found.is_unknown(i) else classes[best]
         rows.writerow([file, name, f"{p[best]:.4f}", *true, *(f"{x:.4f}" for x in p), *far])
     return text.getvalue()

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flown.anytask.ridge import turns
 from flown.base.errors import FlownError
 from flown.nets import plain
 from flown.nets.batched import stacked
@@ -24,6 +25,7 @@ from flown.tasks import Support
 from flown.weights.batch import WeightBatch
 
 _ROUNDS = 10  # images of a class that are left out, at most
+_TOGETHER = 500  # images at once
 
 
 def distances(support: Tensor, labels: Tensor, ways: int, query: Tensor) -> Tensor:
@@ -77,9 +79,7 @@ def left_out(support: Support, score: Callable[[Support, Tensor], Tensor]) -> Te
         FlownError: no class has two images.
     """
     labels = support.labels
-    member = F.one_hot(labels)
-    turn = (member.cumsum(dim=0) * member).sum(dim=1)  # 1 for the first image of its class
-    turn = turn * (labels.bincount()[labels] > 1)
+    turn = turns(labels)
     if not turn.any():
         raise FlownError(
             "unknown: needs two images of a class or more, to learn how far images of a class lie "
@@ -95,7 +95,10 @@ def left_out(support: Support, score: Callable[[Support, Tensor], Tensor]) -> Te
 @torch.no_grad()
 def of_networks(batch: WeightBatch, support: Support, images: Tensor) -> Tensor:
     """Distances (N,) of uint8 images (N, c, H, W) to the classes of the networks' support set."""
-    device = batch.vectors.device
-    seen = features(batch, support.images.to(device))
-    ways = batch.layout.architecture.outputs
-    return distances(seen, support.labels.to(device), ways, features(batch, images.to(device)))
+    device, ways = batch.vectors.device, batch.layout.architecture.outputs
+    seen, labels = features(batch, support.images.to(device)), support.labels.to(device)
+    parts = [
+        distances(seen, labels, ways, features(batch, some.to(device)))
+        for some in images.split(_TOGETHER)
+    ]
+    return torch.cat(parts)

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from flown.anytask.model import AnyTask
 from flown.context.backbones import features
-from flown.generator.model import Flown
 from flown.heads import calibrate
 from flown.heads.classifiers import accuracy, apply_heads
 from flown.heads.features import load_backbone
 from flown.heads.incontext import in_context
 from flown.heads.labelling import BACKBONE, LINEAR, context_backbone
-from flown.heads.written import GENERATOR, NETWORKS, vote
+from flown.heads.written import NETWORKS, generator
+from flown.measure.evaluate import probabilities
 from flown.measure.interval import interval
 from flown.tasks import ClassPool, Episodes, ManyClass, check_disjoint, load_many
 
@@ -49,7 +49,7 @@ def validate(
     check_disjoint(many.class_split)
     backbone = load_backbone(BACKBONE)
     context, caml = context_backbone()
-    model: AnyTask = Flown.from_pretrained(GENERATOR)
+    model = generator()
     rows = torch.isin(many.labels, many.class_split["val"])
     images, pool = many.images[rows], ClassPool(many.labels[rows], many.class_split["val"])
     found = []
@@ -75,7 +75,7 @@ def _written(model: AnyTask, images: Tensor, drawn: Episodes) -> Tensor:
     found = []
     for support, labels, query in zip(drawn.support, drawn.labels, drawn.query, strict=True):
         networks = model.generate(images[support], labels, NETWORKS)
-        found.append(vote(networks, images[query]).log())
+        found.append(probabilities(networks, images[query]).log())
     return torch.stack(found)
 
 

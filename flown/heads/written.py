@@ -5,12 +5,15 @@ Their vote needs no temperature: how sure they are follows from the labelled ima
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 from flown.anytask.model import AnyTask
 from flown.generator.model import Flown
 from flown.heads import calibrate, unknown
+from flown.measure.evaluate import probabilities
 from flown.tasks import Pictures, Support, stack
 from flown.tasks.stream import SIDE
 from flown.weights.batch import WeightBatch
@@ -28,13 +31,12 @@ class Written:
 
     tau = 1.0
 
-    def __init__(self, support: Pictures, ways: int) -> None:
-        self.model: AnyTask = Flown.from_pretrained(GENERATOR)
-        channels = max(image.shape[0] for image in support.images)
-        self.support = Support(_pixels(support, channels), support.labels)
-        self.ways, self.channels = ways, channels
-        self.networks = self._networks(self.support)
-        self.fewest = int(torch.bincount(support.labels, minlength=ways).min())
+    def __init__(self, support: Pictures, classes: tuple[str, ...]) -> None:
+        self.model, self.ways = generator(), len(classes)
+        self.channels = max(image.shape[0] for image in support.images)
+        self.support = Support(_pixels(support, self.channels), support.labels)
+        self.networks = self.model.generate(*self.support, NETWORKS, classes=classes)
+        self.fewest = int(torch.bincount(support.labels, minlength=self.ways).min())
 
     def calibrate(self) -> tuple[Tensor | None, Tensor]:
         """Probabilities (n, W) of labelled pictures that were left out, and their rows (n,)."""
@@ -46,7 +48,7 @@ class Written:
             found = []
             for x, y, others in zip(images, labels, asked, strict=True):
                 networks = self._networks(Support(x.unflatten(1, shape), y))
-                found.append(vote(networks, others.unflatten(1, shape)))
+                found.append(probabilities(networks, others.unflatten(1, shape)))
             return torch.stack(found)
 
         flat = self.support.images.flatten(1)
@@ -54,13 +56,13 @@ class Written:
 
     def batch(self, classes: tuple[str, ...], task: str) -> WeightBatch:
         """The networks."""
-        named = self.model.generate(*self.support, NETWORKS, classes=classes)
-        named.provenance |= {"model": GENERATOR, "support": task, "classes": list(classes)}
-        return named
+        made = {"model": GENERATOR, "support": task, "classes": list(classes)}
+        self.networks.provenance |= made
+        return self.networks
 
     def probabilities(self, queries: Pictures) -> Tensor:
         """Probabilities (N, C) of pictures."""
-        return vote(self.networks, _pixels(queries, self.channels))
+        return probabilities(self.networks, _pixels(queries, self.channels))
 
     def novelty(self, rate: float, queries: Pictures) -> Tensor:
         """Distances (N,) from the nearest class, in units of what a part `rate` of them exceed.
@@ -80,23 +82,20 @@ class Written:
         return self.model.generate(*support, NETWORKS)
 
 
+@functools.cache
+def generator() -> AnyTask:
+    """The generator that ships."""
+    found: AnyTask = Flown.from_pretrained(GENERATOR)
+    return found
+
+
 def are_strokes(pictures: Pictures, ways: int) -> bool:
     """Whether labelled pictures are drawings, signs or characters, for which networks can be written."""
-    model: AnyTask = Flown.from_pretrained(GENERATOR)
+    model = generator()
     if ways > model.config.tasks.ways:
         return False
     images = stack(pictures.images, SIDE)
     return float(model.shares(images, pictures.labels)[0]) > 0.5
-
-
-@torch.no_grad()
-def vote(networks: WeightBatch, images: Tensor) -> Tensor:
-    """Mean probabilities (N, C) of networks for uint8 images (N, c, H, W)."""
-    p = [
-        networks.logits(networks.preprocess(some)).softmax(dim=2).mean(dim=0)
-        for some in images.split(500)
-    ]
-    return torch.cat(p)
 
 
 def _pixels(pictures: Pictures, channels: int) -> Tensor:

@@ -18,6 +18,7 @@ from flown.tasks import as_bytes, labels_in
 from flown.weights.batch import WeightBatch
 
 _IMAGES = 1000  # images preprocessed at a time
+_VOTED = 500  # the same for votes
 
 
 @torch.no_grad()
@@ -40,6 +41,17 @@ def predictions(batch: WeightBatch, images: Tensor) -> Tensor:
         some = architecture.preprocess(images[start : start + _IMAGES].to(device))
         classes[:, start : start + _IMAGES] = batch.logits(some).argmax(dim=-1)
     return classes
+
+
+@torch.no_grad()
+def probabilities(batch: WeightBatch, images: Tensor) -> Tensor:
+    """Mean probabilities (N, C) of all networks, their vote, for uint8 images (N, c, H, W)."""
+    device = batch.vectors.device
+    parts = [
+        batch.logits(batch.preprocess(some.to(device))).softmax(dim=-1).mean(dim=0)
+        for some in images.split(_VOTED)
+    ]
+    return torch.cat(parts)
 
 
 def evaluate(

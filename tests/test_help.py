@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 FLOWN: Any = typer.main.get_command(cli.app)
 IN_ORDER = """
-    demo fit generate evaluate export bench finetune adapt fewshot reproduce data zoo
+    demo fit generate evaluate export bench finetune adapt fewshot play reproduce data zoo
 """.split()
 
 
@@ -94,7 +94,7 @@ def test_command_lines_of_documents_parse(page: Path) -> None:
 
 def test_all_commands_are_found() -> None:
     assert list(FLOWN.commands) == IN_ORDER
-    assert len([name for name, x in leaves() if not hasattr(x, "commands")]) == 10 + 2 + 6
+    assert len([name for name, x in leaves() if not hasattr(x, "commands")]) == 11 + 2 + 6
 
 
 @pytest.mark.parametrize(("name", "command"), list(leaves()), ids=[name for name, _ in leaves()])

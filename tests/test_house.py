@@ -16,7 +16,7 @@ FILES = {path: ast.parse(path.read_text("utf-8")) for path in sorted(ROOT.glob("
 
 ROOMS = """
     version base tasks nets weights training zoo encoders context flow measure anytask generator
-    heads report experiments bench cli __init__ __main__
+    heads report experiments bench play cli __init__ __main__
 """.split()
 APART = {"encoders", "context", "flow"}  # they meet in `generator` and know nothing of each other
 HEAVY = {

@@ -117,12 +117,16 @@ class Trunk(nn.Module):
 
     def see(self, images: Tensor, labels: Tensor, ways: int) -> Seen:
         """What is seen of T support sets, images (T, K, 3, 32, 32), labels (T, K)."""
+        member = F.one_hot(labels, ways).to(images.dtype)
+        return Seen(self.tokens(images, member), self.shares(images))
+
+    def tokens(self, images: Tensor, member: Tensor) -> Tensor:
+        """Class tokens (T, C, width) of images (T, K, 3, 32, 32) and whose they are, 0 or 1, (T, K, C)."""
         found = self.images(images.flatten(0, 1)).unflatten(0, images.shape[:2])
-        member = F.one_hot(labels, ways).to(found.dtype)  # (T, K, C)
         counts = member.sum(dim=1)[..., None]
         means = member.mT @ found / counts
-        tokens = self.seen(means) + self.shots(counts.log()) + self.kind
-        return Seen(tokens, self.shares(images))
+        tokens: Tensor = self.seen(means) + self.shots(counts.log()) + self.kind
+        return tokens
 
     @torch.no_grad()
     def shares(self, images: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ it is in the weights. Axes: n networks, K images, `out` neurons or channels of a
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -39,7 +38,8 @@ class Units(nn.Module):
             z: on the support set, (K, n out, ...). gain, bias: g and b, (n, out).
             shares: of the base networks, (n, E).
         """
-        trust = (self.trust[0] + self.trust[1] * math.log(len(z))).sigmoid()
+        images = z.new_full((), z.shape[0])
+        trust = (self.trust[0] + self.trust[1] * images.log()).sigmoid()
         mean, variance = (found.view_as(gain) for found in Moments.apply(z))
         mean = torch.lerp((shares @ self.mean).expand_as(mean), mean, trust)
         usual = (shares @ self.log_variance).exp().expand_as(variance)
@@ -57,7 +57,10 @@ class Moments(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor) -> tuple[Tensor, Tensor]:
-        mean, variance = torch.batch_norm_update_stats(z, None, None, 0.0)
+        if torch.compiler.is_compiling():  # on the way to ONNX, which knows no such operation
+            variance, mean = torch.var_mean(z, (0, *range(2, z.ndim)), correction=0)
+        else:
+            mean, variance = torch.batch_norm_update_stats(z, None, None, 0.0)
         ctx.save_for_backward(z, mean)
         return mean, variance
 

@@ -141,10 +141,9 @@ class Writer(nn.Module):
             features: of the support set, (n, K, F). labels: (n, K).
             views: how many of the K are of one image; they say no more than one.
         """
-        shrink, scale = self._shrink_and_scale(x, shares)
+        shrink, scale = self.shrink_and_scale(x, shares)
         found = ridge(features, labels, x.shape[1], views * shrink)
-        rows: Tensor = scale * found + _decoded(x, self.head_decoder)
-        return rows
+        return scale * found + self.correction(x)
 
     def left_out(self, x: Tensor, shares: Tensor, features: Tensor, labels: Tensor) -> Tensor:
         """What heads that are written without images say of these, logits (n, K, C).
@@ -152,16 +151,20 @@ class Writer(nn.Module):
         Args:
             labels: (K,); others as of `write_head`.
         """
-        shrink, scale = self._shrink_and_scale(x, shares)
+        shrink, scale = self.shrink_and_scale(x, shares)
         found = scale * left_out(features, labels, x.shape[1], shrink)
-        logits: Tensor = found + with_one(features) @ _decoded(x, self.head_decoder).mT
+        logits: Tensor = found + with_one(features) @ self.correction(x).mT
         return logits
 
-    def _shrink_and_scale(self, x: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    def shrink_and_scale(self, x: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
         """How much the regression is shrunk, and scaled, each (n, 1, 1), of class tokens (n, C, m)."""
         logs = shares @ self.regression + self.ridge(x.mean(dim=1))
         shrink, scale = logs.exp()[..., None, None].unbind(1)
         return shrink, scale
+
+    def correction(self, x: Tensor) -> Tensor:
+        """What class tokens (n, C, m) add to the regression's rows, (n, C, F + 1)."""
+        return _decoded(x, self.head_decoder)
 
     def pack(self, body: dict[str, Tensor], head: Tensor, kind: Architecture) -> WeightBatch:
         """Bodies and last layers as networks of that architecture."""

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from flown.base.errors import FlownError
 
 # Of folders that this library writes: their manifests, and how a manifest's `format` starts.
-MANIFESTS = ("zoo.json", "config.json", "run.json", "progress.json")
-FORMATS = ("flown-zoo-", "flown-model-", "flown-run-")
+MANIFESTS = ("zoo.json", "config.json", "run.json", "progress.json", "page.json")
+FORMATS = ("flown-zoo-", "flown-model-", "flown-run-", "flown-page-")
 
 
 @contextlib.contextmanager

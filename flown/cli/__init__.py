@@ -30,6 +30,7 @@ from flown.cli.options import (
     device_of,
     wrote,
 )
+from flown.cli.play import play
 from flown.cli.reproduce import reproduce
 from flown.cli.zoo import app as zoo_app
 from flown.version import __version__
@@ -207,6 +208,7 @@ for command, example in (
     (finetune, "finetune nets.safetensors --data digits --out tuned.safetensors"),
     (adapt, "adapt flown-small --data usps --out run"),
     (fewshot, "fewshot photos --label new --out labelled"),
+    (play, "play --no-browser --port 8000"),
     (reproduce, "reproduce table2 --scale smoke --out table2"),
 ):
     app.command(epilog=f"Example: flown {example}")(command)

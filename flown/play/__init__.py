@@ -1,0 +1,1 @@
+"""A page on which networks are written for drawings, in the browser."""

@@ -169,3 +169,9 @@ def test_bad_fits(digits: Arrays) -> None:
             small(**options).fit(x, y)
     with pytest.raises(flown.FlownError, match="fitted without"):
         small().fit(images[:20], labels[:20]).novelty(images[:2])
+
+
+def test_arrays_are_read_however_they_lie_in_memory(digits: Arrays) -> None:
+    images, _ = digits
+    turned = images[:5, ::-1]
+    assert torch.equal(as_images(turned), as_images(turned.copy()))

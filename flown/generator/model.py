@@ -232,7 +232,7 @@ class Flown(nn.Module, ModelHubMixin):
         """Generates n networks for a support set, with latents, context and cost.
 
         Args:
-            images, labels: the support set; None only for a model without context.
+            images: of the support set; None only for a model without context. labels: theirs.
             solver: `euler` and others for a flow, `ddpm` or `ddim` for a diffusion.
             guidance: classifier-free guidance scale; needs `velocity.context_dropout` in training.
             layout: which of the model's layouts (architecture, preprocessing) the networks have, by

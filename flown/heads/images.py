@@ -38,6 +38,8 @@ def as_images(images: Any) -> Tensor:
         return as_images(images.tolist())
     if not isinstance(images, Tensor | np.ndarray):
         raise FlownError(f"images: expected {_WANTED}, got {type(images).__name__}")
+    if isinstance(images, np.ndarray):
+        images = np.ascontiguousarray(images)  # PyTorch reads no array backwards
     found = torch.as_tensor(images)
     if not len(found):
         raise FlownError("images: none were given")

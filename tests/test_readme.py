@@ -35,6 +35,22 @@ def test_what_ships_is_whole() -> None:
         assert model.card["rows"], "it carries its report card"
 
 
+def test_a_model_ships_with_the_zoo_that_it_was_fitted_on() -> None:
+    """An encoder gives back the networks that it learned from, and no others so well."""
+    model, zoo = flown.Flown.from_pretrained("flown-small"), Zoo.open(shipped_zoo("flown-small"))
+    images = flown.load_data("mnist5k").test
+    for task in ("mnist", "cifar10"):
+        batch = zoo.select(split="train").batch(task)[:20]
+        far = (model.reconstruct(batch).vectors - batch.vectors).norm() / batch.vectors.norm()
+        assert far < 0.1, task
+    batch = zoo.select(split="train").batch("mnist")[:20]
+    before, after = (
+        flown.evaluate(some, images.images, images.labels).mean()
+        for some in (batch, model.reconstruct(batch))
+    )
+    assert abs(before - after) < 1
+
+
 def test_the_generator_for_any_task_ships_small_and_says_what_it_saw() -> None:
     model = flown.Flown.from_pretrained("flown-any")
     folder = shipped("flown-any")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 
 from flown.base.config import Config
 from flown.base.errors import FlownError
-from flown.base.frozen import load_frozen, load_shipped, save_frozen
+from flown.base.files import load_into, load_tensors, read_json
+from flown.base.frozen import load_frozen, save_frozen
 from flown.context.backbones import Backbone, BackboneConfig, features
 from flown.context.caml import CAML, CAMLConfig
 from flown.context.centroids import class_means
@@ -170,8 +172,14 @@ class SupportEncoder(nn.Module):
 
     @classmethod
     def pretrained(cls) -> SupportEncoder:
-        """The encoder that ships with the package."""
-        return load_shipped("flown.context", "support", cls.load)
+        """The encoder that ships with the package: that of `flown-small`, so that it ships once."""
+        folder = Path(str(resources.files("flown") / "pretrained" / "flown-small"))
+        encoder = cls.from_values(read_json(folder / "config.json")["support"])
+        file, start = folder / "context.safetensors", "support."
+        tensors, _ = load_tensors(file)
+        own = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+        load_into(encoder, own, file)
+        return encoder
 
 
 def centroid_tokens(

@@ -108,11 +108,8 @@ def write_graphs(folder: Path | str, out: Path | str) -> None:
     folder, out = Path(folder), Path(out)
     model = AnyTask.from_pretrained(folder)
     writer, places = model.writer(NET), _places(folder / WEIGHTS)
-    for name, graph in _exported(model, writer).items():
-        for node in graph.graph.node:
-            del node.metadata_props[:]
-        graph.graph.ClearField("value_info")
-        _point(onnx, graph, places)
+    for name, exported in _exported(model, writer).items():
+        graph = _point(onnx, exported, places)
         with replacing(out / f"{name}.onnx") as scratch:
             scratch.write_bytes(graph.SerializeToString(deterministic=True))
     sizes = {
@@ -217,20 +214,39 @@ def _places(file: Path) -> dict[str, tuple[int, int]]:
     }
 
 
-def _point(onnx: Any, graph: Any, places: dict[str, tuple[int, int]]) -> None:
-    """Takes the weights out of a graph: they are read from the model's file."""
+def _point(onnx: Any, graph: Any, places: dict[str, tuple[int, int]]) -> Any:
+    """The graph, made small, with weights that are read from the model's file.
+
+    What is folded into constants would be a copy of weights, so that weights are inputs meanwhile.
+    """
+    from onnxscript.optimizer import optimize
+
+    helper, float32, half = onnx.helper, onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
+    weights = {tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}
+    del graph.graph.initializer[:]
+    own = len(graph.graph.input)
+    graph.graph.input.extend(
+        helper.make_tensor_value_info(name, float32, shape) for name, shape in weights.items()
+    )
+    graph = optimize(graph)
+    del graph.graph.input[own:]
     casts = []
-    for tensor in graph.graph.initializer:
-        name = tensor.name
+    for name, shape in weights.items():
         start, end = places[name.replace("writer.", f"writers.{NET}.")]
-        tensor.ClearField("raw_data")
-        tensor.name, tensor.data_type = f"{name}.half", onnx.TensorProto.FLOAT16
+        tensor = graph.graph.initializer.add(name=f"{name}.half", data_type=half, dims=shape)
         tensor.data_location = onnx.TensorProto.EXTERNAL
         for key, value in {"location": WEIGHTS, "offset": start, "length": end - start}.items():
             tensor.external_data.add(key=key, value=str(value))
-        casts.append(
-            onnx.helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.FLOAT)
-        )
+        casts.append(helper.make_node("Cast", [tensor.name], [name], to=float32))
     nodes = [*casts, *graph.graph.node]
-    del graph.graph.node[:]
+    values = [*graph.graph.input, *graph.graph.output, *graph.graph.initializer]
+    short = {value.name: value.name for value in values}
+    for node in nodes:
+        node.ClearField("name")
+        del node.metadata_props[:]
+        for names in (node.input, node.output):
+            names[:] = [name and short.setdefault(name, f"v{len(short)}") for name in names]
+    del graph.graph.node[:], graph.graph.metadata_props[:]
     graph.graph.node.extend(nodes)
+    graph.graph.ClearField("value_info")
+    return graph

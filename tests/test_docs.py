@@ -9,7 +9,7 @@ import pytest
 
 from flown.base.files import read_json
 from flown.base.provenance import Row
-from flown.report import anytask
+from flown.report import anytask, unknown
 from flown.report import variants as report_variants
 
 ROOT = Path(__file__).parents[1]
@@ -238,3 +238,8 @@ def variants(name: str) -> str:
 @pytest.mark.parametrize("name", ["ways", "counts"])
 def test_tables_of_variants_are_those_of_the_results(name: str) -> None:
     assert variants(name) in (ROOT / "docs" / "any-task.md").read_text("utf-8"), variants(name)
+
+
+def test_the_table_of_unknown_images_is_that_of_the_results() -> None:
+    found = table(*unknown.detection(results("unknown")))
+    assert found in (ROOT / "docs" / "fewshot.md").read_text("utf-8"), found

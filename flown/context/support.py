@@ -22,6 +22,7 @@ from flown.base.config import Config
 from flown.base.errors import FlownError
 from flown.base.files import load_into, load_tensors, read_json
 from flown.base.frozen import load_frozen, save_frozen
+from flown.base.seeding import seeded
 from flown.context.backbones import Backbone, BackboneConfig, features
 from flown.context.caml import CAML, CAMLConfig
 from flown.context.centroids import class_means
@@ -174,7 +175,8 @@ class SupportEncoder(nn.Module):
     def pretrained(cls) -> SupportEncoder:
         """The encoder that ships with the package: that of `flown-small`, so that it ships once."""
         folder = Path(str(resources.files("flown") / "pretrained" / "flown-small"))
-        encoder = cls.from_values(read_json(folder / "config.json")["support"])
+        with seeded(None):
+            encoder = cls.from_values(read_json(folder / "config.json")["support"])
         file, start = folder / "context.safetensors", "support."
         tensors, _ = load_tensors(file)
         own = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}

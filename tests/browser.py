@@ -72,6 +72,7 @@ def opened(ort: Path, width: int = 1280, **options: Any) -> Iterator[tuple[Any, 
         threading.Thread(target=serving.serve_forever, daemon=True).start()
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": width, "height": 1000}, **options)
+        page.set_default_timeout(200_000)  # of a busy machine
         home, wrong = f"http://127.0.0.1:{serving.server_port}/", []
         page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -124,10 +125,11 @@ def generate(page: Any) -> None:
 def answer(page: Any, name: str, seed: int) -> str:
     """What the page calls a new drawing; nothing where it says none of these."""
     page.click("#again")
-    page.evaluate("delete document.querySelector('#answer').dataset.name")
-    draw(page, "asker", strokes(name, seed))
-    page.wait_for_function("document.querySelector('#answer').dataset.name !== undefined")
-    page.wait_for_timeout(150)  # of several strokes the last one counts
+    page.evaluate("delete document.querySelector('#answer').dataset.strokes")
+    parts = strokes(name, seed)
+    draw(page, "asker", parts)
+    done = f"document.querySelector('#answer').dataset.strokes === '{len(parts)}'"
+    page.wait_for_function(done)  # what was said of fewer strokes does not count
     found: str = page.locator("#answer").get_attribute("data-name")
     return found
 

@@ -155,7 +155,7 @@ async function answer() {
   $("answer").textContent = none
     ? `None of these (nearest: ${found.names[best]})`
     : `${found.names[best]}, ${percent(p[best])} sure`;
-  $("answer").dataset.name = none ? "" : found.names[best];
+  Object.assign($("answer").dataset, { name: none ? "" : found.names[best], strokes: asker.strokes.length });
   const bars = found.names.map((name, c) => {
     const item = document.createElement("li");
     const [label, bar, value] = [0, 1, 2].map(() => document.createElement("span"));

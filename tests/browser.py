@@ -77,8 +77,11 @@ def opened(ort: Path, width: int = 1280, **options: Any) -> Iterator[tuple[Any, 
         page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda r: None if _inside(r.url, home) else wrong.append(r.url))
+        page.add_init_script("addEventListener('error', (e) => (window.failed = e.message))")
         page.goto(home)
-        page.wait_for_function("!document.querySelector('#status').textContent.includes('Loading')")
+        loading = "document.querySelector('#status').textContent.includes('Loading')"
+        page.wait_for_function(f"window.failed || !{loading}")
+        assert not wrong
         yield page, wrong
         browser.close()
         serving.shutdown()

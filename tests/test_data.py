@@ -65,6 +65,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every download is refused at once, by this machine itself."""
+    # urllib keeps the proxies of its first call for all later ones.
+    monkeypatch.setattr("urllib.request._opener", None)
     for key in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(key, raising=False)
     for key in ("http_proxy", "https_proxy"):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import shutil
 import subprocess
 import threading
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -165,8 +165,10 @@ def test_scripts_are_served_as_scripts_to_this_machine_alone(tmp_path: Path) -> 
     threading.Thread(target=serving.serve_forever, daemon=True).start()
     kinds = {}
     for name in ("a.js", "b.mjs", "c.wasm"):
-        with urllib.request.urlopen(f"http://127.0.0.1:{serving.server_port}/{name}") as found:
-            kinds[name] = found.headers["Content-Type"]
+        asking = http.client.HTTPConnection("127.0.0.1", serving.server_port)
+        asking.request("GET", f"/{name}")
+        kinds[name] = asking.getresponse().headers["Content-Type"]
+        asking.close()
     serving.shutdown()
     serving.server_close()
     assert kinds == {

@@ -171,6 +171,14 @@ def flow_parts(
     return FlowParts(velocity, ContextHead(classes, width, mode=mode), form)
 
 
+def check_flow(config: FlownConfig) -> None:
+    """Raises FlownError for settings that no flow can be trained with, before anything is trained."""
+    if config.flow.coupling not in flow.COUPLINGS:
+        raise unknown("coupling", config.flow.coupling, flow.COUPLINGS)
+    if config.flow.path != "linear" and config.context.permute:
+        raise FlownError("context.permute: classes change places on the linear path only")
+
+
 def fit_flow(
     networks: TrainingSet,
     space: LatentSpace,
@@ -182,8 +190,6 @@ def fit_flow(
     device: str,
 ) -> FlowParts:
     """Trains velocity and context head on the standardised latents of the training split."""
-    if config.flow.coupling not in flow.COUPLINGS:
-        raise unknown("coupling", config.flow.coupling, flow.COUPLINGS)
     sampler, encoder = Sampler(networks, device), space.encoder
     with torch.no_grad():
         rows = torch.arange(len(networks.train)).split(256)
@@ -193,8 +199,6 @@ def fit_flow(
     layouts, tasks, path = sampler.layouts, sampler.tasks, None
     epochs: tuple[float, ...] = ()
     if config.flow.path != "linear":
-        if config.context.permute:
-            raise FlownError("context.permute: classes change places on the linear path only")
         places, epochs = trajectories(networks.train, config.epochs)
         firsts = places[:, 0].to(device)
         latents, layouts, tasks = latents[places.to(device)], layouts[firsts], tasks[firsts]

@@ -37,6 +37,7 @@ from flown.generator.config import FlownConfig
 from flown.generator.data import TrainingSet
 from flown.generator.fit import (
     FlowParts,
+    check_flow,
     fit_encoder,
     fit_flow,
     flow_parts,
@@ -133,13 +134,14 @@ class Flown(nn.Module, ModelHubMixin):
             model.history = read_json(out / "history.json")
             return model.to(device)
         networks = TrainingSet.of(zoo, config.epochs)
-        run.write()
-        encoder, encoder_history = fit_encoder(networks, config, images, out, resume, device)
+        check_flow(config)
         support = contexts = None
         if config.context.mode != "none":
             support = SupportEncoder.pretrained().to(device)
             known = list(networks.tasks.values())
             contexts = Contexts(support, known, images, config.context, networks.joint.outputs)
+        run.write()
+        encoder, encoder_history = fit_encoder(networks, config, images, out, resume, device)
         scale = copy.deepcopy(networks.scale)
         space = LatentSpace(networks.joint, scale, encoder, networks.frozen).to(device)
         source = space.source(config, prior)

@@ -108,10 +108,6 @@ def write_graphs(folder: Path | str, out: Path | str) -> None:
     folder, out = Path(folder), Path(out)
     model = AnyTask.from_pretrained(folder)
     writer, places = model.writer(NET), _places(folder / WEIGHTS)
-    for name, exported in _exported(model, writer).items():
-        graph = _point(onnx, exported, places)
-        with replacing(out / f"{name}.onnx") as scratch:
-            scratch.write_bytes(graph.SerializeToString(deterministic=True))
     sizes = {
         "format": "flown-page-1",
         "weights": digest(folder),
@@ -124,6 +120,10 @@ def write_graphs(folder: Path | str, out: Path | str) -> None:
         "layers": _layers(writer),
     }
     write_json(out / SIZES, sizes)
+    for name, exported in _exported(model, writer).items():
+        graph = _point(onnx, exported, places)
+        with replacing(out / f"{name}.onnx") as scratch:
+            scratch.write_bytes(graph.SerializeToString(deterministic=True))
 
 
 def digest(folder: Path) -> str:

@@ -15,7 +15,9 @@ from flown.base.files import read_json, replacing
 from flown.play.graphs import GRAPHS, SIZES, WEIGHTS, digest, write_graphs
 
 PAGE = Path(str(resources.files("flown") / "play" / "page"))
-_BUILT = (*(f"{name}.onnx" for name in GRAPHS), SIZES)
+# What a folder is known by comes first and the page last: one that is not whole is not opened, and
+# can be overwritten.
+_BUILT = (SIZES, *(f"{name}.onnx" for name in GRAPHS))
 
 
 def write_site(model: Path, runtime: Path, folder: Path) -> None:
@@ -28,15 +30,17 @@ def write_site(model: Path, runtime: Path, folder: Path) -> None:
         raise FlownError(
             f"{model}: no any-task generator; the page draws tasks that none was fitted on"
         )
-    ships = digest(model) == read_json(PAGE / SIZES)["weights"]
-    if not ships:
+    if digest(model) == read_json(PAGE / SIZES)["weights"]:
+        for name in _BUILT:
+            _copy(PAGE / name, folder / name)
+    else:
         write_graphs(model, folder)
-    for path in sorted(PAGE.iterdir()):
-        if path.is_file() and (ships or path.name not in _BUILT):
-            _copy(path, folder / path.name)
     _copy(model / WEIGHTS, folder / WEIGHTS)
     for path in sorted(runtime.iterdir()):
         _copy(path, folder / "ort" / path.name)
+    for path in sorted(PAGE.iterdir(), key=lambda path: path.suffix == ".html"):
+        if path.is_file() and path.name not in _BUILT:
+            _copy(path, folder / path.name)
 
 
 def server(folder: Path, port: int) -> http.server.ThreadingHTTPServer:

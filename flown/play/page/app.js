@@ -144,13 +144,11 @@ async function answer() {
     $("bars").replaceChildren();
     return;
   }
-  const [p] = await generator.classify(found.networks, found.support, [image]);
-  let none = false;
-  if (found.limit) {
-    const [far] = await generator.distances(found.judges, found.support, [image]);
-    none = far > found.limit;
-  }
+  const networks = [...found.networks]; // more may come meanwhile
+  const seen = await generator.features(networks, found.support, [image]);
   if (image !== asked || found !== shown) return;
+  const [p] = generator.classify(networks, found.support, seen);
+  const none = found.limit && generator.distances(found.judges, found.support, seen)[0] > found.limit;
   const best = p.indexOf(Math.max(...p));
   $("answer").textContent = none
     ? `None of these (nearest: ${found.names[best]})`

@@ -117,31 +117,35 @@ export class Generator {
     return { layers: written.layers, head, told, features: written.features };
   }
 
-  /** Probabilities (Q, C) of images by networks that vote. */
-  async classify(networks, support, images) {
-    const sure = heads.confidence(networks.map((network) => network.told), support.labels);
+  /** What each network sees in images: its features, (Q, F). */
+  async features(networks, support, images) {
     const standard = this.standard(support, images);
-    const found = images.map(() => new Float64Array(support.ways));
-    for (const { layers, head } of networks) {
-      const features = await this.compute(layers, standard);
-      heads.logits(features, head).forEach((row, i) => {
+    const seen = [];
+    for (const { layers } of networks) seen.push(await this.compute(layers, standard));
+    return seen;
+  }
+
+  /** Probabilities (Q, C) of what networks see, by their vote. */
+  classify(networks, support, seen) {
+    const sure = heads.confidence(networks.map((network) => network.told), support.labels);
+    const found = seen[0].map(() => new Float64Array(support.ways));
+    networks.forEach(({ head }, n) =>
+      heads.logits(seen[n], head).forEach((row, i) => {
         const log = heads.logSoftmax(row.map((z) => sure * z));
         log.forEach((value, c) => (found[i][c] += Math.exp(value) / networks.length));
-      });
-    }
+      }),
+    );
     return found;
   }
 
-  /** How far images (Q,) are from all classes, mean over networks. */
-  async distances(networks, support, images) {
-    const standard = this.standard(support, images);
-    const found = new Float64Array(images.length);
-    for (const { layers, features } of networks) {
-      const seen = await this.compute(layers, standard);
+  /** How far from all classes is what networks see (Q,), mean over networks. */
+  distances(networks, support, seen) {
+    const found = new Float64Array(seen[0].length);
+    networks.forEach(({ features }, n) =>
       heads
-        .distances(seen, features, support.labels, support.ways)
-        .forEach((value, i) => (found[i] += value / networks.length));
-    }
+        .distances(seen[n], features, support.labels, support.ways)
+        .forEach((value, i) => (found[i] += value / networks.length)),
+    );
     return found;
   }
 

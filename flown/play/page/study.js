@@ -63,7 +63,8 @@ export async function study(generator, { images, labels }, count, tell, stopped)
       }
       await pause();
     }
-    far.push(...(await generator.distances(judges, rest, out.images)));
+    const features = await generator.features(judges, rest, out.images);
+    far.push(...generator.distances(judges, rest, features));
     all += out.labels.length;
     if (await step(`The same with shuffled labels, ${round} of ${rounds} …`)) return null;
     fair += await unfair(generator, images, labels, wrong, round);
@@ -85,7 +86,8 @@ function split(images, labels, turns, round) {
 }
 
 async function hits(generator, networks, support, out) {
-  const p = await generator.classify(networks, support, out.images);
+  const features = await generator.features(networks, support, out.images);
+  const p = generator.classify(networks, support, features);
   return p.filter((row, i) => row.indexOf(Math.max(...row)) === out.labels[i]).length;
 }
 

@@ -109,6 +109,19 @@ def test_c_agrees_for_every_activation(activation: str, tmp_path: Path) -> None:
 
 
 @compiled
+def test_c_scales_pixels_by_channel(tmp_path: Path) -> None:
+    batch = networks("cnn-small", 2, 3)
+    units = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    kind = batch.layout.architecture.model_copy(update=units)
+    layout = batch.layout.model_copy(update={"architecture": kind})
+    batch = WeightBatch(layout, batch.vectors, task=batch.task)
+    write_c(batch, tmp_path / "nets.c")
+    images = pixels(20, 3, 28, 28)
+    found, _, _ = in_c(tmp_path / "nets.c", images, 4)
+    torch.testing.assert_close(found, vote(batch, images), atol=1e-4, rtol=0)
+
+
+@compiled
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 @settings(max_examples=12, deadline=None)
 @given(

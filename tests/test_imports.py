@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +14,10 @@ from torch import Tensor, nn
 from flown.base import trust
 from flown.base.errors import FlownError
 from flown.nets.architecture import Architecture
+from flown.report.imports import import_lines
 from flown.tasks.task import Task
 from flown.zoo import Zoo
-from flown.zoo.imports import checkpoints as imports
+from flown.zoo.imports import job as imports
 from flown.zoo.imports.checkpoints import Skipped, from_checkpoints, from_modelzoos
 
 State = dict[str, Tensor]
@@ -124,15 +122,6 @@ def test_sharded_files(tmp_path: Path, suffix: str) -> None:
         from_checkpoints(source, DIGITS, TASK, tmp_path / "zoo", overwrite=True)
 
 
-@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model"])
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module.", "module._orig_mod."])
-def test_wrappers_are_taken_off(tmp_path: Path, key: str, prefix: str) -> None:
-    tensors = {prefix + name: nn.Parameter(value) for name, value in state(1).items()}
-    save({"epoch": 3, "optimizer": {"state": {}}, key: tensors}, tmp_path / "source" / "a.pt")
-    zoo, _ = from_checkpoints(tmp_path / "source", DIGITS, TASK, tmp_path / "zoo")
-    assert same(zoo, 0, state(1))
-
-
 @pytest.mark.parametrize("kind", ["yaml", "json", "dict"])
 def test_mapping(tmp_path: Path, kind: str) -> None:
     names = {"conv.weight": "0.weight", "module.conv.bias": "0.bias"}  # with a prefix or without
@@ -163,49 +152,6 @@ def test_mapping(tmp_path: Path, kind: str) -> None:
         )
 
 
-class Touch:
-    """What a hostile pickle does: calls something when it is opened."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
-        return os.system, (f"touch {self.path}",)
-
-
-@pytest.mark.parametrize("protocol", [2, 4])
-@pytest.mark.parametrize("how", ["torch", "old torch", "pickle"])
-def test_a_pickle_that_runs_code_is_refused(source: Path, how: str, protocol: int) -> None:
-    touched = source.parent / "touched"
-    hostile = {**state(2), "more": Touch(touched)}
-    if how == "pickle":
-        (source / "evil.pt").write_bytes(pickle.dumps(hostile["more"], protocol=protocol))
-    else:
-        save(
-            hostile,
-            source / "evil.pt",
-            pickle_protocol=protocol,
-            _use_new_zipfile_serialization=how == "torch",
-        )
-    skipped = reason(source)
-    assert skipped.path == "evil.pt"
-    assert "refused" in skipped.reason and f"'{os.system.__module__}.system'" in skipped.reason
-    assert not touched.exists()
-    pickle.loads(pickle.dumps(Touch(touched)))
-    assert touched.exists(), "the pickle is hostile indeed"
-
-
-def test_a_protocol_that_is_not_opened_safely_accuses_nobody(source: Path) -> None:
-    save(state(2), source / "new.pt", pickle_protocol=4)
-    assert "refused" not in (said := reason(source).reason) and "save it again" in said
-
-
-def test_a_whole_module_is_refused_with_the_way_out(source: Path) -> None:
-    save(nn.Linear(2, 2), source / "module.pth")
-    assert "torch.nn.modules.linear.Linear" in reason(source).reason
-    assert "save the state_dict() alone" in report(source.parent / "zoo")["skipped"][0]["reason"]
-
-
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
 def test_truncated_files_are_skipped(source: Path, name: str, share: float) -> None:
@@ -230,7 +176,7 @@ def spoil(bias: Tensor) -> State:
         (spoil(torch.ones(8).to_sparse()), "'0.bias' is sparse"),
         (spoil(torch.ones(8, device="meta")), "has no data"),
         ({**state(2), "more": torch.ones(1)}, "'more' is not the network's"),
-        ({**state(2), "epoch": 3}, "'epoch' is of type int, expected a tensor"),
+        (spoil(3), "'0.bias' is of type int, expected a tensor"),  # type: ignore[arg-type]
         (dict(list(state(2).items())[1:]), "'0.weight' is missing"),
         ({"state": {}, "param_groups": [1]}, "no state dict: no tensor"),
         ([1, 2], "no state dict: holds a list"),
@@ -323,7 +269,7 @@ def test_an_interrupted_import_is_no_zoo(tmp_path: Path, monkeypatch: pytest.Mon
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(imports, "_ROWS", 1)
         patch.setattr(
-            imports._Import, "_report", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+            imports.Import, "_report", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
         )
         from_checkpoints(*arguments)
     assert list((tmp_path / "zoo").glob("weights-*")), "it had begun"
@@ -338,7 +284,7 @@ def test_an_interrupted_import_is_no_zoo(tmp_path: Path, monkeypatch: pytest.Mon
 def test_nothing_to_import(tmp_path: Path) -> None:
     empty = tmp_path / "source"
     for import_, message in [
-        (from_checkpoints, "no .bin, .pt, .pth"),
+        (from_checkpoints, "no .bin, .ckpt, .pt, .pth"),
         (from_modelzoos, "no trial"),
     ]:
         with pytest.raises(FlownError, match="no such folder"):
@@ -408,7 +354,7 @@ def test_modelzoos(modelzoo: Path, tmp_path: Path) -> None:
     assert [row.epoch for row in some.rows] == [10, 10]
     with pytest.raises(FlownError, match="NN_a: has no checkpoint of epoch 3"):
         from_modelzoos(modelzoo, DIGITS, TASK, tmp_path / "none", epochs=[3])
-    with pytest.raises(FlownError, match="import them as `modelzoos`"):
+    with pytest.raises(FlownError, match="add --format modelzoos"):
         from_checkpoints(modelzoo, DIGITS, TASK, tmp_path / "none")
 
 
@@ -490,3 +436,92 @@ def test_splits_are_a_trained_zoos(tmp_path: Path) -> None:
     )
     expected = splits(6, 4, 1 / 3)
     assert [row.split for row in zoo.rows] == expected
+
+
+def test_links_are_followed_and_the_rest_is_named(tmp_path: Path) -> None:
+    runs, elsewhere = tmp_path / "source", tmp_path / "elsewhere"
+    save(state(1), runs / "a" / "net.PT")
+    save(state(2), elsewhere / "b" / "net.pth.tar")
+    (runs / "b").symlink_to(elsewhere / "b")
+    (elsewhere / "b" / "again").symlink_to(runs)
+    (runs / "gone.pt").symlink_to(tmp_path / "nowhere")
+    (runs / "notes.txt").write_text("?")
+    zoo, skipped = from_checkpoints(runs, DIGITS, TASK, tmp_path / "zoo")
+    assert len(zoo) == 2 and skipped == [] and zoo.verify() == []
+    about = report(zoo.path)
+    assert about["files not used"] == ["gone.pt", "notes.txt"]
+    assert import_lines(about) == ["2 files not used: gone.pt, notes.txt"]
+
+
+def grown(seed: int, epoch: int) -> State:
+    """A network after some epochs, near to what it was before."""
+    return {name: value + 1e-3 * epoch for name, value in state(seed).items()}
+
+
+NAMED = {
+    "metrics": ("run{}", "epoch={:02d}-val_loss={figure:.3f}.ckpt"),
+    "one folder": ("", "run{}_ep{}_acc{figure:.1f}.pt"),
+    "steps": ("run{}", "checkpoint-{}00/model.pt"),
+}
+
+
+@pytest.mark.parametrize("scheme", NAMED)
+def test_epochs_of_a_run_are_one_model(tmp_path: Path, scheme: str) -> None:
+    folder, name = NAMED[scheme]
+    for seed in range(6):
+        for epoch in (1, 2, 3):
+            numbers = (seed, epoch) if "{}_ep" in name else (epoch,)
+            file = name.format(*numbers, figure=9 / epoch + seed / 100)
+            save(grown(seed, epoch), tmp_path / "source" / folder.format(seed) / file)
+    zoo, _ = from_checkpoints(tmp_path / "source", DIGITS, TASK, tmp_path / "zoo")
+    assert len({row.model for row in zoo.rows}) == 6
+    assert not report(zoo.path)["held-out networks are neighbours"]
+
+
+def test_figures_tell_models_apart_where_epochs_would_meet(tmp_path: Path) -> None:
+    for seed, rate in enumerate((0.1, 0.01)):
+        for epoch in (1, 2):
+            save(grown(seed, epoch), tmp_path / "source" / f"rate{rate}_epoch_{epoch}.pt")
+    zoo, _ = from_checkpoints(tmp_path / "source", DIGITS, TASK, tmp_path / "zoo")
+    assert sorted((row.model, row.epoch) for row in zoo.rows) == [(0, 1), (0, 2), (1, 1), (1, 2)]
+
+
+def test_a_pattern_groups_what_names_do_not(tmp_path: Path) -> None:
+    for seed in range(6):
+        for epoch in (1, 2, 3):
+            save(grown(seed, epoch), tmp_path / "source" / f"{seed}" / f"{epoch:04d}.pt")
+    save(state(9), tmp_path / "source" / "best.pt")
+    source = tmp_path / "source"
+    zoo, _ = from_checkpoints(source, DIGITS, TASK, tmp_path / "guessed")
+    about = report(zoo.path)
+    assert about["models"] == 19 and about["held-out networks are neighbours"]
+    assert any("--pattern" in line for line in import_lines(about))
+    pattern = r"(?P<model>\d+)/(?P<epoch>\d+)"
+    zoo, _ = from_checkpoints(source, DIGITS, TASK, tmp_path / "zoo", pattern=pattern)
+    about = report(zoo.path)
+    assert about["models"] == 6 and about["files not used"] == ["best.pt"]
+    assert {row.epoch for row in zoo.rows} == {1, 2, 3} and import_lines(about)
+    for pattern, message in (("(", "no regular expression"), ("a", "names no model")):
+        with pytest.raises(FlownError, match=message):
+            from_checkpoints(source, DIGITS, TASK, tmp_path / "none", pattern=pattern)
+    with pytest.raises(FlownError, match=r"finds nothing in its files' paths, as 'best\.pt'"):
+        from_checkpoints(source, DIGITS, TASK, tmp_path / "none", pattern="(?P<model>x)")
+
+
+def test_pixels_scaled_by_channel(tmp_path: Path) -> None:
+    means = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    colour = DIGITS.model_copy(update={"channels": 3, **means})
+    images = torch.randint(256, (5, 3, 28, 28), dtype=torch.uint8)
+    units = [torch.tensor(means[key])[:, None, None] for key in ("mean", "std")]
+    wanted = (images / 255 - units[0]) / units[1]
+    torch.testing.assert_close(colour.preprocess(images), wanted)
+    torch.testing.assert_close(
+        colour.preprocess(images[:, :1]), (images[:, :1] / 255 - units[0]) / units[1]
+    )
+    save(state(1, colour), tmp_path / "source" / "a.pt")
+    zoo, _ = from_checkpoints(tmp_path / "source", colour, TASK, tmp_path / "zoo")
+    assert Zoo.open(zoo.path).layouts[0].architecture == colour
+    with pytest.raises(FlownError, match="mean has 3 numbers, images 1 channels"):
+        Architecture.parse(colour.model_dump() | {"channels": 1})
+    with pytest.raises(FlownError, match="std of pixels is 0"):
+        Architecture.parse(DIGITS.model_dump() | {"std": 0})

@@ -133,6 +133,30 @@ def check_finite(tensors: Mapping[str, Tensor], where: Path | str) -> None:
             raise FlownError(f"{where}: tensor '{name}' holds NaN or Inf")
 
 
+def walk(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """A folder and all below it, each with its files; hidden ones are left out.
+
+    Links are followed, as on clusters where runs lie elsewhere; a folder that is reached twice is
+    walked once. Order depends on names alone.
+
+    Raises:
+        FlownError: a folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise FlownError(f"{error.filename}: cannot be read ({error.strerror})") from None
+
+    seen: set[str] = set()
+    for here, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield Path(here), [Path(here, name) for name in sorted(files) if not name.startswith(".")]
+
+
 def file_name(name: str) -> str:
     """A name from outside (a task, a folder of images) as a part of a file's name.
 

@@ -135,13 +135,33 @@ def zoo_import(
         Optional[Path],
         typer.Option(help="YAML or JSON of tensor names, theirs: ours; null drops a tensor."),
     ] = None,
+    key: Annotated[
+        Optional[str],
+        typer.Option(
+            help="Where in a file the weights lie, if it has several: `ema`, `teacher.net`."
+        ),
+    ] = None,
+    pattern: Annotated[
+        Optional[str],
+        typer.Option(
+            help="Which files are one model: a regular expression of paths with groups model and "
+            "epoch, `(?P<model>run[0-9]+)/(?P<epoch>[0-9]+)`."
+        ),
+    ] = None,
     epochs: Annotated[
         Optional[list[int]],
         typer.Option("--epoch", help="Only this epoch of Model Zoos' trials; repeat for several."),
     ] = None,
     activation: Annotated[str, typer.Option(help="Activation of the networks.")] = "tanh",
-    mean: Annotated[float, typer.Option(help="Mean that pixels in [0, 1] were scaled by.")] = 0.5,
-    std: Annotated[float, typer.Option(help="Deviation that they were scaled by.")] = 0.5,
+    mean: Annotated[
+        str,
+        typer.Option(
+            help="Mean that pixels in [0, 1] were scaled by; `0.485,0.456,0.406` by channel."
+        ),
+    ] = "0.5",
+    std: Annotated[
+        str, typer.Option(help="Deviation that they were scaled by, in the same way.")
+    ] = "0.5",
     size: Annotated[
         Optional[int], typer.Option(help="Side of the images; by default the data set's.")
     ] = None,
@@ -154,13 +174,16 @@ def zoo_import(
     Activation and preprocessing are not in the weights: give those that they were trained with.
     Pickles are opened as weights only; one that would run code is refused and named.
     """
+    from flown.base.files import read_json
+    from flown.report.imports import import_lines
     from flown.report.population import zoo_table
     from flown.tasks import Task, load
     from flown.zoo import Recipe, from_checkpoints, from_modelzoos
     from flown.zoo.train.train import layout_for
 
-    if mapping is not None and form is Format.modelzoos:
-        raise FlownError("--mapping is for --format checkpoints")
+    for option, value in {"--mapping": mapping, "--key": key, "--pattern": pattern}.items():
+        if value is not None and form is not Format.checkpoints:
+            raise FlownError(f"{option} is for --format checkpoints")
     if epochs and form is Format.checkpoints:
         raise FlownError("--epoch is for --format modelzoos")
     about = Recipe(
@@ -168,8 +191,8 @@ def zoo_import(
         dataset=data,
         net=net,
         activation=activation,
-        mean=mean,
-        std=std,
+        mean=_numbers("--mean", mean),
+        std=_numbers("--std", std),
         size=size,
         grey=grey,
     )
@@ -177,19 +200,35 @@ def zoo_import(
     architecture = layout_for(about, images).architecture
     task = Task(id=data, dataset=data, classes=images.classes)
     if form is Format.modelzoos:
-        made, skipped = from_modelzoos(
+        made, _ = from_modelzoos(
             path, architecture, task, out, epochs=epochs, seed=seed, overwrite=overwrite
         )
     else:
-        made, skipped = from_checkpoints(
-            path, architecture, task, out, mapping=mapping, seed=seed, overwrite=overwrite
+        made, _ = from_checkpoints(
+            path,
+            architecture,
+            task,
+            out,
+            mapping=mapping,
+            key=key,
+            pattern=pattern,
+            seed=seed,
+            overwrite=overwrite,
         )
     print_table(console, "", zoo_table(made))
-    for file in skipped[:10]:
-        say(console, f"skipped {file.path}: {file.reason}")
-    if len(skipped) > 10:
-        say(console, f"and {len(skipped) - 10} more, all in {out / 'import.json'}")
+    for line in import_lines(read_json(out / "import.json")):
+        say(console, line)
     wrote(out)
+
+
+def _numbers(option: str, text: str) -> float | tuple[float, ...]:
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise FlownError(
+            f"{option} {text!r}: expected a number, or one a channel: 0.485,0.456,0.406"
+        ) from None
+    return found if len(found) > 1 else found[0]
 
 
 @app.command("align", epilog="Example: flown zoo align zoo --out aligned")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from flown.nets.architecture import per_channel
 from flown.tasks import TaskTable
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ _LIMITS = """
 def render(model: Flown) -> str:
     """The model card as Markdown; the report card's table is in it when there is one."""
     layouts = "\n".join(
-        f"| {x.channels} | {x.size} | {x.activation} | {x.mean:g}, {x.std:g} | {x.outputs} |"
+        f"| {x.channels} | {x.size} | {x.activation} | {per_channel(x.mean)}, {per_channel(x.std)} "
+        f"| {x.outputs} |"
         for x in (layout.architecture for layout in model.space.joint.layouts)
     )
     head = _HEAD.format(

@@ -79,6 +79,8 @@ def named(task: TaskPopulation) -> Lines:
     for what, found in (("NaN or Inf", task.broken), ("the same", task.duplicates)):
         if remainder := _more(found):
             lines.append((what, remainder.strip()))
+    if task.distances.are_neighbours:
+        lines.append(("held out", "far nearer to training networks than these to each other"))
     return lines
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from flown.base.errors import FlownError
 from flown.base.files import write_text
 from flown.nets import plain
+from flown.nets.architecture import PerChannel
 from flown.version import __version__
 from flown.weights.batch import WeightBatch
 
@@ -63,6 +64,7 @@ def write_c(batch: WeightBatch, path: Path | str, int8: bool = False) -> CSize:
     writer = _Writer(batch.to("cpu"), int8)
     x = torch.zeros(1, *kind.input_shape)
     steps = list(writer.steps(found, x))
+    mean, std = (writer.units(key, getattr(kind, key), kind.size**2) for key in ("mean", "std"))
     arrays = writer.arrays
     width = {"float": 4, "int8_t": 1}
     constants = sum(array.length * width[array.type] for array in arrays)
@@ -81,8 +83,8 @@ def write_c(batch: WeightBatch, path: Path | str, int8: bool = False) -> CSize:
             outputs=kind.outputs,
             count=count,
             classes=[_string(c) for c in classes],
-            mean=_number(kind.mean),
-            std=_number(kind.std),
+            mean=mean,
+            std=std,
             quantised=int8,
             arrays=arrays,
             steps=steps,
@@ -106,6 +108,15 @@ class _Writer:
         self.arrays: list[_Array] = []
         self.kinds: set[str] = set()
         self.largest = 0
+
+    def units(self, name: str, value: PerChannel, pixels: int) -> str:
+        """The mean or deviation of pixel i of an image with so many pixels a channel."""
+        if not isinstance(value, tuple):
+            return _number(value)
+        self.arrays.append(
+            _Array(f"pixel_{name}", "float", len(value), _listed(torch.tensor(value)))
+        )
+        return f"pixel_{name}[i / {pixels}]"
 
     def steps(self, layers: list[tuple[str, nn.Module]], x: Tensor) -> Iterator[str]:
         """Lines of C that lead from work_a, which holds x (1, *shape), to the logits."""

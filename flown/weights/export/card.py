@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from flown.base.text import plain
+from flown.nets.architecture import per_channel
 from flown.version import __version__
 from flown.weights.batch import WeightBatch
 
@@ -12,7 +13,7 @@ _CARD = """# {count} x {name}
 
 Exported by flown {version}.
 
-- **Input**: images of {channels}, {size} x {size} pixels, as `(pixels / 255 - {mean:.9g}) / {std:.9g}`.
+- **Input**: images of {channels}, {size} x {size} pixels, as `(pixels / 255 - {mean}) / {std}`.
 - **Classes**: {classes}.
 - **Origin**: {origin}.
 
@@ -37,8 +38,8 @@ def render(batch: WeightBatch, use: str) -> str:
             kind.channels, f"{kind.channels} channels"
         ),
         size=kind.size,
-        mean=kind.mean,
-        std=kind.std,
+        mean=per_channel(kind.mean),
+        std=per_channel(kind.std),
         classes=", ".join(map(plain, classes)) or f"{kind.outputs}, without names",
         origin=plain(origin) or "unknown",
         use=use,

@@ -13,32 +13,14 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from flown.base.errors import FlownError
+from flown.base.files import walk
+from flown.zoo.imports.discover import Found, Skipped
 
 PREFIX = "module_list."  # before every tensor's name
 _FOLDER = re.compile(r"checkpoint_(\d+)")
-
-
-class Skipped(NamedTuple):
-    """A file that was not imported: its path, relative to the imported folder, and the reason."""
-
-    path: str
-    reason: str
-
-
-class Found(NamedTuple):
-    """A checkpoint to be read. Accuracies are percent, None where unknown."""
-
-    path: Path
-    name: str  # the path, relative to the imported folder
-    model: str  # the same for all checkpoints of a model
-    epoch: int
-    seed: int | None = None
-    train_accuracy: float | None = None
-    val_accuracy: float | None = None
-    test_only: bool = False  # a test accuracy is known, a validation accuracy is not
 
 
 def trials(
@@ -49,8 +31,12 @@ def trials(
     Raises:
         FlownError: no trial.
     """
-    folders = {file.parent for name in ("params.json", "result.json") for file in path.rglob(name)}
-    folders |= {folder.parent for folder in path.rglob("checkpoint_*") if folder.is_dir()}
+    folders: set[Path] = set()
+    for here, files in walk(path):
+        if here.name.startswith("checkpoint_"):
+            folders.add(here.parent)
+        if any(file.name in ("params.json", "result.json") for file in files):
+            folders.add(here)
     if not folders:
         raise FlownError(
             f"{path}: no trial of Model Zoos in it (a folder with params.json, result.json and "

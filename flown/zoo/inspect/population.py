@@ -35,6 +35,7 @@ _CHUNK = 1 << 22  # weights read at a time where all are read
 _CHECKPOINTS, _EPOCHS = 600, 24  # in the plane
 _NETWORKS, _IMAGES = 32, 256  # on which units are tested
 _BINS = 60
+_NEIGHBOURS = 1 / 3  # a held-out network's distance to training, of that of two training networks
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,16 @@ class Distances:
     pairs: Tensor  # (m (m - 1) / 2,), in the order of `torch.pdist`
     nearest: Tensor  # (m,) of a training network to the nearest other one; none where m = 1
     held_out: Tensor  # (h,) of a held-out network to the nearest training network
+
+    @property
+    def are_neighbours(self) -> bool:
+        """Whether held-out networks lie far nearer to a training network than two of these do.
+
+        Then they are steps of the same trainings, and nothing that is measured on them means much.
+        """
+        if not len(self.held_out) or not len(self.pairs):
+            return False
+        return bool(self.held_out.median() < _NEIGHBOURS * self.pairs.median())
 
 
 @dataclass(frozen=True)
@@ -156,6 +167,13 @@ def describe(
     )
 
 
+def sampled_distances(zoo: Zoo, task: str, sample: int = SAMPLE, seed: int = 0) -> Distances:
+    """Distances between a task's networks, or a sample of them, each at its last epoch."""
+    limit, generator = _limit(zoo, task, sample), torch.Generator().manual_seed(seed)
+    ends = [[p[-1] for p in _some(networks(zoo, task, x), limit, generator)] for x in SPLITS]
+    return _distances(*(zoo.raw(places) if places else torch.empty(0, 1) for places in ends))
+
+
 def groups(zoo: Zoo, task: str) -> tuple[Group, ...]:
     """A task's checkpoints by split and epoch, from the index alone."""
     found: dict[tuple[str, float], list[Row]] = {}
@@ -222,7 +240,7 @@ def _task(
     seed: int,
 ) -> TaskPopulation:
     layout = zoo.layout(name)
-    limit = max(2, min(sample, _NUMBERS // layout.size))
+    limit = _limit(zoo, name, sample)
     places, generator = zoo.places[name], torch.Generator().manual_seed(seed)
     train, held_out = (_some(networks(zoo, name, x), limit, generator) for x in SPLITS)
     paths = _paths(zoo, _alternate(train, held_out), _NUMBERS // layout.size)
@@ -256,6 +274,10 @@ def _task(
         plane=_plane([zoo.rows[p] for p in shown], vectors[[at[p] for p in shown]]),
         histograms=_histograms(layout, ends[0]),
     )
+
+
+def _limit(zoo: Zoo, task: str, sample: int) -> int:
+    return max(2, min(sample, _NUMBERS // zoo.layout(task).size))
 
 
 def _chunks(places: Sequence[int], size: int) -> Iterator[Sequence[int]]:

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from flown.base.config import Config
 from flown.base.errors import FlownError, unknown
+from flown.nets.architecture import PerChannel
 from flown.tasks import TaskDraw
 
 Scale = Literal["smoke", "cpu", "paper"]
@@ -54,8 +55,8 @@ class Recipe(Config):
     batch_size: int = 10
     epochs: int = 50
     keep: tuple[int, ...] = (50,)
-    mean: float = 0.5
-    std: float = 0.5
+    mean: PerChannel = 0.5
+    std: PerChannel = 0.5
     grey: bool = False
     max_train_images: Optional[int] = None
     size: Optional[int] = None

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from flown import tasks as data
-from flown.base.errors import FlownError
+from flown.base.errors import FlownError, FlownWarning
 from flown.tasks import load_folder, read_image
 
 RANDOM = np.random.default_rng(0)
@@ -180,17 +180,17 @@ def test_float_pictures(tmp_path: Path) -> None:
 
 def test_other_sizes_become_the_most_frequent_one(pets: Path) -> None:
     save(pets / "zebra" / "large.png", np.full((40, 30), 77, np.uint8))
-    whole, _ = load_folder(pets)
+    whole = load_folder(pets).train
     assert whole.images.shape == (21, 1, 8, 8)
     assert (whole.images == 77).all(dim=3).all(dim=2).any()
-    assert load_folder(pets, size=12)[0].images.shape == (21, 1, 12, 12)
+    assert load_folder(pets, size=12).train.images.shape == (21, 1, 12, 12)
     with pytest.raises(FlownError, match="size 0"):
         load_folder(pets, size=0)
 
 
 def test_one_coloured_image_makes_all_colour(pets: Path) -> None:
     save(pets / "zebra" / "x.png", picture(8, 8, 3))
-    whole, _ = load_folder(pets)
+    whole = load_folder(pets).train
     assert whole.images.shape == (21, 3, 8, 8)
     grey = (whole.images == whole.images[:, :1]).flatten(1).all(dim=1)
     assert int(grey.sum()) == 20
@@ -201,7 +201,8 @@ def test_other_and_hidden_files_are_left_out(pets: Path) -> None:
     (pets / "zebra" / "notes.txt").write_text("striped")
     (pets / "zebra" / "._bild.png").write_bytes(b"a resource fork")
     (pets / ".cache").mkdir()
-    assert len(load_folder(pets)[0]) == 20
+    with pytest.warns(FlownWarning, match=r"1 file is not read as images: .*notes\.txt"):
+        assert len(load_folder(pets).train) == 20
 
 
 def test_files_of_every_format_damaged_are_named(tmp_path: Path) -> None:
@@ -241,6 +242,6 @@ def test_folders_that_are_no_data_set(tmp_path: Path) -> None:
     with pytest.raises(FlownError, match="class 'dog' has no image"):
         load_folder(tmp_path)
     save(tmp_path / "dog" / "x.png", picture(8, 8))
-    assert load_folder(tmp_path)[1] == ("cat", "dog")
+    assert load_folder(tmp_path).classes == ("cat", "dog")
     with pytest.raises(FlownError, match=r"class 'cat': 1 .* 3 or more"):
         data.load(tmp_path)

@@ -23,11 +23,10 @@ from flown.base.errors import FlownError
 from flown.heads import calibrate, labelling
 from flown.heads.classifiers import apply_heads, ridge_heads
 from flown.heads.features import load_backbone
-from flown.heads.folder import read_support
 from flown.heads.labelling import Labelled, label
 from flown.heads.validate import validate
 from flown.report.fewshot import write_labelled
-from flown.tasks import ManyClass, load_many, read_image
+from flown.tasks import ManyClass, load_many, read_image, read_pictures
 from tests.test_cli import call
 
 COLOURS = {"blå hav": (30, 60, 200), "fire engine": (210, 40, 30), "草": (40, 170, 50)}
@@ -89,6 +88,7 @@ def test_every_head_labels_and_its_file_says_the_same(
     assert [path.name for path in found.save(tmp_path / "out")] == [
         "predictions.csv",
         "head.safetensors",
+        "labels.json",
     ]
     rows = read(tmp_path / "out" / "predictions.csv")
     assert len(rows) == 12 and "true class" not in rows[0]
@@ -204,7 +204,7 @@ def test_pictures_of_other_sizes_do_not_meet(known: Path, new: Path) -> None:
     whole = label(known, new, backbone=OURS)
     assert whole.queries is not None and whole.probabilities is not None
     assert list(whole.queries.files) == sorted(new.iterdir())
-    z = F.normalize(Colours()(whole.queries.images[1][None]) - whole.head.frozen["centre"])  # type: ignore[union-attr]
+    z = F.normalize(Colours()(whole.queries.image(1)[None]) - whole.head.frozen["centre"])  # type: ignore[union-attr]
     logits = apply_heads(whole.head.vectors, z[None])[0, 0]  # type: ignore[union-attr]
     torch.testing.assert_close(logits.softmax(0), whole.probabilities[1], atol=1e-5, rtol=1e-4)
 
@@ -268,7 +268,8 @@ def test_the_command_with_what_ships(
     assert len(read(out / "predictions.csv")) == 12
     assert not (out / "head.safetensors").exists(), "another head's file is not left behind"
     assert call(monkeypatch, "fewshot", known, "--out", tmp_path / "head") == 0
-    assert {p.name for p in (tmp_path / "head").iterdir()} == {"head.safetensors", "index.html"}
+    written = {"head.safetensors", "labels.json", "index.html"}
+    assert {p.name for p in (tmp_path / "head").iterdir()} == written
 
 
 # ---- what is refused, what is warned of
@@ -365,8 +366,7 @@ def test_grey_transparent_palette_and_turned_pictures(known: Path, new: Path) ->
     }
     assert {text[n] for n in ("turned.png", "clear.png", "palette.gif")} == {"blå hav"}
     shapes = {
-        f.name: tuple(x.shape)
-        for f, x in zip(found.queries.files, found.queries.images, strict=True)
+        f.name: tuple(found.queries.image(i).shape) for i, f in enumerate(found.queries.files)
     }
     assert shapes["turned.png"] == (3, 40, 20) and shapes["grey.png"] == (1, 20, 20)
 
@@ -455,4 +455,4 @@ def test_one_image_a_class_takes_the_temperature_that_ships(known: Path, new: Pa
     found: Labelled = label(known, new, backbone=OURS, shots=1)
     assert found.left_out is None and len(found.rows) == 0 and found.figures() == []
     assert found.temperature == labelling.LINEAR[labelling.PICTURES].taus[0]
-    assert read_support(known, 1)[0].labels.tolist() == [0, 1, 2]
+    assert read_pictures(known, 1)[0].labels.tolist() == [0, 1, 2]

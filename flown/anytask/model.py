@@ -26,7 +26,7 @@ from flown.anytask.evidence import weigh
 from flown.anytask.ridge import confidence
 from flown.anytask.trunk import Seen, Trunk
 from flown.anytask.writer import Writer, architecture
-from flown.base.errors import FlownError, unknown
+from flown.base.errors import FlownError, FlownWarning, unknown
 from flown.base.files import (
     halved,
     load_into,
@@ -229,7 +229,9 @@ class AnyTask(nn.Module):
             found = support.labels[same == group].unique().tolist()
             if len(found) > 1:
                 warnings.warn(
-                    f"support set: one image is in classes {found[0]} and {found[1]}", stacklevel=3
+                    f"support set: one image is in classes {found[0]} and {found[1]}",
+                    FlownWarning,
+                    stacklevel=3,
                 )
         return support, ways
 

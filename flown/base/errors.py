@@ -18,6 +18,10 @@ class TrainingError(FlownError):
     exit_code = 1
 
 
+class FlownWarning(UserWarning):
+    """What a user should know and need not mend; the command line prints it as a line."""
+
+
 _SHOWN = 100  # known names that a message lists
 
 

@@ -21,8 +21,12 @@ from torch import Tensor, nn
 from flown.base.errors import FlownError
 
 # Of folders that this library writes: their manifests, and how a manifest's `format` starts.
-MANIFESTS = ("zoo.json", "config.json", "run.json", "progress.json", "page.json")
-FORMATS = ("flown-zoo-", "flown-model-", "flown-run-", "flown-page-")
+MANIFESTS = ("zoo.json", "config.json", "run.json", "progress.json", "page.json", "labels.json")
+_LITTER = {  # of archives, file servers and systems, in lower case
+    *("__macosx", "@eadir", "lost+found", "#recycle", "$recycle.bin", "thumbs.db", "desktop.ini"),
+    "system volume information",
+}
+FORMATS = ("flown-zoo-", "flown-model-", "flown-run-", "flown-page-", "flown-labels-")
 
 
 @contextlib.contextmanager
@@ -133,11 +137,11 @@ def check_finite(tensors: Mapping[str, Tensor], where: Path | str) -> None:
             raise FlownError(f"{where}: tensor '{name}' holds NaN or Inf")
 
 
-def walk(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """A folder and all below it, each with its files; hidden ones are left out.
+def walk(folder: Path) -> Iterator[tuple[Path, list[Path], list[Path]]]:
+    """A folder and all below it, each with its folders and files; what is hidden is left out.
 
-    Links are followed, as on clusters where runs lie elsewhere; a folder that is reached twice is
-    walked once. Order depends on names alone.
+    So is what archives and file servers leave. Links are followed, as on clusters where runs lie
+    elsewhere; a folder that is reached twice is walked once. Order depends on names alone.
 
     Raises:
         FlownError: a folder cannot be read.
@@ -153,8 +157,11 @@ def walk(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield Path(here), [Path(here, name) for name in sorted(files) if not name.startswith(".")]
+        folders[:] = sorted(
+            x for x in folders if not x.startswith(".") and x.lower() not in _LITTER
+        )
+        seen_files = sorted(x for x in files if not x.startswith(".") and x.lower() not in _LITTER)
+        yield Path(here), [Path(here, x) for x in folders], [Path(here, x) for x in seen_files]
 
 
 def file_name(name: str) -> str:
@@ -206,7 +213,7 @@ def prepare_output(
         return path
     if not resume and not overwrite:
         raise FlownError(f"{path}: exists already; pass --overwrite to replace it, or --resume")
-    if not _is_marked(path):
+    if not is_ours(path):
         raise FlownError(
             f"{path}: a folder that flown did not write; choose another, or remove it yourself"
         )
@@ -235,7 +242,8 @@ def _is_scratch(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
-def _is_marked(folder: Path) -> bool:
+def is_ours(folder: Path) -> bool:
+    """Whether a folder has a manifest of this library."""
     for name in MANIFESTS:
         with contextlib.suppress(OSError, ValueError):
             content = json.loads((folder / name).read_text(encoding="utf-8"))

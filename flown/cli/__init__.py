@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import traceback
+import warnings
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, NoReturn, Optional
+from typing import Annotated, NoReturn, Optional, TextIO
 
 import typer
 
-from flown.base.errors import FlownError
+from flown.base.errors import FlownError, FlownWarning
 from flown.base.terminal import print_table, say
 from flown.base.text import plain
 from flown.cli.adapt import adapt
@@ -220,6 +221,7 @@ def main() -> None:
     """Entry point: 0 success, 2 a mendable error, 1 failure, 130 interrupted."""
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    warnings.showwarning = _warn
     try:
         code = app(arguments, standalone_mode=False)
         if code == 130:  # typer's way of saying Ctrl-C
@@ -236,6 +238,24 @@ def main() -> None:
 
 
 _LINES = "\n\t"  # a message may have lines
+
+
+_show = warnings.showwarning
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Prints a warning that is meant for users as a line; others look as Python's do."""
+    if issubclass(category, FlownWarning):
+        print(f"warning: {plain(str(message))}", file=sys.stderr)
+    else:
+        _show(message, category, filename, lineno, file, line)
 
 
 def _fail(message: str, code: int, debug: bool) -> NoReturn:

@@ -196,7 +196,7 @@ def zoo_import(
         size=size,
         grey=grey,
     )
-    images = load(data)
+    images = load(data, size=size)
     architecture = layout_for(about, images).architecture
     task = Task(id=data, dataset=data, classes=images.classes)
     if form is Format.modelzoos:

@@ -94,13 +94,34 @@ def features(backbone: nn.Module, images: Tensor, batch: int = 256) -> Tensor:
     """A backbone's features (N, F) of many images (N, c, H, W), in eval mode, on the images' device.
 
     They are computed where the backbone is, a batch at a time: a set need not fit on its device.
+
+    Raises:
+        FlownError: the backbone gives something else.
     """
     tensor = next(chain(backbone.parameters(), backbone.buffers()), images)
     was_training = backbone.training
     backbone.eval()
-    parts = [
-        backbone(images[i : i + batch].to(tensor.device)).to(images.device)
-        for i in range(0, len(images), batch)
-    ]
+    parts = []
+    for some in images.split(batch):
+        found = _checked(backbone(some.to(tensor.device)), backbone, len(some))
+        parts.append(found.to(images.device))
     backbone.train(was_training)
     return torch.cat(parts)
+
+
+def _checked(found: object, backbone: nn.Module, count: int) -> Tensor:
+    """What a backbone of whatever origin gives, as features (N, F); a map of one position is one."""
+    name = type(backbone).__name__
+    if not isinstance(found, Tensor):
+        raise FlownError(
+            f"backbone {name}: gives a {type(found).__name__}, expected a tensor (N, F) of features; "
+            "wrap it in a module that picks them"
+        )
+    if found.ndim == 4 and found.shape[2:] == (1, 1):
+        found = found.flatten(1)
+    if found.ndim != 2 or len(found) != count or not found.is_floating_point():
+        raise FlownError(
+            f"backbone {name}: gives {found.dtype} {tuple(found.shape)} for {count} images, expected "
+            "floats (N, F); pool or pick in a module of your own"
+        )
+    return found

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flown.base.errors import FlownError
 from flown.tasks import as_bytes, read_image, stack
-from flown.tasks.folder import from_pil
+from flown.tasks.pictures import from_pil
 
 _WANTED = "an array, a tensor, or a list of arrays, PIL images or paths"
 

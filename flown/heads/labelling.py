@@ -12,11 +12,11 @@ import csv
 import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from flown.base import errors
 from flown.base.errors import FlownError
-from flown.base.files import write_text
+from flown.base.files import write_json, write_text
 from flown.context import CAML, SupportEncoder
 from flown.context.backbones import Backbone
 from flown.heads import calibrate, folder
@@ -36,13 +36,14 @@ from flown.heads.meta import flow_heads
 from flown.heads.unknown import distances, left_out, limit
 from flown.heads.written import GENERATOR, Written, are_strokes
 from flown.nets.linear import NormalisedHead
-from flown.tasks import Pictures, Support
+from flown.tasks import Pictures, Support, read_pictures
 from flown.tasks.task import Task
+from flown.version import __version__
 from flown.weights.batch import WeightBatch
 from flown.weights.layout import WeightLayout
 
 BACKBONE, HEAD = "resnet12-small", "auto"
-OUTPUTS = ("predictions.csv", "head.safetensors")
+OUTPUTS = ("predictions.csv", "head.safetensors", "labels.json")
 CONTEXT = "context"  # the backbone that the shipped CAML was trained on
 
 
@@ -91,7 +92,7 @@ class Labelled:
     support: Pictures
     rows: Tensor
     left_out: Tensor | None
-    queries: Pictures | None
+    queries: folder.Queries | None
     probabilities: Tensor | None  # (N, C), of the queries
     novelty: Tensor | None
     head: WeightBatch | None
@@ -105,7 +106,7 @@ class Labelled:
         Returns:
             The paths of the written files.
         """
-        table, network = (Path(out) / name for name in OUTPUTS)
+        table, network, record = (Path(out) / name for name in OUTPUTS)
         if self.queries is not None and self.probabilities is not None:
             write_text(table, _csv(self, self.queries, self.probabilities))
         else:
@@ -114,7 +115,26 @@ class Labelled:
             self.head.save(network)
         else:
             network.unlink(missing_ok=True)
-        return [path for path in (table, network) if path.exists()]
+        write_json(record, self.record())
+        return [path for path in (table, network, record) if path.exists()]
+
+    def record(self) -> dict[str, Any]:
+        """What was done, by which a folder is known to be no class of images."""
+        return {
+            "format": "flown-labels-1",
+            "flown": __version__,
+            "head": self.method,
+            "backbone": self.backbone,
+            "classes": list(self.classes),
+            "images learnt from": len(self.support),
+            "images labelled": 0 if self.queries is None else len(self.queries),
+            "temperature": self.temperature,
+            "figures": [
+                {"images": name, "n": n, "accuracy": accuracy, "calibration error": error}
+                for name, n, accuracy, error in self.figures()
+            ],
+            "warnings": list(self.warnings),
+        }
 
     def is_unknown(self, i: int) -> bool:
         """Whether a query is of no class."""
@@ -168,23 +188,23 @@ def label(
     start = time.monotonic()
     if head not in (*HEADS, HEAD):
         raise errors.unknown("head", head, (*HEADS, HEAD))
-    known, classes = folder.read_support(Path(support), shots, seed)
+    known, classes = read_pictures(Path(support), shots, seed)
     if head == HEAD:
         head = STROKES if backbone is None and are_strokes(known, len(classes)) else PICTURES
     name = backbone or (_TRAINED[head][1] if head in _TRAINED else BACKBONE)
-    asked: Pictures | None = None
-    warnings: list[str] = []
-    if queries is not None:
-        asked, warnings = folder.read_queries(Path(queries), Path(support), classes)
-    warnings += folder.duplicates(known, asked)
     if unknown is not None and UNKNOWN in classes:
         raise FlownError(
             f"{support}: a class is called '{UNKNOWN}', the label of images of no class"
         )
     method = _method(head, name, known, classes)
+    asked: folder.Queries | None = None
+    warnings: list[str] = []
+    if queries is not None:
+        asked, warnings = folder.read_queries(Path(queries), Path(support), classes, method.see)
+    warnings += folder.duplicates(known, asked)
     left_out, rows = method.calibrate()
     made = method.batch(classes, Path(support).resolve().name)
-    probabilities = None if asked is None else method.probabilities(asked)
+    probabilities = None if asked is None else method.probabilities(asked.seen)
     return Labelled(
         method=head,
         backbone=name,
@@ -194,7 +214,7 @@ def label(
         left_out=left_out,
         queries=asked,
         probabilities=probabilities,
-        novelty=None if unknown is None or asked is None else method.novelty(unknown, asked),
+        novelty=None if unknown is None or asked is None else method.novelty(unknown, asked.seen),
         head=made,
         temperature=method.tau,
         warnings=tuple(warnings),
@@ -226,7 +246,8 @@ class _Method:
             self.caml = caml if head == "caml" else None
         else:
             self.backbone = load_backbone(name)
-        found = folder.picture_features(self.backbone, support)
+        found = folder.picture_features(self.backbone, support.images)
+        folder.check_seen(found, support)
         centred = isinstance(self.backbone, Standardised)
         self.centre = torch.zeros(found.shape[1]) if centred else found.mean(dim=0)
         self.z = self._z(found)
@@ -268,22 +289,25 @@ class _Method:
         }
         return WeightBatch(layout, weights, made, frozen={"centre": self.centre}, task=about)
 
-    def probabilities(self, queries: Pictures) -> Tensor:
-        """Probabilities (N, C) of pictures."""
-        query = self._z(folder.picture_features(self.backbone, queries))[None]
-        logits = self.logits(self.z[None], self.labels[None], query, self.ways)[0]
+    def see(self, pictures: Sequence[Tensor]) -> Tensor:
+        """Features z (N, F) of pictures."""
+        return self._z(folder.picture_features(self.backbone, pictures))
+
+    def probabilities(self, seen: Tensor) -> Tensor:
+        """Probabilities (N, C) of pictures as `see` gives them."""
+        logits = self.logits(self.z[None], self.labels[None], seen[None], self.ways)[0]
         found: Tensor = (logits / self.tau).softmax(dim=1)
         return found
 
-    def novelty(self, rate: float, queries: Pictures) -> Tensor:
+    def novelty(self, rate: float, seen: Tensor) -> Tensor:
         """Distances (N,) from the nearest class, in units of what a part `rate` of them exceed."""
 
-        def score(seen: Support, asked: Tensor) -> Tensor:
-            return distances(seen.images[None], seen.labels, self.ways, asked[None])
+        def score(support: Support, asked: Tensor) -> Tensor:
+            return distances(support.images[None], support.labels, self.ways, asked[None])
 
         support = Support(self.z, self.labels)
         most = limit(left_out(support, score), rate)
-        return score(support, self._z(folder.picture_features(self.backbone, queries))) / most
+        return score(support, seen) / most
 
 
 def context_backbone() -> tuple[Standardised, CAML]:
@@ -296,7 +320,7 @@ def context_backbone() -> tuple[Standardised, CAML]:
     return backbone, encoder.caml
 
 
-def _csv(found: Labelled, queries: Pictures, probabilities: Tensor) -> str:
+def _csv(found: Labelled, queries: folder.Queries, probabilities: Tensor) -> str:
     """A row for each image: file, class, confidence, its true class if known, p of each class.
 
     Where it was asked, the class may be unknown, and the image's novelty stands at the end.

@@ -6,6 +6,7 @@ Their vote needs no temperature: how sure they are follows from the labelled ima
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ class Written:
     def __init__(self, support: Pictures, classes: tuple[str, ...]) -> None:
         self.model, self.ways = generator(), len(classes)
         self.channels = max(image.shape[0] for image in support.images)
-        self.support = Support(_pixels(support, self.channels), support.labels)
+        self.support = Support(self.see(support.images), support.labels)
         self.networks = self.model.generate(*self.support, NETWORKS, classes=classes)
         self.fewest = int(torch.bincount(support.labels, minlength=self.ways).min())
 
@@ -60,23 +61,29 @@ class Written:
         self.networks.provenance |= made
         return self.networks
 
-    def probabilities(self, queries: Pictures) -> Tensor:
-        """Probabilities (N, C) of pictures."""
-        return probabilities(self.networks, _pixels(queries, self.channels))
+    def see(self, pictures: Sequence[Tensor]) -> Tensor:
+        """Pictures as one tensor (N, channels, 32, 32), whatever their sizes."""
+        images = stack(pictures, SIDE)
+        if images.shape[1] > self.channels:  # colour where the labelled ones are grey
+            images = images.float().mean(dim=1, keepdim=True).round().to(torch.uint8)
+        return images.expand(-1, self.channels, -1, -1)
 
-    def novelty(self, rate: float, queries: Pictures) -> Tensor:
+    def probabilities(self, seen: Tensor) -> Tensor:
+        """Probabilities (N, C) of pictures as `see` gives them."""
+        return probabilities(self.networks, seen)
+
+    def novelty(self, rate: float, seen: Tensor) -> Tensor:
         """Distances (N,) from the nearest class, in units of what a part `rate` of them exceed.
 
         Raises:
             FlownError: no class has two pictures, or a rate that is none.
         """
 
-        def score(seen: Support, asked: Tensor) -> Tensor:
-            return unknown.of_networks(self._networks(seen), seen, asked)
+        def score(support: Support, asked: Tensor) -> Tensor:
+            return unknown.of_networks(self._networks(support), support, asked)
 
         most = unknown.limit(unknown.left_out(self.support, score), rate)
-        asked = _pixels(queries, self.channels)
-        return unknown.of_networks(self.networks, self.support, asked) / most
+        return unknown.of_networks(self.networks, self.support, seen) / most
 
     def _networks(self, support: Support) -> WeightBatch:
         return self.model.generate(*support, NETWORKS)
@@ -96,11 +103,3 @@ def are_strokes(pictures: Pictures, ways: int) -> bool:
         return False
     images = stack(pictures.images, SIDE)
     return float(model.shares(images, pictures.labels)[0]) > 0.5
-
-
-def _pixels(pictures: Pictures, channels: int) -> Tensor:
-    """Pictures as one tensor (N, channels, 32, 32), whatever their sizes."""
-    images = stack(pictures.images, SIDE)
-    if images.shape[1] > channels:  # colour where the labelled ones are grey
-        images = images.float().mean(dim=1, keepdim=True).round().to(torch.uint8)
-    return images.expand(-1, channels, -1, -1)

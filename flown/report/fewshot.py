@@ -73,7 +73,7 @@ def _query(found: Labelled, i: int) -> _Shown:
     p, true = found.probabilities[i], int(found.queries.labels[i])
     best, second = p.topk(2).indices.tolist()
     return _Shown(
-        found.queries.images[i],
+        found.queries.image(i),
         found.queries.files[i],
         found.classes[best],
         float(p[best]),

@@ -2,16 +2,9 @@
 
 from flown.tasks.classes import in_order, labels_in
 from flown.tasks.draw import ClassPool, Episodes, check_disjoint
-from flown.tasks.folder import (
-    Pictures,
-    image_files,
-    load_folder,
-    read_image,
-    read_images,
-    read_pictures,
-    stack,
-)
+from flown.tasks.folder import Pictures, load_folder, read_images, read_pictures
 from flown.tasks.named import Source, available, cache_folder, load, load_any, load_many, summary
+from flown.tasks.pictures import read_image, stack
 from flown.tasks.splits import ImageData, ManyClass, Split, three_way
 from flown.tasks.support import (
     Support,
@@ -40,7 +33,6 @@ __all__ = [
     "check_disjoint",
     "check_support",
     "draw_support",
-    "image_files",
     "in_order",
     "labels_in",
     "load",

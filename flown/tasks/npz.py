@@ -1,7 +1,8 @@
 """The npz files of a `FLOWN_DATA` folder, checked.
 
-A classification set holds uint8 `train_images` (N, H, W) or (N, H, W, 3), int `train_labels` (N,),
-`test_images`, `test_labels`, `class_names`; a set of many classes `images`, `labels`,
+A classification set holds uint8 `train_images` (N, H, W) or (N, H, W, 1 or 3), int `train_labels` (N,) or
+(N, 1), `test_images`, `test_labels`, and where it has them `val_images`, `val_labels` and `class_names` (by
+default the numbers); a set of many classes `images`, `labels`,
 `class_names` and `class_split` (`train`, `val` or `test` for each class).
 """
 
@@ -9,17 +10,15 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import torch
 
 from flown.base.errors import FlownError
-from flown.tasks.splits import ManyClass, Pixels, Split
+from flown.tasks.splits import ManyClass, Parts, Pixels, Split
 
-# class names, the images to train on, the test part if one is published
-Parts: TypeAlias = tuple[tuple[str, ...], Split, Split | None]
 _KINDS = ("images", "labels")
+_MOST = 100_000  # classes without names
 
 
 def keys(path: Path) -> list[str]:
@@ -41,15 +40,18 @@ def read_parts(path: Path) -> Parts:
     Raises:
         FlownError: the file is damaged, or a key is missing or has another type or shape.
     """
-    arrays = _read(
-        path, *(f"{part}_{kind}" for part in ("train", "test") for kind in _KINDS), "class_names"
-    )
-    names = _texts(arrays, "class_names", path)
-    train, test = (
-        as_split(arrays[f"{part}_images"], arrays[f"{part}_labels"], len(names), path, f"{part}_")
-        for part in ("train", "test")
-    )
-    return names, train, test
+    present = keys(path)
+    parts = ["train", "test", *(["val"] if "val_images" in present else [])]
+    named = ["class_names"] if "class_names" in present else []
+    arrays = _read(path, *(f"{part}_{kind}" for part in parts for kind in _KINDS), *named)
+    names = _texts(arrays, "class_names", path) if named else _numbers(arrays, path)
+    found = {
+        part: as_split(
+            arrays[f"{part}_images"], arrays[f"{part}_labels"], len(names), path, f"{part}_"
+        )
+        for part in parts
+    }
+    return Parts(names, found["train"], found.get("val"), found["test"])
 
 
 def read_many(path: Path) -> ManyClass:
@@ -84,6 +86,14 @@ def _read(path: Path, *wanted: str) -> dict[str, Pixels]:
     return arrays
 
 
+def _numbers(arrays: dict[str, Pixels], path: Path) -> tuple[str, ...]:
+    """Names of classes that have none: their numbers."""
+    labels = arrays["train_labels"]
+    if labels.dtype.kind not in "iu" or not labels.size or not 0 <= labels.max() < _MOST:
+        raise FlownError(f"{path}: train_labels is {labels.dtype}, expected numbers of classes")
+    return tuple(str(label) for label in range(int(labels.max()) + 1))
+
+
 def _texts(arrays: dict[str, Pixels], key: str, path: Path) -> tuple[str, ...]:
     array = arrays[key]
     if array.ndim != 1 or array.dtype.kind not in "USiu":
@@ -95,10 +105,14 @@ def as_split(
     images: Pixels, labels: Pixels, classes: int, path: Path | str, prefix: str = ""
 ) -> Split:
     """Checked arrays as tensors; `path` and `prefix` name them in errors."""
+    if images.shape[3:] == (1,):
+        images = images[..., 0]
+    if labels.shape == (len(images), 1):
+        labels = labels[:, 0]
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (3,)):
         raise FlownError(
             f"{path}: {prefix}images is {images.dtype} {images.shape}, "
-            "expected uint8 (N, H, W) or (N, H, W, 3)"
+            "expected uint8 (N, H, W) or (N, H, W, 1 or 3)"
         )
     if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
         raise FlownError(

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from flown.base.errors import FlownError
-from flown.tasks.folder import read_image, stack
+from flown.tasks.pictures import read_image, stack
 from flown.tasks.splits import ManyClass
 
 PARTS = ("train", "val", "test")
@@ -51,10 +51,12 @@ def load_split_files(folder: Path, size: int = 84) -> ManyClass:
 def _rows(path: Path) -> list[tuple[str, str]]:
     """File names and labels."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
+        with path.open(newline="", encoding="utf-8-sig") as file:  # Excel begins with a mark
+            rows = [row for row in csv.reader(file) if any(row)]
     except (OSError, UnicodeDecodeError) as error:
         raise FlownError(f"{path}: cannot be read ({error})") from None
+    if rows and rows[0][0].strip() == "":  # an index, as pandas writes it
+        rows = [row[1:] for row in rows]
     if not rows or [name.strip() for name in rows[0]] != ["filename", "label"]:
         raise FlownError(f"{path}: its first line is not 'filename,label'")
     for number, row in enumerate(rows[1:], 2):

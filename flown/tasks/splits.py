@@ -7,7 +7,7 @@ validation part, which is carved from the training images.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -31,6 +31,15 @@ class Split:
 
     def __getitem__(self, rows: Tensor | slice) -> Split:
         return Split(self.images[rows], self.labels[rows])
+
+
+class Parts(NamedTuple):
+    """A data set as it is published: class names, and validation and test parts where it has them."""
+
+    classes: tuple[str, ...]
+    train: Split
+    val: Split | None = None
+    test: Split | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,7 @@ def three_way(
     classes: tuple[str, ...],
     train: Split,
     test: Split | None,
+    val: Split | None = None,
     *,
     seed: int = 0,
     val_fraction: float = 0.1,
@@ -84,11 +94,12 @@ def three_way(
 ) -> ImageData:
     """Splits a data set, stratified by class; the same seed gives the same parts.
 
-    A given test part stays as published. Training images that are byte for byte equal to a test or
-    validation image are dropped, so that the three parts share no image.
+    Given test and validation parts stay as published. Training images that are byte for byte equal to
+    a test or validation image are dropped, so that the three parts share no image.
 
     Args:
         test: the published test part, or None to carve one from `train` too.
+        val: the published validation part, or None to carve one from `train`.
         val_fraction: share of the images outside the test part.
         test_fraction: share of all images, where no test part is given.
 
@@ -103,12 +114,16 @@ def three_way(
     if test is None:
         _require(3, train, classes, name)
         train, test = _carve(train, len(classes), test_fraction, generator)
-    if not len(test) or train.images.shape[1:] != test.images.shape[1:]:
-        shapes = f"{tuple(train.images.shape)} to train on and {tuple(test.images.shape)} to test"
-        raise FlownError(f"{name}: images {shapes}; expected both parts, of the same shape")
+    for what, part in (("test", test), ("validate", val)):
+        if part is not None and (not len(part) or part.images.shape[1:] != train.images.shape[1:]):
+            shapes = (
+                f"{tuple(train.images.shape)} to train on and {tuple(part.images.shape)} to {what}"
+            )
+            raise FlownError(f"{name}: images {shapes}; expected both parts, of the same shape")
     train = train[~_among(train.images, test.images)]
-    _require(2, train, classes, name)
-    train, val = _carve(train, len(classes), val_fraction, generator)
+    if val is None:
+        _require(2, train, classes, name)
+        train, val = _carve(train, len(classes), val_fraction, generator)
     train = train[~_among(train.images, val.images)]
     _require(1, train, classes, name)
     return ImageData(name, classes, train, val, test)

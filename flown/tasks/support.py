@@ -60,7 +60,7 @@ def load_support(
         FlownError: as `load` and `draw_support`, or no class of that name.
     """
     if folder := Path(source).is_dir():
-        split, known = load_folder(Path(source))
+        known, split, *_ = load_folder(Path(source))
     else:
         images = load(source)
         split, known = images.train, images.classes

@@ -52,7 +52,7 @@ def discover(path: Path, pattern: re.Pattern[str] | None = None) -> Discovered:
     Raises:
         FlownError: no file of weights.
     """
-    files = [file for _, files in walk(path) for file in files]
+    files = [file for _, _, files in walk(path) for file in files]
     parts: set[Path] = set()
     for file in files:
         if statefiles.is_index(file):

@@ -32,7 +32,7 @@ def trials(
         FlownError: no trial.
     """
     folders: set[Path] = set()
-    for here, files in walk(path):
+    for here, _, files in walk(path):
         if here.name.startswith("checkpoint_"):
             folders.add(here.parent)
         if any(file.name in ("params.json", "result.json") for file in files):

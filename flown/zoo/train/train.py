@@ -80,7 +80,10 @@ def train_zoo(
         return _finished(run, recipe)
     if images is None:
         many = recipe.tasks is not None
-        images = data.load_many(recipe.dataset) if many else data.load(recipe.dataset)
+        if many:
+            images = data.load_many(recipe.dataset)
+        else:
+            images = data.load(recipe.dataset, size=recipe.size)
     if run.file.exists() and isinstance(images, data.ImageData):
         held = read_mapping(run.file).get("classes", images.classes)
         images = data.in_order(images, held, str(out))

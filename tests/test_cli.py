@@ -210,7 +210,7 @@ def test_weights_and_zoos(refused, tmp_path: Path, zoo: flown.Zoo, run: Path) ->
     refused("zoo.json is missing", "zoo", "inspect", tmp_path)
     refused("zoo.json is missing", "fit", "--zoo", tmp_path, "--out", tmp_path / "r")
     refused(
-        "at least one network",
+        "Invalid value for '-n'",
         "generate",
         run / "model",
         "--support",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -18,7 +20,12 @@ from flown.report.imports import import_lines
 from flown.tasks.task import Task
 from flown.zoo import Zoo
 from flown.zoo.imports import job as imports
-from flown.zoo.imports.checkpoints import Skipped, from_checkpoints, from_modelzoos
+from flown.zoo.imports.checkpoints import (
+    Skipped,
+    from_checkpoints,
+    from_matrix,
+    from_modelzoos,
+)
 
 State = dict[str, Tensor]
 TASK = Task(id="digits", dataset="digits", classes=tuple("0123456789"))
@@ -525,3 +532,68 @@ def test_pixels_scaled_by_channel(tmp_path: Path) -> None:
         Architecture.parse(colour.model_dump() | {"channels": 1})
     with pytest.raises(FlownError, match="std of pixels is 0"):
         Architecture.parse(DIGITS.model_dump() | {"std": 0})
+
+
+def test_a_subset_comes_with_its_rest(tmp_path: Path) -> None:
+    """As p-diff keeps them: statistics too, and the whole network in a file of its own."""
+    whole = state(0, SMALL)
+    subset = [name for name in whole if name.startswith("0.1.")]
+    save({"model": whole}, tmp_path / "source" / "pretrained.pth")
+    for seed in range(1, 5):
+        some = {name: state(seed, SMALL)[name] for name in subset}
+        save(some, tmp_path / "source" / f"{seed}_acc0.{seed}.pth")
+    save(state(9, SMALL), tmp_path / "source" / "whole.pth")
+    rest = tmp_path / "source" / "pretrained.pth"
+    zoo, skipped = from_checkpoints(tmp_path / "source", SMALL, THREE, tmp_path / "zoo", rest=rest)
+    assert [one.path for one in skipped] == ["whole.pth"] and len(zoo) == 4
+    batch = zoo.batch("three")
+    assert batch.layout.names == ("0.1.weight", "0.1.bias")
+    assert torch.equal(batch.frozen["1.weight"], whole["1.weight"])
+    assert torch.equal(batch.frozen["0.1.running_mean"], whole["0.1.running_mean"])
+    assert torch.equal(batch.module(1).state_dict()["0.1.bias"], state(2, SMALL)["0.1.bias"])
+    with pytest.raises(FlownError, match="nowhere: no such file"):
+        from_checkpoints(
+            tmp_path / "source", SMALL, THREE, tmp_path / "b", rest=tmp_path / "nowhere"
+        )
+    with pytest.raises(FlownError, match=r"1_acc0\.1\.pth: tensor '0\.0\.weight' is missing"):
+        other = tmp_path / "source" / "1_acc0.1.pth"
+        from_checkpoints(tmp_path / "source", SMALL, THREE, tmp_path / "b", rest=other)
+    (tmp_path / "whole").mkdir()
+    save(state(9, SMALL), tmp_path / "whole" / "a.pth")
+    with pytest.raises(FlownError, match="holds the whole network, which needs no rest"):
+        from_checkpoints(tmp_path / "whole", SMALL, THREE, tmp_path / "b", rest=rest)
+
+
+def matrix(folder: Path, count: int) -> None:
+    folder.mkdir()
+    states = [state(seed) for seed in range(count)]
+    np.save(
+        folder / "weights.npy",
+        np.stack([torch.cat([x.flatten() for x in one.values()]).numpy() for one in states]),
+    )
+    lines, at = [",varname,start_idx,end_idx,shape"], 0
+    for i, (name, tensor) in enumerate(states[0].items()):
+        lines.append(f'{i},{name},{at},{at + tensor.numel()},"{tuple(tensor.shape)}"')
+        at += tensor.numel()
+    (folder / "layout.csv").write_text("\n".join(lines) + "\n", encoding="utf-8-sig")
+    rows = [f"{i // 2},{80 + i},0.5,0.9{i}" for i in range(count)]
+    text = "modelid,step,train_accuracy,test_accuracy\n" + "\n".join(rows)
+    (folder / "metrics.csv.gz").write_bytes(gzip.compress(text.encode()))
+
+
+def test_a_zoo_in_one_matrix(tmp_path: Path) -> None:
+    matrix(tmp_path / "source", 6)
+    with pytest.raises(FlownError, match=r"weights\.npy looks like .* add --format matrix"):
+        from_checkpoints(tmp_path / "source", DIGITS, TASK, tmp_path / "zoo")
+    zoo, skipped = from_matrix(tmp_path / "source", DIGITS, TASK, tmp_path / "zoo")
+    assert skipped == [] and all(same(zoo, i, state(i)) for i in range(6))
+    assert [(row.model, row.epoch) for row in zoo.rows[:3]] == [(0, 80), (0, 81), (1, 82)]
+    assert {(row.train_accuracy, row.val_accuracy) for row in zoo.rows} == {(50.0, None)}
+    assert report(zoo.path)["checkpoints"]["with test_acc only, not taken"] == 6
+    layout = tmp_path / "source" / "layout.csv"
+    layout.write_text(layout.read_text("utf-8-sig").replace(",0,200,", ",0,2000,"))
+    with pytest.raises(FlownError, match=r"line 2: '0\.weight' .* does not lie at 0 to 2000"):
+        from_matrix(tmp_path / "source", DIGITS, TASK, tmp_path / "none")
+    (tmp_path / "source" / "metrics.csv.gz").write_bytes(b"?")
+    with pytest.raises(FlownError, match=r"metrics\.csv\.gz: cannot be read|layout"):
+        from_matrix(tmp_path / "source", DIGITS, TASK, tmp_path / "none")

@@ -102,7 +102,7 @@ def test_the_table_round_trip(tmp_path: Path) -> None:
         ('{"id": "a", "dataset": "d", "clases": ["x"]}', "Did you mean 'classes'"),
         ('{"id": "t", "dataset": "d", "classes": ["x"]}', "two tasks have the id 't'"),
         ("[1, 2]", "expected keys and values"),
-        ("{", "line 2: not a task"),
+        ("{", "line 2: no valid JSON"),
     ],
 )
 def test_bad_tables_are_named(tmp_path: Path, line: str, message: str) -> None:

@@ -21,9 +21,9 @@ class BaseConfig(Config):
     that is generated for, since what separates many classes separates few.
     """
 
-    ways: int = Field(default=60, ge=2)
-    shots: int = Field(default=10, ge=1)
-    images: int = Field(default=480, ge=8)
+    ways: int = Field(default=60, ge=2, le=65536)
+    shots: int = Field(default=10, ge=1, le=65536)
+    images: int = Field(default=480, ge=8, le=65536)
     encoder: float = Field(default=0.3, gt=0, le=1)
     training: LoopConfig = LoopConfig(
         steps=9000,
@@ -43,8 +43,8 @@ class BankConfig(Config):
     They begin at `start` times noise.
     """
 
-    draws: int = Field(default=100, ge=1)
-    steps: int = Field(default=15, ge=1)
+    draws: int = Field(default=100, ge=1, le=65536)
+    steps: int = Field(default=15, ge=1, le=65536)
     learning_rate: float = Field(default=0.1, gt=0)
     start: float = Field(default=0.1, ge=0)
 
@@ -71,18 +71,18 @@ class AnyTaskConfig(Config):
             "cnn-small": 0.31,
         }
     )
-    numbers: int = Field(default=32, ge=1)
-    width: int = Field(default=128, ge=8)
-    depth: int = Field(default=4, ge=1)
-    heads: int = Field(default=4, ge=1)
+    numbers: int = Field(default=32, ge=1, le=65536)
+    width: int = Field(default=128, ge=8, le=65536)
+    depth: int = Field(default=4, ge=1, le=65536)
+    heads: int = Field(default=4, ge=1, le=65536)
     features: Optional[int] = Field(default=None, ge=1)
     experts: int = Field(default=2, ge=1, le=2)
-    steps: int = Field(default=4, ge=1)
-    evaluations: int = Field(default=1, ge=1)
-    samples: int = Field(default=2, ge=1)
+    steps: int = Field(default=4, ge=1, le=65536)
+    evaluations: int = Field(default=1, ge=1, le=65536)
+    samples: int = Field(default=2, ge=1, le=65536)
     together: float = Field(default=0.5, ge=0, le=1)
     spread: float = Field(default=0.1, ge=0)
-    views: int = Field(default=5, ge=1)
+    views: int = Field(default=5, ge=1, le=65536)
     way: Way = "end-point"
     bank: BankConfig = BankConfig()
     tasks: StreamConfig = StreamConfig()

@@ -32,11 +32,13 @@ from flown.base.files import (
     load_into,
     load_tensors,
     read_json,
+    read_object,
     save_tensors,
     write_json,
     write_text,
 )
 from flown.base.seeding import seeded
+from flown.nets import INPUT_SIZES
 from flown.nets.architecture import Architecture
 from flown.nets.batched.stacked import GROUP
 from flown.tasks import Support, Task, check_support
@@ -56,6 +58,9 @@ class AnyTask(nn.Module):
         super().__init__()
         self.config = config
         self.card: dict[str, Any] = {}
+        for net in config.nets:
+            if net not in INPUT_SIZES:
+                raise unknown("network", net, INPUT_SIZES)
         with seeded(config.seed):
             self.trunk = Trunk(
                 config.numbers,
@@ -270,11 +275,12 @@ class AnyTask(nn.Module):
         path = Path(folder)
         if not cls.is_in(path):
             raise FlownError(f"{path}: holds no any-task generator ({FORMAT} in config.json)")
-        values = read_json(path / "config.json")
-        model = cls(AnyTaskConfig.parse(values["config"], f"{path}/config.json"))
+        values = read_object(path / "config.json")
+        model = cls(AnyTaskConfig.parse(values.get("config", {}), f"{path}/config.json"))
         file = path / "generator.safetensors"
         load_into(model, load_tensors(file)[0], file)
-        model.card = values.get("card", {})
+        card = values.get("card", {})
+        model.card = card if isinstance(card, dict) else {}
         return model.eval().requires_grad_(False)
 
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import math
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from typing_extensions import Self
 
 from flown.base.errors import FlownError, unknown
+from flown.base.files import parse_json, read_text
+
+_DEPTH = 24  # of values in values
+_LONGEST = 200  # letters of a place that messages name
+
+
+Size = Annotated[int, Field(ge=1, le=65_536)]  # of a layer, a side, a number of layers
 
 
 class Config(BaseModel):
@@ -29,14 +36,17 @@ class Config(BaseModel):
         """
         if not isinstance(values, Mapping):
             raise FlownError(f"{where}: expected keys and values, got {type(values).__name__}")
+        check_plain(values, where)
         _refuse_unknown_keys(cls, values, where)
         try:
             return cls.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
-            got = first.get("input")
-            raise FlownError(f"{where}: {key}: {first['msg']} (got {got!r})") from None
+            what = first["msg"].removeprefix("Value error, ")
+            if not key:  # of the record as a whole
+                raise FlownError(f"{where}: {what}") from None
+            raise FlownError(f"{where}: {key}: {what} (got {first.get('input')!r})") from None
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
@@ -73,16 +83,38 @@ def _names_kind(assignment: str) -> bool:
     return assignment.partition("=")[0].split(".")[-1] == "kind"
 
 
+def check_plain(values: Any, where: str, depth: int = 0) -> None:
+    """Refuses what no file of ours has: numbers of more than 64 bits, NaN, Inf, nesting without end.
+
+    Raises:
+        FlownError: there is such a value.
+    """
+    if depth > _DEPTH:
+        raise FlownError(f"{where}: nested more than {_DEPTH} deep")
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            check_plain(value, f"{where}: {key}"[:_LONGEST], depth + 1)
+    elif isinstance(values, list | tuple):
+        for value in values:
+            check_plain(value, where, depth + 1)
+    elif isinstance(values, float) and not math.isfinite(values):
+        raise FlownError(f"{where}: {values} is no finite number")
+    elif isinstance(values, int) and not -(2**63) <= values < 2**63:
+        raise FlownError(f"{where}: holds a number of more than 64 bits")
+
+
 def read_mapping(path: Path | str) -> dict[str, Any]:
     """The keys and values of a YAML or JSON file."""
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except OSError as error:
-        raise FlownError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, yaml.YAMLError) as error:
-        raise FlownError(f"{path}: not valid YAML or JSON ({error})") from None
+    path, text = Path(path), read_text(path)
+    if path.suffix == ".json":
+        values = parse_json(text, path)
+    else:
+        try:
+            values = yaml.safe_load(text)
+        except (ValueError, yaml.YAMLError) as error:
+            raise FlownError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+        except RecursionError:
+            raise FlownError(f"{path}: not valid YAML (nested too deeply)") from None
     if not isinstance(values, dict):
         raise FlownError(f"{path}: expected keys and values at the top level")
     return values
@@ -109,4 +141,4 @@ def _record(annotation: Any, value: Any) -> type[BaseModel] | None:
     if len(options) < 2:
         return options[0] if options else None
     kinds = {option.model_fields["kind"].default: option for option in options}
-    return kinds.get(value.get("kind", next(iter(kinds))))
+    return kinds.get(str(value.get("kind", next(iter(kinds)))))

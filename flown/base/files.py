@@ -22,6 +22,7 @@ from flown.base.errors import FlownError
 
 # Of folders that this library writes: their manifests, and how a manifest's `format` starts.
 MANIFESTS = ("zoo.json", "config.json", "run.json", "progress.json", "page.json", "labels.json")
+_LONGEST = 2**30  # bytes of a text
 _LITTER = {  # of archives, file servers and systems, in lower case
     *("__macosx", "@eadir", "lost+found", "#recycle", "$recycle.bin", "thumbs.db", "desktop.ini"),
     "system volume information",
@@ -120,14 +121,53 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], path: Path | str
     module.load_state_dict(tensors)
 
 
-def read_json(path: Path | str) -> Any:
-    """Reads a JSON file, or says which file is missing or broken."""
+def read_text(path: Path | str) -> str:
+    """Reads a text file.
+
+    Raises:
+        FlownError: it is missing, larger than a gigabyte, or no text.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        if Path(path).stat().st_size > _LONGEST:
+            raise FlownError(f"{path}: larger than a gigabyte, which no text of ours is")
+        return Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise FlownError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise FlownError(
+            f"{path}: no text in UTF-8 ({error.reason} at byte {error.start})"
+        ) from None
+
+
+def parse_json(text: str, where: Path | str) -> Any:
+    """A JSON value.
+
+    Raises:
+        FlownError: it is none, or nested beyond all measure.
+    """
+    try:
+        return json.loads(text)
     except ValueError as error:
-        raise FlownError(f"{path}: not valid JSON ({error})") from None
+        raise FlownError(f"{where}: no valid JSON ({error})") from None
+    except RecursionError:
+        raise FlownError(f"{where}: no valid JSON (nested too deeply)") from None
+
+
+def read_object(path: Path | str) -> dict[str, Any]:
+    """Reads a JSON file that holds an object.
+
+    Raises:
+        FlownError: as `read_json`, or it holds something else.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise FlownError(f"{path}: expected an object, got {type(found).__name__}")
+    return found
+
+
+def read_json(path: Path | str) -> Any:
+    """Reads a JSON file, or says which file is missing or broken."""
+    return parse_json(read_text(path), path)
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: Path | str) -> None:
@@ -245,8 +285,8 @@ def _is_scratch(path: Path) -> bool:
 def is_ours(folder: Path) -> bool:
     """Whether a folder has a manifest of this library."""
     for name in MANIFESTS:
-        with contextlib.suppress(OSError, ValueError):
-            content = json.loads((folder / name).read_text(encoding="utf-8"))
+        with contextlib.suppress(FlownError):
+            content = read_json(folder / name)
             if isinstance(content, dict) and str(content.get("format")).startswith(FORMATS):
                 return True
     return False

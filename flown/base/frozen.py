@@ -6,7 +6,6 @@ bits. Loading changes no random state.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import nn
 
 from flown.base.config import Config
 from flown.base.errors import FlownError
-from flown.base.files import halved, load_into, load_tensors, save_tensors
+from flown.base.files import halved, load_into, load_tensors, parse_json, save_tensors
 from flown.base.seeding import seeded
 
 M = TypeVar("M", bound=nn.Module)
@@ -54,10 +53,7 @@ def load_frozen(
     tensors, header = load_tensors(path)
     if key not in header:
         raise FlownError(f"{path}: no {what}, its header has no '{key}'")
-    try:
-        values = json.loads(header[key])
-    except ValueError as error:
-        raise FlownError(f"{path}: no {what}, '{key}' of its header is no JSON ({error})") from None
+    values = parse_json(header[key], f"{path}: no {what}, '{key}' of its header")
     with seeded(None):
         module = build(config.parse(values, f"{path}: {key}"), header)
     load_into(module, tensors, path)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, NoReturn, Optional, TextIO
 
 import typer
+from pydantic import ValidationError
 
 from flown.base.errors import FlownError, FlownWarning
 from flown.base.terminal import print_table, say
@@ -152,7 +153,7 @@ def bench(
             "else flown-small."
         ),
     ] = None,
-    repeats: Annotated[int, typer.Option(help="Timings of each candidate.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, max=1000, help="Timings of each candidate.")] = 5,
     overwrite: Overwrite = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda; for `zoo` alone.")] = "cpu",
 ) -> None:
@@ -230,13 +231,24 @@ def main() -> None:
         _fail(str(error), error.exit_code, debug)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; add --resume to go on from the last checkpoint", 130, debug)
+    except ValidationError as error:
+        first = error.errors()[0]
+        _fail(f"{'.'.join(map(str, first['loc']))}: {first['msg']}".lstrip(": "), 2, debug)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}", 2, debug)
+    except MemoryError:
+        _fail(_NO_MEMORY, 2, debug)
     except Exception as error:
+        if "allocate memory" in str(error) or "out of memory" in str(error):  # torch's words
+            _fail(_NO_MEMORY, 2, debug)
         if hasattr(error, "format_message"):  # click's usage errors
             _fail(error.format_message(), 2, debug)
         _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1, debug)
     sys.exit(code or 0)
 
 
+_NO_MEMORY = "more memory is needed than there is; ask for fewer or smaller networks or images"
 _LINES = "\n\t"  # a message may have lines
 
 

@@ -9,7 +9,7 @@ import typer
 
 from flown.base.errors import FlownError
 from flown.base.terminal import say
-from flown.cli.options import Device, Overwrite, Trust, console, device_of, wrote
+from flown.cli.options import MOST, Device, Overwrite, Trust, console, device_of, wrote
 
 
 def evaluate(
@@ -29,7 +29,9 @@ def evaluate(
             help="The zoo that novelty is measured against; of a model, the one it was fitted on."
         ),
     ] = None,
-    top: Annotated[int, typer.Option(help="How many networks to choose on validation images.")] = 5,
+    top: Annotated[
+        int, typer.Option(min=1, max=MOST, help="How many networks to choose on validation images.")
+    ] = 5,
     epochs: Annotated[
         Optional[list[int]],
         typer.Option(

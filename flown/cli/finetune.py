@@ -10,6 +10,7 @@ import typer
 
 from flown.base.terminal import say
 from flown.cli.options import (
+    MOST,
     Data,
     Device,
     Out,
@@ -35,21 +36,30 @@ def finetune(
     file: Annotated[Path, typer.Argument(help="Networks, as `generate` writes them.")],
     data: Data,
     out: Out,
-    epochs: Annotated[int, typer.Option(help="Passes through the training images.")] = 25,
-    rate: Annotated[float, typer.Option(help="Adam's learning rate.")] = 1e-3,
+    epochs: Annotated[
+        int, typer.Option(min=1, max=MOST, help="Passes through the training images.")
+    ] = 25,
+    rate: Annotated[float, typer.Option(min=0, max=1000, help="Adam's learning rate.")] = 1e-3,
     schedule: Annotated[
         Schedule, typer.Option(help="How the rate changes over the epochs.")
     ] = Schedule.constant,
-    warmup: Annotated[float, typer.Option(help="Epochs in which the rate rises.")] = 0.0,
+    warmup: Annotated[
+        float, typer.Option(min=0, max=MOST, help="Epochs in which the rate rises.")
+    ] = 0.0,
     milestones: Annotated[
         Optional[list[float]],
         typer.Option("--milestone", help="An epoch at which the rate falls; repeat for several."),
     ] = None,
-    gamma: Annotated[float, typer.Option(help="Factor of the rate at each milestone.")] = 0.1,
-    weight_decay: Annotated[float, typer.Option(help="Weight decay of the optimiser.")] = 0.0,
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 32,
+    gamma: Annotated[
+        float, typer.Option(min=0, max=1000, help="Factor of the rate at each milestone.")
+    ] = 0.1,
+    weight_decay: Annotated[
+        float, typer.Option(min=0, max=1000, help="Weight decay of the optimiser.")
+    ] = 0.0,
+    batch_size: Annotated[int, typer.Option(min=1, max=MOST, help="Images a step.")] = 32,
     max_train_images: Annotated[
-        Optional[int], typer.Option(help="Train on the first so many images; by default all.")
+        Optional[int],
+        typer.Option(min=1, help="Train on the first so many images; by default all."),
     ] = None,
     test_at: Annotated[
         Optional[list[int]],

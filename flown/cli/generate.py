@@ -8,7 +8,7 @@ import typer
 
 from flown.base.errors import FlownError
 from flown.base.terminal import say
-from flown.cli.options import Device, Out, Overwrite, Seed, Trust, console, device_of, wrote
+from flown.cli.options import MOST, Device, Out, Overwrite, Seed, Trust, console, device_of, wrote
 
 if TYPE_CHECKING:
     from flown.anytask.model import AnyTask
@@ -29,8 +29,12 @@ def generate(
         str, typer.Option(help="Labelled images: a data set's name, or a folder of them.")
     ],
     out: Out,
-    n: Annotated[int, typer.Option("-n", help="How many networks to generate.")] = 50,
-    shots: Annotated[int, typer.Option(help="Images of each class, drawn from a named set.")] = 5,
+    n: Annotated[
+        int, typer.Option("-n", min=1, max=MOST, help="How many networks to generate.")
+    ] = 50,
+    shots: Annotated[
+        int, typer.Option(min=1, max=MOST, help="Images of each class, drawn from a named set.")
+    ] = 5,
     seed: Seed = 0,
     net: Annotated[
         Optional[str],

@@ -16,7 +16,11 @@ from flown.base.terminal import say
 console = Console()
 
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
-Seed = Annotated[int, typer.Option("--seed", help="All randomness follows from it.")]
+SEEDS = 10**12  # with a step added to it, a seed must still be a number of 64 bits
+MOST = 10_000_000  # of anything that is counted
+Seed = Annotated[
+    int, typer.Option("--seed", min=-SEEDS, max=SEEDS, help="All randomness follows from it.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
 Device = Annotated[

@@ -11,6 +11,7 @@ import typer
 from flown.base.errors import FlownError
 from flown.base.terminal import print_table, say
 from flown.cli.options import (
+    MOST,
     Device,
     Out,
     Overwrite,
@@ -36,7 +37,7 @@ app = typer.Typer(
 def zoo_train(
     recipe: Annotated[str, typer.Argument(help="A recipe's name, or a YAML file of its keys.")],
     out: Out,
-    models: Annotated[int, typer.Option(help="How many networks to train.")] = 100,
+    models: Annotated[int, typer.Option(min=1, max=MOST, help="How many networks to train.")] = 100,
     scale: ScaleOption = Scale.cpu,
     seed: Seed = 0,
     resume: Resume = False,
@@ -111,6 +112,7 @@ class Format(str, Enum):
 
     checkpoints = "checkpoints"
     modelzoos = "modelzoos"
+    matrix = "matrix"
 
 
 @app.command(
@@ -129,7 +131,10 @@ def zoo_import(
         str, typer.Option(help="The data set, or folder, that the networks were trained on.")
     ],
     form: Annotated[
-        Format, typer.Option("--format", help="State dicts, or trials of Model Zoos.")
+        Format,
+        typer.Option(
+            "--format", help="State dicts, trials of Model Zoos, or weights.npy with layout.csv."
+        ),
     ] = Format.checkpoints,
     mapping: Annotated[
         Optional[Path],
@@ -145,7 +150,13 @@ def zoo_import(
         Optional[str],
         typer.Option(
             help="Which files are one model: a regular expression of paths with groups model and "
-            "epoch, `(?P<model>run[0-9]+)/(?P<epoch>[0-9]+)`."
+            "epoch: `(?P<model>.+)/(?P<epoch>[0-9]+)`."
+        ),
+    ] = None,
+    rest: Annotated[
+        Optional[Path],
+        typer.Option(
+            help="A state dict of a whole network, where the checkpoints hold only some tensors."
         ),
     ] = None,
     epochs: Annotated[
@@ -178,30 +189,37 @@ def zoo_import(
     from flown.report.imports import import_lines
     from flown.report.population import zoo_table
     from flown.tasks import Task, load
-    from flown.zoo import Recipe, from_checkpoints, from_modelzoos
+    from flown.zoo import Recipe, from_checkpoints, from_matrix, from_modelzoos
     from flown.zoo.train.train import layout_for
 
-    for option, value in {"--mapping": mapping, "--key": key, "--pattern": pattern}.items():
+    only = {"--key": key, "--pattern": pattern, "--rest": rest}
+    for option, value in only.items():
         if value is not None and form is not Format.checkpoints:
             raise FlownError(f"{option} is for --format checkpoints")
-    if epochs and form is Format.checkpoints:
+    if mapping is not None and form is Format.modelzoos:
+        raise FlownError("--mapping is for --format checkpoints and matrix")
+    if epochs and form is not Format.modelzoos:
         raise FlownError("--epoch is for --format modelzoos")
-    about = Recipe(
-        name="import",
-        dataset=data,
-        net=net,
-        activation=activation,
-        mean=_numbers("--mean", mean),
-        std=_numbers("--std", std),
-        size=size,
-        grey=grey,
-    )
+    values = {
+        "dataset": data,
+        "net": net,
+        "activation": activation,
+        "mean": _numbers("--mean", mean),
+        "std": _numbers("--std", std),
+        "size": size,
+        "grey": grey,
+    }
+    about = Recipe.parse({"name": "import", **values}, "zoo import")
     images = load(data, size=size)
     architecture = layout_for(about, images).architecture
     task = Task(id=data, dataset=data, classes=images.classes)
     if form is Format.modelzoos:
         made, _ = from_modelzoos(
             path, architecture, task, out, epochs=epochs, seed=seed, overwrite=overwrite
+        )
+    elif form is Format.matrix:
+        made, _ = from_matrix(
+            path, architecture, task, out, mapping=mapping, seed=seed, overwrite=overwrite
         )
     else:
         made, _ = from_checkpoints(
@@ -212,6 +230,7 @@ def zoo_import(
             mapping=mapping,
             key=key,
             pattern=pattern,
+            rest=rest,
             seed=seed,
             overwrite=overwrite,
         )

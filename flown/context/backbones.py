@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flown.base.config import Config
+from flown.base.config import Config, Size
 from flown.base.errors import FlownError, unknown
 from flown.nets.resnet12 import resnet12
 
@@ -24,8 +24,8 @@ class BackboneConfig(Config):
     """`kind` is a name of `BACKBONES`; `widths` are the channels of its stages, the last one F."""
 
     kind: str = "conv"
-    widths: tuple[int, ...] = (32, 64, 128, 128)
-    size: int = 32
+    widths: tuple[Size, ...] = (32, 64, 128, 128)
+    size: Size = 32
 
     @property
     def features(self) -> int:

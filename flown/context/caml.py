@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flown.base.config import Config
+from flown.base.config import Config, Size
 from flown.base.errors import FlownError
 from flown.context.elmes import elmes
 
@@ -31,12 +31,12 @@ _EPS = 1e-6  # of the published LayerNorms
 class CAMLConfig(Config):
     """Sizes; the defaults are those of the CAML that ships, `published()` those of the official one."""
 
-    ways: int = 20
-    feature_dim: int = 128
-    label_dim: int = 64
-    layers: int = 3
-    heads: int = 4
-    mlp: int = 384
+    ways: Size = 20
+    feature_dim: Size = 128
+    label_dim: Size = 64
+    layers: Size = 3
+    heads: Size = 4
+    mlp: Size = 384
 
     @property
     def width(self) -> int:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flown.base.config import Size
 from flown.base.errors import FlownError
 from flown.encoders.latent import GaussianLatent, LatentConfig
 from flown.encoders.vae import down, up
@@ -27,12 +28,12 @@ class ChunkedConfig(LatentConfig):
     """Sizes of the encoder that all chunks of `chunk` numbers share."""
 
     kind: Literal["chunked"] = "chunked"
-    chunk: int = 4096
-    side: int = 16
-    width: int = 4
-    multipliers: tuple[int, ...] = (1, 2, 2, 2)
-    blocks: int = 1
-    latent_channels: int = 4
+    chunk: Size = 4096
+    side: Size = 16
+    width: Size = 4
+    multipliers: tuple[Size, ...] = (1, 2, 2, 2)
+    blocks: Size = 1
+    latent_channels: Size = 4
 
 
 class Chunked(GaussianLatent):

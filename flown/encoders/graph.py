@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from flown.base.config import Size
 from flown.base.errors import FlownError
 from flown.encoders.latent import GaussianLatent, LatentConfig
 from flown.encoders.netgraph import NetGraph
@@ -37,11 +38,11 @@ class GraphConfig(LatentConfig):
     """
 
     kind: Literal["graph"] = "graph"
-    node: int = 32
-    edge: int = 16
-    depth: int = 2
-    heads: int = 4
-    latent_shape: tuple[int, int, int] = (4, 4, 4)
+    node: Size = 32
+    edge: Size = 16
+    depth: Size = 2
+    heads: Size = 4
+    latent_shape: tuple[Size, Size, Size] = (4, 4, 4)
 
     @classmethod
     def published(cls) -> GraphConfig:

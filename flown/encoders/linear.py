@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from flown.base.config import Size
 from flown.encoders.latent import GaussianLatent, LatentConfig
 from flown.weights.layout import JointLayout
 
@@ -23,7 +24,7 @@ class LinearConfig(LatentConfig):
     """The latent's shape; few-shot heads have 4x8x8."""
 
     kind: Literal["linear"] = "linear"
-    latent_shape: tuple[int, int, int] = (4, 8, 8)
+    latent_shape: tuple[Size, Size, Size] = (4, 8, 8)
 
 
 class Linear(GaussianLatent):

@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from flown.base.config import Config
+from flown.base.config import Config, Size
 from flown.base.errors import FlownError
 from flown.encoders.latent import ScaledLatent, noise_like, scale_of
 from flown.weights.layout import JointLayout
@@ -29,10 +29,10 @@ class PDiffConfig(Config):
     """Sizes of the autoencoder. The defaults are a CPU preset, `published()` is p-diff's."""
 
     kind: Literal["pdiff"] = "pdiff"
-    channels: tuple[int, ...] = Field(default=(8, 16, 32), min_length=1)
-    kernel: int = Field(default=7, ge=1)
-    stride: int = Field(default=4, ge=2)
-    latent_shape: tuple[int, int, int] = (4, 4, 4)
+    channels: tuple[Size, ...] = Field(default=(8, 16, 32), min_length=1)
+    kernel: Size = 7
+    stride: Size = Field(default=4, ge=2)
+    latent_shape: tuple[Size, Size, Size] = (4, 4, 4)
     sigma_in: float = 1e-3
     sigma_lat: float = 0.1
 

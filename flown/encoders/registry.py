@@ -37,7 +37,7 @@ def from_values(values: Mapping[str, Any], where: str = "encoder") -> EncoderCon
     Raises:
         FlownError: there is no encoder of that name, or as `Config.parse`.
     """
-    kind = values.get("kind", "vae")
+    kind = str(values.get("kind", "vae"))
     if kind not in ENCODERS:
         raise unknown("encoder", kind, ENCODERS)
     return ENCODERS[kind][0].parse(values, where)

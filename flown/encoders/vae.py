@@ -13,6 +13,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flown.base.config import Size
 from flown.base.errors import FlownError
 from flown.encoders.latent import GaussianLatent, LatentConfig
 from flown.nets.pixels import PixelAttention, group_norm
@@ -23,11 +24,11 @@ class VAEConfig(LatentConfig):
     """Sizes of the VAE. The defaults are the CPU preset, `published()` is Table 6's."""
 
     kind: Literal["vae"] = "vae"
-    side: int = 16
-    width: int = 16
-    multipliers: tuple[int, ...] = (1, 2, 2)
-    blocks: int = 1
-    latent_channels: int = 4
+    side: Size = 16
+    width: Size = 16
+    multipliers: tuple[Size, ...] = (1, 2, 2)
+    blocks: Size = 1
+    latent_channels: Size = 4
 
     @classmethod
     def published(cls, few_shot: bool = False) -> VAEConfig:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from flown.base.config import Config
+from flown.base.config import Config, Size
 from flown.base.errors import FlownError
 from flown.nets.pixels import PixelAttention, group_norm
 
@@ -33,13 +33,13 @@ class VelocityConfig(Config):
     `context_channels`: input channels that `concat` projects the context to; the paper's is one.
     """
 
-    channels: int = Field(default=64, ge=1)
-    multipliers: tuple[int, ...] = (1, 2)
-    blocks: int = Field(default=2, ge=1)
+    channels: Size = 64
+    multipliers: tuple[Size, ...] = (1, 2)
+    blocks: Size = 2
     attention: bool = True
-    embed_dim: int = Field(default=128, ge=2, multiple_of=2)
+    embed_dim: Size = Field(default=128, ge=2, multiple_of=2)
     conditioning: Literal["embed", "concat"] = "embed"
-    context_channels: int = Field(default=1, ge=1)
+    context_channels: Size = 1
     context_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
 
 

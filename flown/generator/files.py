@@ -9,12 +9,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from flown.base.config import check_plain
 from flown.base.errors import FlownError, unknown
 from flown.base.files import (
     check_finite,
     halved,
     load_tensors,
     read_json,
+    read_object,
     save_tensors,
     write_json,
     write_text,
@@ -64,7 +66,7 @@ def read(folder: Path) -> tuple[dict[str, Any], TaskTable, dict[str, dict[str, T
     """
     if not (folder / "config.json").is_file():
         raise FlownError(f"{folder}: not a whole model, config.json is missing")
-    values = read_json(folder / "config.json")
+    values = read_object(folder / "config.json")
     if values.get("format") == "flown-model-1":
         raise FlownError(
             f"{folder}: a model of flown 0.1, which tells tasks by their number; fit it again: "
@@ -72,6 +74,10 @@ def read(folder: Path) -> tuple[dict[str, Any], TaskTable, dict[str, dict[str, T
         )
     if values.get("format") != FORMAT:
         raise FlownError(f"{folder}/config.json: format {values.get('format')!r}, not {FORMAT!r}")
+    for key, kind in {"config": dict, "layouts": list, "epochs": list, "card": dict}.items():
+        if not isinstance(values.get(key, kind()), kind) or (key == "config" and key not in values):
+            raise FlownError(f"{folder}/config.json: {key}: missing, or no {kind.__name__}")
+    check_plain(values, f"{folder}/config.json")
     for name in ("tasks.jsonl", *(f"{part}.safetensors" for part in PARTS)):
         if not (folder / name).is_file():
             raise FlownError(f"{folder}: not a whole model, {name} is missing")

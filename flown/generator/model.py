@@ -48,7 +48,7 @@ from flown.tasks import Task, TaskTable
 from flown.training import History
 from flown.version import __version__
 from flown.weights.batch import WeightBatch
-from flown.weights.layout import JointLayout, WeightLayout
+from flown.weights.layout import JointLayout, WeightLayout, layouts_in
 from flown.weights.scale import NetworkScale
 from flown.zoo import Zoo
 
@@ -364,11 +364,11 @@ class Flown(nn.Module, ModelHubMixin):
             return AnyTask.from_pretrained(path)
         values, known, tensors = files.read(path)
         config = FlownConfig.parse(values["config"], f"{path}/config.json")
-        layouts = [WeightLayout.parse(v, f"{path}/config.json") for v in values["layouts"]]
+        layouts = layouts_in(values, path / "config.json")
         support = None
         if config.context.mode != "none":
             with seeded(config.seed):
-                support = SupportEncoder.from_values(values["support"])
+                support = SupportEncoder.from_values(values.get("support", {}))
         frozen = files.frozen(tensors["encoder"], len(layouts))
         prior = files.floats("prior", tensors["flow"])
         model = cls.untrained(config, layouts, known, support, frozen, prior)

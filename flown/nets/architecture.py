@@ -33,9 +33,9 @@ class Architecture(Config):
     """
 
     net: str
-    channels: int = Field(ge=1)
-    size: int = Field(ge=1)
-    outputs: int = Field(ge=1)
+    channels: int = Field(ge=1, le=1024)
+    size: int = Field(ge=1, le=4096)
+    outputs: int = Field(ge=1, le=100_000)
     activation: str
     mean: PerChannel
     std: PerChannel

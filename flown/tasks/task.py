@@ -5,7 +5,6 @@ tasks.jsonl   one task a line: {"id": ..., "dataset": ..., "classes": [...], ...
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, Optional
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from flown.base.config import Config
 from flown.base.errors import FlownError, unknown
-from flown.base.files import write_text
+from flown.base.files import parse_json, read_text, write_text
 from flown.tasks.classes import only_counts
 from flown.tasks.splits import ImageData, ManyClass, Split
 
@@ -206,17 +205,10 @@ class TaskTable(Mapping[str, Task]):
         Raises:
             FlownError: no such file, a line that is no task (named), or two tasks with one id.
         """
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise FlownError(f"{path}: cannot be read ({error.strerror})") from None
         tasks = []
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(read_text(path).splitlines(), 1):
             where = f"{path}, line {number}"
-            try:
-                tasks.append(Task.parse(json.loads(line), where))
-            except ValueError as error:
-                raise FlownError(f"{where}: not a task ({error})") from None
+            tasks.append(Task.parse(parse_json(line, where), where))
         try:
             return cls(tasks)
         except FlownError as error:

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flown.base.config import check_plain
 from flown.base.errors import FlownError
-from flown.base.files import check_finite, load_tensors, save_tensors
+from flown.base.files import check_finite, load_tensors, parse_json, save_tensors
 from flown.nets.batched import batchnorm, stacked
 from flown.tasks.task import Task
 from flown.weights import construction
@@ -226,7 +227,7 @@ class WeightBatch:
             raise FlownError(f"{path}: written by flown 0.1, which 0.2 cannot read; make it again")
         if metadata.get("format") != FORMAT:
             raise FlownError(f"{path}: a safetensors file without flown's layout in its header")
-        layout = WeightLayout.parse(json.loads(metadata["layout"]), where=str(path))
+        layout = WeightLayout.parse(_parsed(metadata, "layout", path), where=str(path))
         check_finite(tensors, path)
         parts: dict[str, dict[str, Tensor]] = {"": {}, "rest": {}, "buffers": {}}
         for name, tensor in tensors.items():
@@ -239,10 +240,10 @@ class WeightBatch:
             vectors = layout.pack(parts[""])
         except FlownError as error:
             raise FlownError(f"{path}: {error}") from None
-        provenance = json.loads(metadata.get("provenance", "{}"))
+        provenance = _parsed(metadata, "provenance", path)
         task = None
         if "task" in metadata:
-            task = Task.parse(json.loads(metadata["task"]), where=str(path))
+            task = Task.parse(_parsed(metadata, "task", path), where=str(path))
         return cls(layout, vectors, provenance, parts["rest"], parts["buffers"], task)
 
     def to_onnx(self, path: Path | str) -> None:
@@ -258,3 +259,12 @@ class WeightBatch:
     def to(self, device: torch.device | str) -> WeightBatch:
         """The same networks on another device."""
         return self._like(self.vectors.to(device), self.frozen, self.buffers)
+
+
+def _parsed(metadata: Mapping[str, str], key: str, path: Path | str) -> dict[str, Any]:
+    """An entry of a header that is a JSON object; empty where there is none."""
+    found = parse_json(metadata.get(key, "{}"), f"{path}: {key}")
+    if not isinstance(found, dict):
+        raise FlownError(f"{path}: {key}: expected an object, got {type(found).__name__}")
+    check_plain(found, f"{path}: {key}")
+    return found

@@ -13,9 +13,11 @@ import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -24,13 +26,25 @@ from flown.base.config import Config
 from flown.base.errors import FlownError
 from flown.nets.architecture import Architecture
 
+_MOST = 2**40  # weights of a network
+
 
 class WeightLayout(Config):
     """The tensors of one network, or a subset of them, as slices of a vector of `size` numbers."""
 
     architecture: Architecture
     names: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
+    shapes: tuple[tuple[Annotated[int, Field(ge=0)], ...], ...]
+
+    @model_validator(mode="after")
+    def _check_tensors(self) -> Self:
+        if len(self.names) != len(self.shapes):
+            raise ValueError(f"{len(self.names)} names of tensors, {len(self.shapes)} shapes")
+        if len(set(self.names)) < len(self.names):
+            raise ValueError("two tensors have one name")
+        if self.size > _MOST:
+            raise ValueError(f"tensors of {self.size:,} numbers, more than any network here has")
+        return self
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], where: str = "config") -> Self:
@@ -238,3 +252,15 @@ class JointLayout(Config):
         permuted = vectors.clone()
         permuted[:, rows.flatten()] = vectors.gather(1, sources)
         return permuted
+
+
+def layouts_in(about: Mapping[str, Any], where: Path | str) -> list[WeightLayout]:
+    """The layouts that a manifest lists.
+
+    Raises:
+        FlownError: it lists none, or as `WeightLayout.parse`.
+    """
+    found = about.get("layouts")
+    if not isinstance(found, list) or not found:
+        raise FlownError(f"{where}: layouts: expected one or more")
+    return [WeightLayout.parse(value, str(where)) for value in found]

@@ -7,12 +7,13 @@ import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Optional
 
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from flown.base.errors import FlownError
-from flown.base.files import write_text
+from flown.base.files import read_text, write_text
 
 _BLOCK = 4096  # lines parsed together
 
@@ -30,13 +31,18 @@ class Row(NamedTuple):
     epoch: float
     step: int
     split: str
-    train_accuracy: float | None
-    val_accuracy: float | None
-    shard: str
-    offset: int
-    layout: int = 0
-    checksum: int | None = None  # CRC-32 of the weight vector; zoos before 0.2 have none
-    grid: dict[str, Any] | None = None  # the settings that the recipe's grid gave this network
+    train_accuracy: Optional[float]
+    val_accuracy: Optional[float]
+    shard: Annotated[
+        str, Field(pattern=r"^[\w.-]+\.safetensors$")
+    ]  # in the zoo's folder, nowhere else
+    offset: Annotated[int, Field(ge=0, lt=2**63)]
+    layout: Annotated[int, Field(ge=0)] = 0
+    checksum: Optional[int] = None  # CRC-32 of the weight vector; zoos before 0.2 have none
+    grid: Optional[dict[str, Any]] = None  # the settings that the recipe's grid gave this network
+
+
+_ROWS = TypeAdapter(list[Row])
 
 
 def checksum(vector: Tensor) -> int:
@@ -45,33 +51,38 @@ def checksum(vector: Tensor) -> int:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Reads an index, one JSON object a line."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise FlownError(f"{path}: cannot be read ({error.strerror})") from None
-    rows = []
+    """Reads an index, one JSON object a line.
+
+    Raises:
+        FlownError: a line that is no row (it is named).
+    """
+    lines = read_text(path).splitlines()
+    rows: list[Row] = []
     for start in range(0, len(lines), _BLOCK):  # many at once: four times as fast as one by one
         block = lines[start : start + _BLOCK]
         try:
-            rows += [_row(**values) for values in json.loads(f"[{','.join(block)}]")]
-        except (ValueError, TypeError):
+            found = _ROWS.validate_json(f"[{','.join(block)}]")
+        except ValidationError:
             raise FlownError(f"{path}, {_fault(block, start)}") from None
+        rows += map(_sharing, found)
     return rows
 
 
-def _row(task: str, split: str, shard: str, **values: Any) -> Row:
+def _sharing(row: Row) -> Row:
     # A hundred thousand rows share these strings.
-    return Row(task=sys.intern(task), split=sys.intern(split), shard=sys.intern(shard), **values)
+    intern = sys.intern
+    return row._replace(task=intern(row.task), split=intern(row.split), shard=intern(row.shard))
 
 
 def _fault(lines: Sequence[str], before: int) -> str:
     """The number of the first line that is no row; `before` lines precede these."""
     for number, line in enumerate(lines, before + 1):
         try:
-            _row(**json.loads(line))
-        except (ValueError, TypeError) as error:
-            return f"line {number}: not an index row ({error})"
+            _ROWS.validate_json(f"[{line}]")
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"][1:])
+            return f"line {number}: not an index row ({key + ': ' if key else ''}{first['msg']})"
     return f"lines {before + 1} to {before + len(lines)}: not index rows, one a line"
 
 

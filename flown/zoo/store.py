@@ -26,12 +26,12 @@ import torch
 from torch import Tensor
 
 from flown.base.errors import FlownError, unknown
-from flown.base.files import load_tensors, read_json, save_tensors, write_json
+from flown.base.files import load_tensors, read_object, save_tensors, write_json
 from flown.base.progress import bar
 from flown.base.run import Run
 from flown.tasks.task import Task, TaskTable
 from flown.weights.batch import WeightBatch
-from flown.weights.layout import JointLayout, WeightLayout
+from flown.weights.layout import JointLayout, WeightLayout, layouts_in
 from flown.zoo.mapped import Mapped
 from flown.zoo.rows import Row, checksum, read_rows, write_rows
 
@@ -69,7 +69,7 @@ class Zoo:
         path = Path(path)
         if not (path / "zoo.json").is_file():
             raise FlownError(f"{path}: no zoo here, zoo.json is missing{_begun(path)}")
-        about = read_json(path / "zoo.json")
+        about = read_object(path / "zoo.json")
         if about.get("format") == "flown-zoo-1":
             raise FlownError(
                 f"{path}: written by flown 0.1; convert it: flown zoo convert {path} --out NEW"
@@ -78,7 +78,10 @@ class Zoo:
             raise FlownError(
                 f"{path}/zoo.json: format {about.get('format')!r}, expected {FORMAT!r}"
             )
-        layouts = [WeightLayout.parse(value, f"{path}/zoo.json") for value in about["layouts"]]
+        layouts = layouts_in(about, path / "zoo.json")
+        recipes = about.get("recipes", {})
+        if not isinstance(recipes, dict) or not all(isinstance(x, dict) for x in recipes.values()):
+            raise FlownError(f"{path}/zoo.json: recipes: expected objects by data set")
         tasks = TaskTable.read(path / "tasks.jsonl")
         rows = read_rows(path / "index.jsonl")
         for number, row in enumerate(rows, 1):
@@ -303,13 +306,14 @@ class Zoo:
         """
         rows = [self.rows[i] for i in places]
         layout = self.layouts[rows[0].layout]
-        vectors = torch.empty(len(rows), layout.size)
         of_shard: dict[str, list[int]] = {}
         for i, row in enumerate(rows):
             of_shard.setdefault(row.shard, []).append(i)
-        for shard, group in of_shard.items():
+        shards = {name: self._shard(name, layout) for name in of_shard}  # all are of the layout
+        vectors = torch.empty(len(rows), layout.size)
+        for name, group in of_shard.items():
             offsets = torch.tensor([rows[i].offset for i in group])
-            vectors[group] = self._shard(shard, layout).read(offsets)
+            vectors[group] = shards[name].read(offsets)
         return vectors
 
     def _name(self, row: Row) -> str:
@@ -320,7 +324,10 @@ class Zoo:
 
     def _shard(self, name: str, layout: WeightLayout) -> Mapped:
         if name not in self._mapped:
-            self._mapped[name] = Mapped(self.path / name, layout)
+            file = self.path / name
+            if file.is_symlink() and file.resolve().parent != self.path.resolve():
+                raise FlownError(f"{file}: a link out of the zoo's folder; put the file there")
+            self._mapped[name] = Mapped(file, layout)
         return self._mapped[name]
 
     def verify(self) -> list[str]:
@@ -396,7 +403,7 @@ def _begun(path: Path) -> str:
     """Advice on a folder that is not a zoo yet."""
     if not (path / "progress.json").exists():
         return ""
-    about = read_json(path / "progress.json")
+    about = read_object(path / "progress.json")
     for key, kind in {"import": "import", "joined": "join", "alignment": "alignment"}.items():
         if key in about:
             return f" (its {kind} was not finished: run it again with --overwrite)"

@@ -10,17 +10,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from flown.base.config import read_mapping
 from flown.base.errors import FlownError, unknown
 from flown.nets.architecture import Architecture
 from flown.tasks.task import Task
-from flown.zoo.imports import modelzoos
-from flown.zoo.imports.discover import Skipped, compile_pattern, discover
+from flown.zoo.imports import matrix, modelzoos, statefiles
+from flown.zoo.imports.discover import Found, Skipped, compile_pattern, discover
 from flown.zoo.imports.job import Import
 from flown.zoo.imports.naming import PREFIXES, Naming
 from flown.zoo.store import Zoo
 
-__all__ = ["Skipped", "from_checkpoints", "from_modelzoos"]
+__all__ = ["Skipped", "from_checkpoints", "from_matrix", "from_modelzoos"]
 
 
 def from_checkpoints(
@@ -32,6 +34,7 @@ def from_checkpoints(
     mapping: Path | str | Mapping[str, str | None] | None = None,
     key: str | None = None,
     pattern: str | None = None,
+    rest: Path | str | None = None,
     held_out: float = 1 / 6,
     seed: int = 0,
     overwrite: bool = False,
@@ -58,6 +61,8 @@ def from_checkpoints(
         key: where in a file the weights lie, as in `statefiles.open_states`.
         pattern: a regular expression of paths, as `(?P<model>run\\d+)/(?P<epoch>\\d+)`, in place of
             the rule above; files in whose paths it finds nothing are not used.
+        rest: a state dict of a whole network, where the checkpoints hold some of its tensors only
+            (p-diff): all others are kept once, from there.
         held_out: the share of models, drawn by `seed`, kept from everything that learns.
 
     Returns:
@@ -73,7 +78,15 @@ def from_checkpoints(
     _check_mapping(naming)
     path = _folder(path)
     found, others = discover(path, compile_pattern(pattern) if pattern is not None else None)
-    job = Import("checkpoints", path, naming, task, key=key, distinct=True, others=others)
+    frozen: dict[str, Tensor] = {}
+    if rest is not None:
+        found = [one for one in found if one.path.resolve() != Path(rest).resolve()]
+        whole = _whole(naming, Path(rest))
+        naming = _subset(naming, found, path, key)
+        frozen = {name: x for name, x in whole.items() if name not in naming.layout.names}
+    job = Import(
+        "checkpoints", path, naming, task, key=key, distinct=True, others=others, rest=frozen
+    )
     return job.run(found, out, held_out, seed, overwrite), job.skipped
 
 
@@ -118,11 +131,72 @@ def from_modelzoos(
     return job.run(found, out, held_out, seed, overwrite), job.skipped
 
 
+def from_matrix(
+    path: Path | str,
+    architecture: Architecture,
+    task: Task,
+    out: Path | str,
+    *,
+    mapping: Path | str | Mapping[str, str | None] | None = None,
+    held_out: float = 1 / 6,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> tuple[Zoo, list[Skipped]]:
+    """A zoo from a folder with one matrix of all networks' weights, as `imports.matrix` describes it.
+
+    Args:
+        architecture, mapping, held_out: as `from_checkpoints`.
+
+    Returns:
+        The zoo, and the skipped rows with reasons.
+
+    Raises:
+        FlownError: as `from_checkpoints`, or `matrix.rows_of`.
+    """
+    mapping = read_mapping(mapping) if isinstance(mapping, Path | str) else dict(mapping or {})
+    naming = Naming.of(architecture, mapping=mapping)
+    _check_mapping(naming)
+    path = _folder(path)
+    found, read = matrix.rows_of(path)
+    job = Import("matrix", path, naming, task, distinct=True, read=read)
+    return job.run(found, out, held_out, seed, overwrite), job.skipped
+
+
 def _folder(path: Path | str) -> Path:
     path = Path(path)
     if not path.is_dir():
         raise FlownError(f"{path}: no such folder")
     return path
+
+
+def _whole(naming: Naming, file: Path) -> dict[str, Tensor]:
+    """A whole network's tensors and BatchNorm statistics, by the network's names.
+
+    Raises:
+        FlownError: the file has something else.
+    """
+    if not file.is_file():
+        raise FlownError(f"{file}: no such file")
+    try:
+        states = statefiles.open_states(file).states
+        state = states[naming.choose(states, statefiles.WRAPPERS)]
+        tensors = naming.layout.unpack(naming.fit(state).vector[None])
+    except FlownError as error:
+        raise FlownError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from None
+    statistics = naming.statistics(state)
+    return {name: tensor[0] for name, tensor in tensors.items()} | statistics
+
+
+def _subset(naming: Naming, found: Sequence[Found], path: Path, key: str | None) -> Naming:
+    """The naming of the tensors that the first of some checkpoints has which can be read."""
+    first = ""
+    for one in found:
+        try:
+            states = statefiles.open_states(one.path, key).states
+            return naming.of_subset(states[naming.choose(states, statefiles.WRAPPERS)])
+        except FlownError as error:
+            first = first or f"{one.name}: {str(error).removeprefix(f'{one.path}: ')}"
+    raise FlownError(f"{path}: nothing in it can be imported. {first}")
 
 
 def _check_mapping(naming: Naming) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from flown.weights.layout import WeightLayout
 from flown.zoo.imports import statefiles
 from flown.zoo.imports.discover import Found, Skipped
 from flown.zoo.imports.naming import Fitted, Naming
+from flown.zoo.imports.statefiles import Opened
 from flown.zoo.inspect.population import sampled_distances
 from flown.zoo.rows import Row, checksum
 from flown.zoo.store import Zoo, frozen_file
@@ -48,10 +49,13 @@ class Import:
         distinct: bool = False,
         notes: Sequence[str] = (),
         others: Sequence[str] = (),
+        rest: Mapping[str, Tensor] | None = None,
+        read: Callable[[Found], Opened] | None = None,
     ) -> None:
         self.kind, self.path, self.naming, self.task = kind, path, naming, task
         self.skipped, self.key, self.distinct = list(skipped), key, distinct
-        self.notes, self.others = notes, others
+        self.notes, self.others, self.rest = notes, others, dict(rest or {})
+        self.open = read or (lambda file: statefiles.open_states(file.path, self.key))
         self.seen: dict[bytes, str] = {}
         self.renamed: dict[str, str] = {}
         self.buffers: Counter[str] = Counter()
@@ -92,8 +96,8 @@ class Import:
         models = writer.rows[-1].model + 1
         split = splits(models, seed, held_out)
         rows = [row._replace(split=split[row.model]) for row in writer.rows]
-        if self.constants:
-            save_tensors(frozen_file(out, 0), self.constants)
+        if shared := self.rest | (self.constants or {}):
+            save_tensors(frozen_file(out, 0), shared)
         about = {
             "import": {"format": self.kind, "source": str(self.path)},
             "recipes": {},
@@ -136,7 +140,7 @@ class Import:
                 update(done, f"{len(self.skipped)} skipped" if self.skipped else "")
 
     def _fit(self, file: Found) -> Fitted:
-        opened = statefiles.open_states(file.path, self.key)
+        opened = self.open(file)
         where = self.naming.choose(opened.states, statefiles.WRAPPERS)
         fitted = self.naming.fit(opened.states[where])
         self.taken[where] += bool(where)

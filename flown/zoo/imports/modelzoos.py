@@ -9,14 +9,13 @@ Accuracies in `result.json` are fractions; `training_iteration` is the checkpoin
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from flown.base.errors import FlownError
-from flown.base.files import walk
+from flown.base.files import parse_json, read_json, walk
 from flown.zoo.imports.discover import Found, Skipped
 
 PREFIX = "module_list."  # before every tensor's name
@@ -120,8 +119,8 @@ def _files(root: Path, folder: Path, skipped: list[Skipped]) -> dict[int, Path]:
 
 def _params(path: Path, name: str, notes: list[str]) -> dict[str, Any]:
     try:
-        params = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        params = read_json(path)
+    except FlownError:
         params = None
     if not isinstance(params, dict):
         notes.append(f"{name}: no readable params.json; activation and seed are taken on trust")
@@ -139,9 +138,9 @@ def _results(path: Path, name: str, notes: list[str]) -> dict[int, dict[str, Any
     results: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(lines, 1):
         try:
-            result = json.loads(line)
+            result = parse_json(line, path)
             results[int(result["training_iteration"])] = result
-        except (ValueError, TypeError, KeyError):
+        except (FlownError, ValueError, TypeError, KeyError, OverflowError):
             if line.strip():  # a killed trial ends in half a line
                 notes.append(f"{name}: result.json, line {number}: not a result")
     return results

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -80,6 +80,23 @@ class Naming:
             **options,
         )
 
+    def of_subset(self, state: State) -> Naming:
+        """As this one, for files that hold only those of the network's tensors that a state dict has.
+
+        Raises:
+            FlownError: it has none of them, or all.
+        """
+        names = [name for name in self._names(state).ours if name in self.layout.names]
+        if not names:
+            raise FlownError("none of its names is the network's; map them")
+        if len(names) == len(self.layout.names):
+            raise FlownError("holds the whole network, which needs no rest")
+        module = self.layout.architecture.build()
+        layout = WeightLayout.of(
+            module, self.layout.architecture, subset=list(map(_literal, names))
+        )
+        return replace(self, layout=layout, drawn=frozenset())
+
     def choose(self, states: Mapping[str, State], usual: Sequence[str]) -> str:
         """Where in a file the network's state dict lies, of the several that it may have.
 
@@ -150,6 +167,19 @@ class Naming:
             dtypes=tuple(sorted(types - {"float32"})),
             left=tuple(left),
         )
+
+    def statistics(self, entries: State) -> dict[str, Tensor]:
+        """Buffers that a state dict holds, by the network's names.
+
+        Raises:
+            FlownError: one holds NaN or Inf.
+        """
+        ours = self._names(entries).ours
+        found = {name: entries[ours[name]] for name in ours if name in self.buffers}
+        for name, tensor in found.items():
+            if not isinstance(tensor, Tensor) or not torch.isfinite(tensor).all():
+                raise FlownError(f"buffer '{name}' holds NaN or Inf")
+        return found
 
     def _names(self, entries: State) -> _Names:
         prefix = self._prefix(list(entries))
@@ -263,6 +293,11 @@ class Naming:
             head = got[1:] == shape[1:] and shape[0] == classes
             hint = f": a network of {got[0]} classes, the task has {classes}" if head else ""
             raise FlownError(f"tensor {sources[name]!r} is {got}, expected {shape}{hint}")
+
+
+def _literal(name: str) -> str:
+    """A pattern that matches a name alone."""
+    return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in name)
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -203,8 +203,7 @@ def _load(path: Path, stand_ins: Sequence[tuple[Any, str]]) -> Any:
         if stand_ins:
             raise pickle.UnpicklingError(str(error)) from None
         text = str(error).strip().partition("\n")[0][:160]
-        kind = type(error).__name__
-        raise FlownError(f"truncated, or not written by torch.save ({kind}: {text})") from None
+        raise FlownError(f"truncated, or not written by torch.save ({text or 'it ends'})") from None
 
 
 def _stand_in(name: str, made: set[str], filled: bool) -> type:

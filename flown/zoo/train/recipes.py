@@ -13,7 +13,7 @@ from typing import Any, Literal, Optional, Union
 
 from pydantic import Field
 
-from flown.base.config import Config
+from flown.base.config import Config, Size
 from flown.base.errors import FlownError, unknown
 from flown.nets.architecture import PerChannel
 from flown.tasks import TaskDraw
@@ -50,16 +50,16 @@ class Recipe(Config):
     net: str = "cnn-small"
     activation: str = "tanh"
     init: Literal["uniform", "kaiming-uniform", "default"] = "default"
-    learning_rate: float = 3e-4
-    weight_decay: float = 0.0
-    batch_size: int = 10
-    epochs: int = 50
+    learning_rate: float = Field(default=3e-4, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    batch_size: Size = 10
+    epochs: int = Field(default=50, ge=1, le=10_000_000)
     keep: tuple[int, ...] = (50,)
     mean: PerChannel = 0.5
     std: PerChannel = 0.5
     grey: bool = False
-    max_train_images: Optional[int] = None
-    size: Optional[int] = None
+    max_train_images: Optional[int] = Field(default=None, ge=1)
+    size: Optional[int] = Field(default=None, ge=1, le=4096)
     keep_steps: tuple[int, ...] = ()
     shared_order: bool = False
     grid: dict[Literal["init", "learning_rate", "weight_decay"], tuple[Any, ...]] = Field(

@@ -146,15 +146,16 @@ def layout_for(recipe: Recipe, images: data.ImageData | data.ManyClass) -> Weigh
     recipe.check()
     known = lessons(recipe, images, seed=0)
     channels = 1 if recipe.grey else known.channels
-    architecture = Architecture(
-        net=recipe.net,
-        channels=channels,
-        size=recipe.size or nets.input_size(recipe.net),
-        outputs=known.classes,
-        activation=recipe.activation,
-        mean=recipe.mean,
-        std=recipe.std,
-    )
+    values = {
+        "net": recipe.net,
+        "channels": channels,
+        "size": recipe.size or nets.input_size(recipe.net),
+        "outputs": known.classes,
+        "activation": recipe.activation,
+        "mean": recipe.mean,
+        "std": recipe.std,
+    }
+    architecture = Architecture.parse(values, recipe.name)
     net = architecture.build()
     if not any(True for _ in net.parameters()):
         raise FlownError(f"network '{recipe.net}': has no parameters")

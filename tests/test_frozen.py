@@ -56,7 +56,7 @@ def test_a_loaded_module_is_frozen_and_saves_to_the_same_bits(layer: Path) -> No
     ("header", "message"),
     [
         ({}, "no layer, its header has no 'sizes'"),
-        ({"sizes": "{"}, "no layer, 'sizes' of its header is no JSON"),
+        ({"sizes": "{"}, "no layer, 'sizes' of its header: no valid JSON"),
         ({"sizes": "3"}, "sizes: expected keys and values, got int"),
         ({"sizes": '{"input": 3}'}, "unknown key 'input'. Did you mean 'inputs'"),
         ({"sizes": '{"inputs": "many"}'}, r"inputs: .*valid integer"),

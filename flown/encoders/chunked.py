@@ -41,11 +41,8 @@ class Chunked(GaussianLatent):
 
     def __init__(self, config: ChunkedConfig, joint: JointLayout, size: int) -> None:
         shrink = 2 ** (len(config.multipliers) - 1)
-        if config.side % shrink or config.chunk < 1:
-            raise FlownError(
-                f"chunked: side {config.side} is not divisible by {shrink}, or chunk "
-                f"{config.chunk} is not positive"
-            )
+        if config.side % shrink:
+            raise FlownError(f"chunked: side {config.side} is not divisible by {shrink}")
         chunks, tile = math.ceil(size / config.chunk), config.side // shrink
         columns = _even(math.ceil(math.sqrt(chunks)))
         rows = _even(math.ceil(chunks / columns))

@@ -19,7 +19,7 @@ from flown.base.errors import FlownError
 from flown.base.progress import bar
 from flown.context.backbones import features
 from flown.tasks import Pictures, read_image, read_images
-from flown.tasks.folder import image_files, not_used, other_files
+from flown.tasks.folder import files_of, not_used
 from flown.tasks.pictures import LARGEST, SUFFIXES
 
 _TOGETHER = 16  # pictures in memory
@@ -109,7 +109,8 @@ def _listed(folder: Path, classes: Sequence[str]) -> tuple[list[tuple[Path, int]
     known = {name: label for label, name in enumerate(classes)}
     found: list[tuple[Path, int]] = []
     strange: list[Path] = []
-    for file in image_files(folder):
+    images, others = files_of(folder)
+    for file in images:
         first, *rest = file.relative_to(folder).parts
         name = unicodedata.normalize("NFC", first) if rest else None
         found.append((file, known.get(name, -1) if name else -1))
@@ -119,7 +120,7 @@ def _listed(folder: Path, classes: Sequence[str]) -> tuple[list[tuple[Path, int]
         f"{sub}: no class of that name; its images count as unlabelled"
         for sub in dict.fromkeys(strange)
     ]
-    if others := other_files(folder):
+    if others:
         warnings.append(not_used(others))
     return found, warnings
 

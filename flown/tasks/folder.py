@@ -189,18 +189,13 @@ def _not_ours(folders: Sequence[Path]) -> list[Path]:
     return sorted(folder for folder in folders if not is_ours(folder))
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The image files of a folder and all below it, without hidden ones, sorted."""
-    return _sorted_out(folder)[0]
-
-
 def class_files(folder: Path, name: str) -> list[Path]:
     """The images of a class; warns of files that are none.
 
     Raises:
         FlownError: there is no image.
     """
-    files, others = _sorted_out(folder)
+    files, others = files_of(folder)
     if not files:
         raise FlownError(f"{folder}: class '{name}' has no image ({', '.join(SUFFIXES)}, ...)")
     if others:
@@ -216,12 +211,8 @@ def not_used(files: Sequence[Path]) -> str:
     return f"{len(files):,} {are} not read as images: {named}{more}"
 
 
-def other_files(folder: Path) -> list[Path]:
-    """The files of a folder and all below it that are no images, without hidden ones."""
-    return _sorted_out(folder)[1]
-
-
-def _sorted_out(folder: Path) -> tuple[list[Path], list[Path]]:
+def files_of(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The images of a folder and all below it, and its other files, sorted and without hidden ones."""
     files = [file for _, _, some in walk(folder) for file in some]
     images = [file for file in files if file.is_file() and is_picture(file)]
     return sorted(images), sorted(set(files) - set(images))

@@ -77,8 +77,8 @@ def discover(path: Path, pattern: re.Pattern[str] | None = None) -> Discovered:
         found = _figures_apart(found)
     sizes = Counter(one.model for one in found)
     # The first of two files with equal weights stays; an epoch of a model comes before a `best.pt`.
-    key = lambda one: (sizes[one.model] == 1, one.model, one.epoch, one.name)  # noqa: E731
-    return Discovered(sorted(found, key=key), others)
+    found.sort(key=lambda one: (sizes[one.model] == 1, one.model, one.epoch, one.name))
+    return Discovered(found, others)
 
 
 def compile_pattern(text: str) -> re.Pattern[str]:

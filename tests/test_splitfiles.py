@@ -67,3 +67,17 @@ def test_what_can_be_wrong_is_named(folder: Path) -> None:
     val.unlink()
     with pytest.raises(FlownError, match=r"val.csv: cannot be read"):
         load_split_files(folder)
+
+
+@pytest.mark.parametrize("form", ["mark", "blank", "index"])
+def test_tables_as_other_programs_save_them(folder: Path, form: str) -> None:
+    plain = load_split_files(folder, 8)
+    for part in PARTS:
+        table = folder / f"{part}.csv"
+        lines = table.read_text().splitlines()
+        if form == "index":
+            lines = [f"{i if i else ''},{line}" for i, line in enumerate(lines)]
+        text = "\n".join(lines) + ("\n\n\n" if form == "blank" else "\n")
+        table.write_text(text, encoding="utf-8-sig" if form == "mark" else "utf-8")
+    again = load_split_files(folder, 8)
+    assert torch.equal(again.images, plain.images) and torch.equal(again.labels, plain.labels)

@@ -22,12 +22,12 @@ from flown.base.errors import FlownError
 
 # Of folders that this library writes: their manifests, and how a manifest's `format` starts.
 MANIFESTS = ("zoo.json", "config.json", "run.json", "progress.json", "page.json", "labels.json")
-_LONGEST = 2**30  # bytes of a text
+FORMATS = ("flown-zoo-", "flown-model-", "flown-run-", "flown-page-", "flown-labels-")
 _LITTER = {  # of archives, file servers and systems, in lower case
     *("__macosx", "@eadir", "lost+found", "#recycle", "$recycle.bin", "thumbs.db", "desktop.ini"),
     "system volume information",
 }
-FORMATS = ("flown-zoo-", "flown-model-", "flown-run-", "flown-page-", "flown-labels-")
+_LONGEST = 2**30  # bytes of a text
 
 
 @contextlib.contextmanager

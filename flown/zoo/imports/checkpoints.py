@@ -73,9 +73,7 @@ def from_checkpoints(
             network or tensor in `mapping`, networks whose buffers differ, or `out` exists or
             overlaps `path`.
     """
-    mapping = read_mapping(mapping) if isinstance(mapping, Path | str) else dict(mapping or {})
-    naming = Naming.of(architecture, mapping=mapping)
-    _check_mapping(naming)
+    naming = _naming(architecture, mapping)
     path = _folder(path)
     found, others = discover(path, compile_pattern(pattern) if pattern is not None else None)
     frozen: dict[str, Tensor] = {}
@@ -85,7 +83,14 @@ def from_checkpoints(
         naming = _subset(naming, found, path, key)
         frozen = {name: x for name, x in whole.items() if name not in naming.layout.names}
     job = Import(
-        "checkpoints", path, naming, task, key=key, distinct=True, others=others, rest=frozen
+        "checkpoints",
+        path,
+        naming,
+        task,
+        read=lambda file: statefiles.open_states(file.path, key),
+        distinct=True,
+        others=others,
+        rest=frozen,
     )
     return job.run(found, out, held_out, seed, overwrite), job.skipped
 
@@ -127,7 +132,7 @@ def from_modelzoos(
     naming = Naming.of(architecture, prefixes=(*PREFIXES, modelzoos.PREFIX), by_order=True)
     path = _folder(path)
     found, skipped, notes = modelzoos.trials(path, architecture.activation, epochs)
-    job = Import("modelzoos", path, naming, task, skipped=skipped, notes=notes)
+    job = Import("modelzoos", path, naming, task, read=_read, skipped=skipped, notes=notes)
     return job.run(found, out, held_out, seed, overwrite), job.skipped
 
 
@@ -153,9 +158,7 @@ def from_matrix(
     Raises:
         FlownError: as `from_checkpoints`, or `matrix.rows_of`.
     """
-    mapping = read_mapping(mapping) if isinstance(mapping, Path | str) else dict(mapping or {})
-    naming = Naming.of(architecture, mapping=mapping)
-    _check_mapping(naming)
+    naming = _naming(architecture, mapping)
     path = _folder(path)
     found, read = matrix.rows_of(path)
     job = Import("matrix", path, naming, task, distinct=True, read=read)
@@ -199,10 +202,24 @@ def _subset(naming: Naming, found: Sequence[Found], path: Path, key: str | None)
     raise FlownError(f"{path}: nothing in it can be imported. {first}")
 
 
-def _check_mapping(naming: Naming) -> None:
+def _read(file: Found) -> statefiles.Opened:
+    return statefiles.open_states(file.path)
+
+
+def _naming(
+    architecture: Architecture, mapping: Path | str | Mapping[str, str | None] | None
+) -> Naming:
+    """The naming by a mapping, in a file or given.
+
+    Raises:
+        FlownError: it names a tensor that the network does not have.
+    """
+    mapping = read_mapping(mapping) if isinstance(mapping, Path | str) else dict(mapping or {})
+    naming = Naming.of(architecture, mapping=mapping)
     known = {*naming.layout.names, *naming.buffers}
     for source, target in naming.mapping.items():
         if not isinstance(source, str) or not isinstance(target, str | None):
             raise FlownError(f"mapping: expected two tensors' names, got {source!r}: {target!r}")
         if target is not None and target not in known:
             raise FlownError(f"mapping: {source!r}: {unknown('tensor', target, known)}")
+    return naming

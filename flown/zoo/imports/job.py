@@ -44,18 +44,16 @@ class Import:
         naming: Naming,
         task: Task,
         *,
+        read: Callable[[Found], Opened],
         skipped: Sequence[Skipped] = (),
-        key: str | None = None,
         distinct: bool = False,
         notes: Sequence[str] = (),
         others: Sequence[str] = (),
         rest: Mapping[str, Tensor] | None = None,
-        read: Callable[[Found], Opened] | None = None,
     ) -> None:
         self.kind, self.path, self.naming, self.task = kind, path, naming, task
-        self.skipped, self.key, self.distinct = list(skipped), key, distinct
+        self.read, self.skipped, self.distinct = read, list(skipped), distinct
         self.notes, self.others, self.rest = notes, others, dict(rest or {})
-        self.open = read or (lambda file: statefiles.open_states(file.path, self.key))
         self.seen: dict[bytes, str] = {}
         self.renamed: dict[str, str] = {}
         self.buffers: Counter[str] = Counter()
@@ -140,7 +138,7 @@ class Import:
                 update(done, f"{len(self.skipped)} skipped" if self.skipped else "")
 
     def _fit(self, file: Found) -> Fitted:
-        opened = self.open(file)
+        opened = self.read(file)
         where = self.naming.choose(opened.states, statefiles.WRAPPERS)
         fitted = self.naming.fit(opened.states[where])
         self.taken[where] += bool(where)

@@ -251,10 +251,8 @@ class Naming:
             if name[start:] in known
         )
         most = max(found.values(), default=0)
-        if 2 * most <= len(
-            self.layout.names
-        ):  # theirs are others; wrappers can be told all the same
-            return self._wrappers(names)
+        if 2 * most <= len(self.layout.names):
+            return self._wrappers(names)  # theirs are others; wrappers can be told all the same
         best = [prefix for prefix, count in found.items() if count == most]
         if "" in best:
             return ""

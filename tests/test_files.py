@@ -13,13 +13,10 @@ from flown.base.errors import FlownError
 from flown.base.files import (
     file_name,
     load_tensors,
-    prepare_file,
-    prepare_output,
     replacing,
     save_tensors,
     write_json,
 )
-from flown.base.run import Run
 from flown.generator.config import FlownConfig
 
 
@@ -51,101 +48,6 @@ def test_tensor_round_trip(tmp_path: Path) -> None:
     assert all(torch.equal(again[k], v) for k, v in tensors.items())
 
 
-def test_output_is_not_overwritten_unasked(tmp_path: Path) -> None:
-    file = tmp_path / "f"
-    file.write_text("x")
-    with pytest.raises(FlownError, match="--overwrite"):
-        prepare_file(file, overwrite=False)
-    assert prepare_file(file, overwrite=True) == prepare_file(file, False, resume=True) == file
-    with pytest.raises(FlownError, match="f: a file; name a folder"):
-        prepare_output(file, overwrite=True)
-    with pytest.raises(FlownError, match="a folder; name a file"):
-        prepare_file(tmp_path, overwrite=True)
-    assert file.read_text() == "x"
-
-
-@pytest.mark.parametrize("resume", [False, True])
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("config.json", '{"architectures": ["BertModel"], "model_type": "bert"}'),
-        ("config.json", '{"format": "pt"}'),
-        ("config.json", '{"format": "flown-finetune-1"}'),
-        ("results.json", '{"format": "flown-results-1"}'),
-        ("run.json", '["flown-run-1"]'),
-        ("progress.json", "not JSON"),
-        ("cat.png", "x"),
-    ],
-)
-def test_a_folder_that_is_not_ours_stays(
-    tmp_path: Path, name: str, content: str, resume: bool
-) -> None:
-    folder = tmp_path / "bert"
-    folder.mkdir()
-    (folder / name).write_text(content)
-    (folder / "thesis.txt").write_text("three years")
-    with pytest.raises(FlownError, match="did not write"):
-        prepare_output(folder, overwrite=True, resume=resume)
-    assert (folder / name).read_text() == content
-    assert (folder / "thesis.txt").read_text() == "three years"
-
-
-def begin(folder: Path) -> None:
-    """Marks a folder as this library's."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "progress.json", {"format": "flown-run-1"})
-
-
-def marked(folder: Path) -> bool:
-    return (folder / "progress.json").exists()
-
-
-def test_a_folder_of_ours_is_replaced_or_resumed(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    Run(out, {"seed": 3}, resume=False, overwrite=False).write()
-    with pytest.raises(FlownError, match="pass --overwrite"):
-        prepare_output(out, overwrite=False)
-    assert prepare_output(out, overwrite=True, resume=True) == out and out.exists()
-    assert prepare_output(out, overwrite=True) == out and not out.exists()
-    out.mkdir()
-    (out / ".run.json.x1.tmp").write_text("{")  # killed while it wrote its first file
-    assert prepare_output(out, overwrite=False) == out
-
-
-def test_no_place_of_the_users_is_an_output(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    home, work = tmp_path / "home", tmp_path / "work" / "here"
-    for folder in (home, work, tmp_path, work.parent):
-        begin(folder)
-    monkeypatch.chdir(work)
-    monkeypatch.setenv("HOME", str(home))
-    for place, message in (
-        (".", "is the working folder"),
-        ("..", "holds the working folder"),
-        (home, "is your home folder"),
-        (tmp_path, "holds"),
-        ("/", "holds the working folder"),
-    ):
-        with pytest.raises(FlownError, match=message):
-            prepare_output(place, overwrite=True)
-    (tmp_path / "real").mkdir()
-    begin(tmp_path / "real")
-    (work / "link").symlink_to(tmp_path / "real")
-    with pytest.raises(FlownError, match="link: a link"):
-        prepare_output("link", overwrite=True)
-    assert marked(home) and marked(work) and marked(tmp_path / "real")
-
-
-def test_what_is_read_is_not_removed(tmp_path: Path) -> None:
-    begin(tmp_path / "run")
-    (tmp_path / "run" / "zoo").mkdir()
-    for source in (tmp_path / "run", tmp_path / "run" / "zoo"):
-        with pytest.raises(FlownError, match="which is read"):
-            prepare_output(tmp_path / "run", overwrite=True, sources=[source])
-    assert (tmp_path / "run" / "zoo").exists()
-
-
 def test_config_names_the_nearest_key(tmp_path: Path) -> None:
     with pytest.raises(FlownError, match=r"unknown key 'encodr'. Did you mean 'encoder'"):
         FlownConfig.parse({"encodr": {}})
@@ -155,6 +57,9 @@ def test_config_names_the_nearest_key(tmp_path: Path) -> None:
         FlownConfig.parse({"encoder": {"multiplier": [1]}})
     with pytest.raises(FlownError, match=r"flow_training.steps"):
         FlownConfig().override(["flow_training.steps=many"])
+    for number in ("nan", "inf"):
+        with pytest.raises(FlownError, match=r"flow.sigma: Input should be a finite number"):
+            FlownConfig().override([f"flow.sigma={number}"])
     (tmp_path / "c.yaml").write_text("seed: 3\nflow: {source: kaiming-normal}\n")
     loaded = FlownConfig.load(tmp_path / "c.yaml").override(["flow.sigma=0.1"])
     assert (loaded.seed, loaded.flow.source, loaded.flow.sigma) == (3, "kaiming-normal", 0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import unicodedata
@@ -18,6 +19,7 @@ from flown.base.errors import FlownError, FlownWarning
 from flown.heads import folder as queries
 from flown.heads.labelling import label
 from flown.tasks import load_folder, npz, read_pictures
+from flown.weights.batch import WeightBatch
 from tests.test_cli import call
 from tests.test_data_folder import picture, save
 
@@ -104,6 +106,29 @@ def test_names_are_compared_as_they_are_read(tmp_path: Path) -> None:
     fill(tmp_path / "known", (composed,))
     with pytest.raises(FlownError, match="two forms of Unicode"):
         load_folder(tmp_path / "known")
+
+
+def test_names_may_be_no_text_and_hold_markup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes that are no UTF-8, formulas, rich's markup, HTML: from folder to table, page and networks."""
+    names = (os.fsdecode(b"caf\xe9"), "a$b$c[red]", "{y}_{z}^2 & <b>")
+    for folder in ("known", os.fsdecode(b"new\xff")):
+        fill(tmp_path / folder, names, count=6)
+    new = tmp_path / os.fsdecode(b"new\xff")
+    known, out = tmp_path / "known", tmp_path / "out"
+    assert call(monkeypatch, "fewshot", known, "--label", new, "--out", out) == 0
+    table = (out / "predictions.csv").read_text("utf-8")
+    assert "p(caf\\xe9)" in table and "a$b$c[red]" in table and "new\\udcff" in table
+    page = (out / "index.html").read_text("utf-8")
+    assert "&lt;b&gt;" in page and "& <b>" not in page and "a$b$c[red]" in page
+    images = data.load(str(new))
+    assert images.classes == ("a$b$c[red]", "caf\\xe9", "{y}_{z}^2 & <b>")
+    assert images.name.endswith("new\\xff")
+    nets = tmp_path / "nets.safetensors"
+    arguments = ["generate", "flown-any", "--support", new, "-n", 1, "--out", nets]
+    assert call(monkeypatch, *arguments) == 0
+    assert WeightBatch.load(nets).task.classes == images.classes  # type: ignore[union-attr]
 
 
 def test_one_odd_picture_decides_for_none(tmp_path: Path) -> None:

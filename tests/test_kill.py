@@ -2,7 +2,7 @@
 
 Real processes, really killed (SIGKILL): in the short form a moment after a checkpoint was written, two
 times for a zoo and for a fit; in the long one at any moment, twenty times for a zoo, ten times each
-for encoder and flow. Between kills, every file that is there must be readable.
+for encoder and flow, six times for an experiment. Between kills, every file that is there must be readable.
 """
 
 from __future__ import annotations
@@ -43,6 +43,13 @@ config = FlownConfig(
     velocity=VelocityConfig(channels=16, blocks=1), context=ContextConfig(draws=1),
     flow_training=TrainConfig(steps={flow}, batch_size=16, checkpoint_every=20))
 flown.Flown.fit(flown.Zoo.open(sys.argv[2]), config, out=sys.argv[1], resume=True)
+"""
+
+REPRODUCE = """
+import sys
+from flown.cli import main
+sys.argv = ["flown", "reproduce", "table1", "--scale", "smoke", "--out", sys.argv[1], "--resume"]
+main()
 """
 
 
@@ -174,3 +181,12 @@ def test_fit(tmp_path: Path, zoo: flown.Zoo, encoder: int, flow: int) -> None:
     script = fill(FIT, encoder=encoder, flow=flow)
     survives(script, tmp_path / "whole", tmp_path / "killed", zoo.path)
     same_models(tmp_path)
+
+
+@pytest.mark.slow
+def test_an_experiment(tmp_path: Path) -> None:
+    survives(REPRODUCE, tmp_path / "whole", tmp_path / "killed", times=6)
+    whole, killed = (
+        json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "killed")
+    )
+    assert whole["rows"] == killed["rows"]

@@ -36,20 +36,23 @@ def begin(out: Path, *, resume: bool = False, overwrite: bool = False, **changes
 
 def test_a_run_is_begun_once_and_gone_on_with(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    begin(out).write()
+    begin(out).begin()
     assert read_json(out / "run.json") == {"format": "flown-run-1", "flown": __version__, **PLAN}
     with pytest.raises(FlownError, match="exists already"):
         begin(out)
-    assert begin(out, resume=True).out == out
+    assert begin(out, resume=True).path == out
     with pytest.raises(FlownError, match="holds a run with another data; choose another --out"):
         begin(out, resume=True, data="mnist")
     with pytest.raises(FlownError, match="another config, images"):
         begin(out, resume=True, config=Settings(steps=4).model_dump(mode="json"), images="1f")
-    assert not begin(out, overwrite=True).file.exists()
+    replaced = begin(out, overwrite=True, data="mnist")
+    assert read_json(replaced.file)["data"] == "digits", "all stays until work begins"
+    replaced.begin()
+    assert read_json(replaced.file)["data"] == "mnist"
 
 
 def test_what_an_earlier_version_did_not_write_is_forgiven(tmp_path: Path) -> None:
-    begin(tmp_path).write()
+    begin(tmp_path).begin()
     about = read_json(tmp_path / "run.json")
     about["flown"] = "0.0.1"
     del about["images"], about["config"]["rate"]

@@ -66,31 +66,31 @@ def fit(
         newer=("bases", "begin"),
         sources=[folder for folder in (bases, begin) if folder is not None],
     )
-    if resume and (run.out / "model" / "config.json").exists():
-        return AnyTask.from_pretrained(run.out / "model").to(device)
-    run.write()
-    if trained is not None and not _checkpoint(run.out).exists():
-        save_tensors(_checkpoint(run.out), *trained)
+    if resume and (run.path / "model" / "config.json").exists():
+        return AnyTask.from_pretrained(run.path / "model").to(device)
+    run.begin()
+    if trained is not None and not _checkpoint(run.path).exists():
+        save_tensors(_checkpoint(run.path), *trained)
     model = AnyTask(config).to(device)
     if first is not None and begin is not None:
         load_into(model, first, begin)
     checks = stream.validation()
-    _train_bases(model, stream, run.out, checks, resume or trained is not None, device)
+    _train_bases(model, stream, run.path, checks, resume or trained is not None, device)
     history = train(
-        objective(model, stream, run.out),
+        objective(model, stream, run.path),
         config.training,
-        out=run.out,
+        out=run.path,
         name="generator",
         seed=config.seed,
         resume=resume,
         validate=lambda: {name: accuracy(model, tasks) for name, tasks in checks.items()},
         device=device,
     )
-    write_json(run.out / "history.json", history)
+    write_json(run.path / "history.json", history)
     figures = {key: value for key, value in history[-1].items() if key in checks}
     model.card = {"pools": stream.identity, "validation": figures, "begin": plan["begin"]}
     model.eval().requires_grad_(False)
-    model.save(run.out / "model")
+    model.save(run.path / "model")
     return model
 
 

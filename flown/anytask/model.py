@@ -37,6 +37,7 @@ from flown.base.files import (
     write_json,
     write_text,
 )
+from flown.base.memory import check_fits
 from flown.base.seeding import seeded
 from flown.nets import INPUT_SIZES
 from flown.nets.architecture import Architecture
@@ -147,6 +148,7 @@ class AnyTask(nn.Module):
             different, views_seed = 1, 0  # no seed changes what it gives
         writer, (support, ways) = self.writer(net), self._support(images, labels)
         kind = self._kind(writer, support.images, ways)
+        check_fits(n, (len(writer.neurons) + ways) * self.config.numbers, "networks")
         seen = self._seen(support, kind)
         tokens = seen.classes.expand(different, -1, -1)
         generator = torch.Generator(self.device).manual_seed(seed)

@@ -25,7 +25,7 @@ Size = Annotated[int, Field(ge=1, le=65_536)]  # of a layer, a side, a number of
 class Config(BaseModel):
     """A frozen typed record. Subclasses live beside what they configure."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], where: str = "config") -> Self:

@@ -7,9 +7,8 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,6 @@ from torch import Tensor, nn
 
 from flown.base.errors import FlownError
 
-# Of folders that this library writes: their manifests, and how a manifest's `format` starts.
-MANIFESTS = ("zoo.json", "config.json", "run.json", "progress.json", "page.json", "labels.json")
-FORMATS = ("flown-zoo-", "flown-model-", "flown-run-", "flown-page-", "flown-labels-")
 _LITTER = {  # of archives, file servers and systems, in lower case
     *("__macosx", "@eadir", "lost+found", "#recycle", "$recycle.bin", "thumbs.db", "desktop.ini"),
     "system volume information",
@@ -64,8 +60,8 @@ def write_bytes(path: Path | str, content: bytes) -> None:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Writes a text file whole."""
-    write_bytes(path, text.encode())
+    """Writes a text file whole; bytes of a file's name that are no text are written out."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path | str, value: Any) -> None:
@@ -214,79 +210,3 @@ def file_name(name: str) -> str:
         return name
     readable = re.sub(r"[^a-z0-9_.-]+", "-", name.lower())[:60].strip("-.")
     return f"{readable}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"
-
-
-def prepare_file(path: Path | str, overwrite: bool, resume: bool = False) -> Path:
-    """Refuses an output file that exists, unless it may be overwritten or resumed.
-
-    Raises:
-        FlownError: it exists, or is a folder.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise FlownError(f"{path}: a folder; name a file")
-    if path.exists() and not overwrite and not resume:
-        raise FlownError(f"{path}: exists already; pass --overwrite to replace it")
-    return path
-
-
-def prepare_output(
-    path: Path | str, overwrite: bool, resume: bool = False, sources: Iterable[Path | str] = ()
-) -> Path:
-    """Refuses an output folder that holds something, unless it may be overwritten or resumed.
-
-    With `overwrite` the folder is removed, but only one that carries the mark of this library: a
-    manifest of `MANIFESTS` whose `format` is one of `FORMATS`. Resuming needs the mark as well,
-    because a folder that is resumed is marked.
-
-    Args:
-        sources: what is read to make the output, and must not be removed with it.
-
-    Raises:
-        FlownError: the folder may not be used; the message says why.
-    """
-    path = Path(path)
-    if path.is_file():
-        raise FlownError(f"{path}: a file; name a folder")
-    _refuse_places(path)
-    if not path.is_dir() or all(_is_scratch(entry) for entry in path.iterdir()):
-        return path
-    if not resume and not overwrite:
-        raise FlownError(f"{path}: exists already; pass --overwrite to replace it, or --resume")
-    if not is_ours(path):
-        raise FlownError(
-            f"{path}: a folder that flown did not write; choose another, or remove it yourself"
-        )
-    if resume:
-        return path
-    if path.is_symlink():
-        raise FlownError(f"{path}: a link, which is not followed to remove things; name the folder")
-    for source in sources:
-        if path.resolve() in (Path(source).resolve(), *Path(source).resolve().parents):
-            raise FlownError(f"{path}: holds {source}, which is read; choose another folder")
-    shutil.rmtree(path)
-    return path
-
-
-def _refuse_places(path: Path) -> None:
-    here = path.resolve()
-    home = Path("~").expanduser().resolve()
-    for what, place in (("the working folder", Path.cwd()), ("your home folder", home)):
-        if here == place or here in place.parents:
-            relation = "is" if here == place else "holds"
-            raise FlownError(f"{path}: {relation} {what}; name a folder for the output alone")
-
-
-def _is_scratch(path: Path) -> bool:
-    """What `replacing` leaves where a process was killed."""
-    return path.name.startswith(".") and path.name.endswith(".tmp")
-
-
-def is_ours(folder: Path) -> bool:
-    """Whether a folder has a manifest of this library."""
-    for name in MANIFESTS:
-        with contextlib.suppress(FlownError):
-            content = read_json(folder / name)
-            if isinstance(content, dict) and str(content.get("format")).startswith(FORMATS):
-                return True
-    return False

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from flown.base.config import Config, read_mapping
 from flown.base.errors import FlownError
-from flown.base.files import prepare_output, write_json
+from flown.base.files import write_json
+from flown.base.output import OutputFolder
 from flown.version import __version__
 
 FORMAT = "flown-run-1"
@@ -34,11 +35,11 @@ def digest(*tensors: Tensor) -> str:
     return found.hexdigest()[:16]
 
 
-class Run:
+class Run(OutputFolder):
     """A folder that is begun, or gone on with as what it was begun as.
 
     Args:
-        out: the folder; it is removed first with `overwrite`, and may exist with `resume`.
+        out: the folder; `begin` empties it with `overwrite`, and it may exist with `resume`.
         plan: plain values by name. configs: the type of those that are configs; what the version
             that began the run had no key for has its default.
         newer: names that earlier versions did not write down; where they are missing, they are not
@@ -62,11 +63,9 @@ class Run:
         file: str = "run.json",
         sources: Iterable[Path | str] = (),
     ) -> None:
-        self.out, self.plan = prepare_output(out, overwrite, resume, sources), dict(plan)
-        self.configs, self.newer = dict(configs or {}), newer
-        self.file = self.out / file
-        if self.file.exists():
-            self.check(read_mapping(self.file), self.file)
+        self.plan, self.configs, self.newer = dict(plan), dict(configs or {}), newer
+        self.file = Path(out) / file
+        super().__init__(out, overwrite, resume, sources)
 
     def check(self, found: Mapping[str, Any], where: Path) -> None:
         """Raises FlownError where a plan that was found in a file differs from this run's."""
@@ -80,9 +79,15 @@ class Run:
             if found.get(key) != value and not (key in self.newer and key not in found)
         ]:
             raise FlownError(
-                f"{self.out}: holds a run with another {', '.join(differing)}; choose another --out"
+                f"{self.path}: holds a run with another {', '.join(differing)}; choose another --out"
             )
 
-    def write(self) -> None:
-        """Writes the manifest: from here on the folder is this run's."""
+    def _check(self) -> None:
+        super()._check()
+        if self._resume and self.file.exists():
+            self.check(read_mapping(self.file), self.file)
+
+    def begin(self) -> None:
+        """Claims and empties the folder as `OutputFolder`, and writes the manifest."""
+        super().begin()
         write_json(self.file, {"format": FORMAT, "flown": __version__, **self.plan})

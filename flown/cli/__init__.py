@@ -162,10 +162,9 @@ def bench(
     import time
 
     from flown import bench as benches
-    from flown.base.files import prepare_file
+    from flown.base.output import OutputFile
 
-    if out is not None:
-        prepare_file(out, overwrite)
+    file = None if out is None else OutputFile(out, overwrite)
     model = model or ("flown-any" if what is Bench.anytask else "flown-small")
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
@@ -186,7 +185,7 @@ def bench(
         else:
             rows = benches.evaluate(repeats)
     benches.show(rows, console)
-    if out is not None:
+    if file is not None:
         counts = {
             Bench.zoo: 64,
             Bench.store: 100_000,
@@ -202,8 +201,8 @@ def bench(
             networks=counts.get(what, 100),
             device=device,
         )
-        benches.write(out, config, time.monotonic() - start, rows)
-        wrote(out)
+        benches.write(file.path, config, time.monotonic() - start, rows)
+        wrote(file.path)
 
 
 for command, example in (

@@ -38,7 +38,7 @@ def export(
     trust: Trust = None,
 ) -> None:
     """Write networks for other software, with a card that says what they are."""
-    from flown.base.files import prepare_file, prepare_output
+    from flown.base.output import OutputFile, OutputFolder
     from flown.generator import files as modelfiles
     from flown.weights.batch import WeightBatch
     from flown.weights.export.write import export as write
@@ -47,12 +47,14 @@ def export(
         given = {"to": to is not None, "network": bool(network), "int8": int8}
         if wrong := [name for name, there in given.items() if there]:
             raise FlownError(f"--{wrong[0]}: is for a file of networks, {nets} is a folder")
-        modelfiles.export(nets, prepare_output(out, overwrite, sources=[nets]))
+        folder = OutputFolder(out, overwrite, sources=[nets])
+        folder.begin()
+        modelfiles.export(nets, folder.path)
         wrote(out)
         return
     if to is None:
         raise FlownError(f"--to: name a format for {nets}: onnx, c, safetensors or state_dict")
-    prepare_file(out, overwrite)
+    file = OutputFile(out, overwrite)
     batch = WeightBatch.load(nets)
     for number in network or ():
         if not 0 <= number < len(batch):
@@ -60,6 +62,6 @@ def export(
     chosen = network or (list(range(len(batch))) if to == "onnx" else [0])
     if len(chosen) < len(batch):
         say(console, f"network {', '.join(map(str, chosen))} of {len(batch)}")
-    described = write(batch[chosen], out, to, int8)
+    described = write(batch[chosen], file.path, to, int8)
     wrote(out, described)
     say(console, described.read_text("utf-8").strip().splitlines()[-1])

@@ -52,15 +52,15 @@ def fewshot(
     overwrite: Overwrite = False,
 ) -> None:
     """Learn classes from a few images each and label others, with confidences and a page."""
-    from flown.base.files import prepare_file
+    from flown.base.output import OutputFile
     from flown.base.trust import allow
     from flown.heads import labelling
     from flown.report.fewshot import write_labelled
 
     if backbone is not None:
         allow(backbone)
-    for name in ("index.html", *labelling.OUTPUTS):
-        prepare_file(out / name, overwrite)
+    names = (*labelling.OUTPUTS, "index.html")
+    files = [OutputFile(out / name, overwrite) for name in names]
     found = labelling.label(
         folder, label, backbone=backbone, head=head, shots=shots, unknown=unknown, seed=seed
     )
@@ -74,5 +74,6 @@ def fewshot(
     if found.novelty is not None:
         say(console, f"{int((found.novelty > 1).sum())} images of none of the classes")
     written = found.save(out)
-    write_labelled(out / "index.html", found)
-    wrote(*written, out / "index.html")
+    page = files[-1].path
+    write_labelled(page, found)
+    wrote(*written, page)

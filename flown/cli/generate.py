@@ -75,10 +75,10 @@ def generate(
 ) -> None:
     """Generate networks for a support set of labelled images."""
     from flown.anytask.model import AnyTask
-    from flown.base.files import prepare_file
+    from flown.base.output import OutputFile
     from flown.generator.model import Flown
 
-    prepare_file(out, overwrite)
+    file = OutputFile(out, overwrite)
     generator = Flown.from_pretrained(model).to(device_of(device))
     if isinstance(generator, AnyTask):
         given = {"solver": solver != "euler", "guidance": guidance != 1.0}
@@ -98,7 +98,7 @@ def generate(
         options |= {"guidance": guidance, "until": until}
         batch, line, warning = _for_known(generator, support, n, shots, seed, options)
     batch.provenance |= {"model": model}
-    batch.to("cpu").save(out)
+    batch.to("cpu").save(file.path)
     say(console, f"{n} x {batch.name}{line}")
     if warning is not None:
         say(console, f"warning: {warning}", "yellow")

@@ -36,14 +36,17 @@ def play(
     overwrite: Overwrite = False,
 ) -> None:
     """Draw a few of each, and watch a network for them appear out of noise, in a browser."""
-    from flown.base.files import prepare_output
+    from flown.base.output import OutputFolder
     from flown.generator.files import locate
     from flown.play.runtime import runtime as runtime_of
     from flown.play.site import server, write_site
 
     folder = locate(model)
     if out is not None:
-        write_site(folder, runtime_of(runtime), prepare_output(out, overwrite, sources=[folder]))
+        site = OutputFolder(out, overwrite, sources=[folder])
+        found = runtime_of(runtime)
+        site.begin()
+        write_site(folder, found, site.path)
         wrote(out / "index.html")
         say(console, "put the folder behind any web server; a browser opens no scripts from files")
         return

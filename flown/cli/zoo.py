@@ -85,13 +85,12 @@ def zoo_inspect(
     trust: Trust = None,
 ) -> None:
     """Accuracies, distances, duplicates, dead units and damage of a zoo."""
-    from flown.base.files import prepare_file
+    from flown.base.output import OutputFile
     from flown.report import population as reports
     from flown.zoo import Zoo
     from flown.zoo.inspect.population import describe
 
-    if report is not None:
-        prepare_file(report, overwrite)
+    page = None if report is None else OutputFile(report, overwrite)
     zoo = Zoo.open(path)
     reports.print_accuracies(zoo, console)
     if verify and (damage := zoo.verify()):
@@ -102,9 +101,9 @@ def zoo_inspect(
     reports.print_population(population, console)
     if verify:
         say(console, f"{len(zoo)} checkpoints read, all as written")
-    if report is not None:
-        reports.write_population(report, zoo, population)
-        wrote(report)
+    if page is not None:
+        reports.write_population(page.path, zoo, population)
+        wrote(page.path)
 
 
 class Format(str, Enum):

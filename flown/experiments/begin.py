@@ -26,8 +26,8 @@ def begin(out: Path, experiment: str, scale: str, seed: int, resume: bool, overw
     """
     plan = {"experiment": experiment, "scale": scale, "seed": seed}
     run = Run(out, plan, resume=resume, overwrite=overwrite, file="progress.json")
-    run.write()
-    return run.out
+    run.begin()
+    return run.path
 
 
 def kept(path: Path, make: Callable[[], Any]) -> Any:

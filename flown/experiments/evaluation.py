@@ -8,8 +8,9 @@ from pathlib import Path
 
 from flown import tasks as data
 from flown.base.errors import FlownError
-from flown.base.files import prepare_output, read_json
+from flown.base.files import read_json
 from flown.base.provenance import provenance, write_results
+from flown.base.run import Run
 from flown.context.tokens import Images
 from flown.generator import files, modelcard
 from flown.generator.card import Card, report_card
@@ -48,9 +49,11 @@ def evaluate_model(
     model = Flown.from_pretrained(folder).to(device)
     if not isinstance(model, Flown):
         raise FlownError(f"{folder}: was fitted on no zoo; `flown reproduce anytask` measures it")
-    if out is not None:
-        out = prepare_output(out, overwrite, sources=[folder, zoo_path])
     zoo = Zoo.open(zoo_path)
+    run = None
+    if out is not None:
+        plan = {"evaluate": str(folder), "zoo": zoo.identity}
+        run = Run(out, plan, resume=False, overwrite=overwrite, sources=[folder, zoo_path])
     names = sorted({task.dataset for task in zoo.tasks.values()})
     images = images or {name: data.load_any(name) for name in names}
     card: Card | HeldOutCard
@@ -62,12 +65,13 @@ def evaluate_model(
     rows = card.rows()
     model.card["rows"] = [row for row in rows if row["metric"] == "accuracy"]
     files.write_card(folder, model.card, modelcard.render(model))
-    if out is not None:
+    if run is not None:
+        run.begin()
         about = provenance(model.config, card.counts, time.monotonic() - start, device)
-        write_results(out / "results.json", "evaluate", "cpu", about, rows)
+        write_results(run.path / "results.json", "evaluate", "cpu", about, rows)
         past = folder.parent / "history.json"
         histories = read_json(past) if past.is_file() else {}
-        write_report(out / "report.html", "flown: report card", card, histories, about)
+        write_report(run.path / "report.html", "flown: report card", card, histories, about)
     return card
 
 

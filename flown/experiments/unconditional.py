@@ -209,7 +209,7 @@ def share_encoder(run: Path, folder: Path) -> None:
     target = folder / _ENCODER
     if not target.exists():
         plan = {"encoder of": run.name}
-        Run(folder, plan, resume=True, overwrite=False, file="progress.json").write()
+        Run(folder, plan, resume=True, overwrite=False, file="progress.json").begin()
         with replacing(target) as scratch:
             shutil.copy(run / _ENCODER, scratch)
 

@@ -361,7 +361,7 @@ def adapt(
         configs={"config": AdaptConfig},
         newer=["images"],
     )
-    out = run.out
+    out = run.path
     if resume and (out / "model" / "config.json").exists():
         done: Flown = Flown.from_pretrained(out / "model")
         done.history = read_json(out / "history.json")
@@ -371,7 +371,7 @@ def adapt(
     )
     static = [] if training.choose else [{"step": 0.0, **objective.validate()}]
     objective.choose()
-    run.write()
+    run.begin()
     history = static + train(
         objective,
         training,

@@ -25,6 +25,7 @@ from flown import encoders, flow, tasks
 from flown.anytask.model import AnyTask
 from flown.base.errors import FlownError
 from flown.base.files import read_json, write_json
+from flown.base.memory import check_fits
 from flown.base.run import Run, digest
 from flown.base.seeding import seeded
 from flown.context import SupportEncoder
@@ -128,7 +129,7 @@ class Flown(nn.Module, ModelHubMixin):
             newer=("images", "prior"),
             sources=[zoo.path],
         )
-        out = run.out
+        out = run.path
         if resume and (out / "model" / "config.json").exists():
             model: Flown = cls.from_pretrained(str(out / "model"))
             model.history = read_json(out / "history.json")
@@ -140,7 +141,7 @@ class Flown(nn.Module, ModelHubMixin):
             support = SupportEncoder.pretrained().to(device)
             known = list(networks.tasks.values())
             contexts = Contexts(support, known, images, config.context, networks.joint.outputs)
-        run.write()
+        run.begin()
         encoder, encoder_history = fit_encoder(networks, config, images, out, resume, device)
         scale = copy.deepcopy(networks.scale)
         space = LatentSpace(networks.joint, scale, encoder, networks.frozen).to(device)
@@ -259,6 +260,7 @@ class Flown(nn.Module, ModelHubMixin):
         context, count = self._condition(images, labels, seed)
         if layout is None:
             layout = self._layout(context, count)
+        check_fits(n, self.space.joint.layouts[layout].size, "networks")
         end = 1.0 if until is None else time_of(until, self.epochs)
         start = time.perf_counter()
         generator = torch.Generator(self.device).manual_seed(seed)

@@ -7,7 +7,6 @@ Those to label are read a few at a time, and what a head sees in them is kept.
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from flown.base.errors import FlownError
 from flown.base.progress import bar
+from flown.base.text import name_of
 from flown.context.backbones import features
 from flown.tasks import Pictures, read_image, read_images
 from flown.tasks.folder import files_of, not_used
@@ -112,7 +112,7 @@ def _listed(folder: Path, classes: Sequence[str]) -> tuple[list[tuple[Path, int]
     images, others = files_of(folder)
     for file in images:
         first, *rest = file.relative_to(folder).parts
-        name = unicodedata.normalize("NFC", first) if rest else None
+        name = name_of(first) if rest else None
         found.append((file, known.get(name, -1) if name else -1))
         if name and name not in known:
             strange.append(folder / first)

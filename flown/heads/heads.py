@@ -138,12 +138,12 @@ def train_heads(
         configs={"heads": HeadsConfig},
         file="progress.json",
     )
-    out = run.out
+    out = run.path
     if resume and (out / "zoo.json").exists():
         done = Zoo.open(out)
         run.check(done.about.get("recipes", {}).get(name, {}), out / "zoo.json")
         return done
-    run.write()
+    run.begin()
     pool = ClassPool(labels, classes)
     layout = heads_layout(features.shape[1], config.ways)
     count = shards(config)

@@ -23,7 +23,9 @@ from torch import Tensor
 
 from flown.base.config import Config
 from flown.base.errors import FlownError, TrainingError
-from flown.base.files import load_tensors, prepare_file, read_json, save_tensors, write_json
+from flown.base.files import load_tensors, read_json, save_tensors, write_json
+from flown.base.memory import check_fits
+from flown.base.output import OutputFile
 from flown.base.progress import bar
 from flown.measure.evaluate import evaluate
 from flown.nets.batched import batchnorm
@@ -205,6 +207,7 @@ class _Run:
                 f"{images.name}: {len(self.train)} training images are less than a batch of "
                 f"{config.batch_size}; lower the batch size"
             )
+        check_fits(4 * len(batch), batch.layout.size, "weights, gradients and moments")
         self.batch = batch.to(device).calibrated(self.train.images, batch_size=config.batch_size)
         layout, frozen = self.batch.layout, self.batch.frozen
         net = construction.fill(layout.architecture.build(), frozen)
@@ -292,12 +295,11 @@ class _Files:
             )
         self.out, self.plan = out, plan
         self.curves, self.progress = curves_file(out), out.with_suffix(".progress.safetensors")
-        for path in (out, self.curves, self.progress):
-            prepare_file(path, overwrite, resume)
-        if not resume:  # `out` stays until its successor is whole: it may be what is trained
-            self.curves.unlink(missing_ok=True)
+        places = (out, self.curves, self.progress)
+        self.files = [OutputFile(place, overwrite, resume) for place in places]
+        if not resume:  # what was trained before stays until its successors are whole
             self.progress.unlink(missing_ok=True)
-        self.done = self.curves.exists()
+        self.done = resume and self.curves.exists() and not self.progress.exists()
 
     def _check(self, plan: Any, path: Path) -> None:
         if plan != self.plan:

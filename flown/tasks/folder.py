@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,9 @@ import torch
 from torch import Tensor
 
 from flown.base.errors import FlownError, FlownWarning
-from flown.base.files import is_ours, walk
+from flown.base.files import walk
+from flown.base.output import is_ours
+from flown.base.text import name_of
 from flown.tasks.pictures import (
     LARGEST,
     SUFFIXES,
@@ -160,7 +161,7 @@ def list_classes(path: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     _, folders, files = next(walk(path))
     for sub in _not_ours(folders):
-        name = unicodedata.normalize("NFC", sub.name)
+        name = name_of(sub.name)
         if name in found:
             raise FlownError(f"{path}: two folders are called '{name}', in two forms of Unicode")
         found[name] = sub

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flown.base.errors import FlownError
 from flown.base.run import digest
+from flown.base.text import name_of
 
 Pixels: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -126,7 +127,7 @@ def three_way(
         train, val = _carve(train, len(classes), val_fraction, generator)
     train = train[~_among(train.images, val.images)]
     _require(1, train, classes, name)
-    return ImageData(name, classes, train, val, test)
+    return ImageData(name_of(name), classes, train, val, test)
 
 
 def _require(count: int, split: Split, classes: tuple[str, ...], name: str) -> None:

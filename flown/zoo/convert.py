@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from flown.base.errors import FlownError
-from flown.base.files import prepare_output, read_json, replacing
+from flown.base.files import read_json, replacing
+from flown.base.run import Run
 from flown.nets.architecture import Architecture
 from flown.tasks.task import Task
 from flown.weights.layout import WeightLayout
@@ -28,7 +29,8 @@ def convert(source: Path | str, out: Path | str, overwrite: bool = False) -> Zoo
     about = read_json(source / "zoo.json")
     if not isinstance(about, dict) or about.get("format") != OLD:
         raise FlownError(f"{source}: no zoo of flown 0.1; there is nothing to convert")
-    out = prepare_output(out, overwrite, sources=[source])
+    plan = {"conversion": str(source)}
+    run = Run(out, plan, resume=False, overwrite=overwrite, file="progress.json", sources=[source])
     try:
         layouts = [_layout(value) for value in about["layouts"]]
         tasks = [_task(value["task"]) for value in about["layouts"]]
@@ -37,13 +39,16 @@ def convert(source: Path | str, out: Path | str, overwrite: bool = False) -> Zoo
         rows = [_row(json.loads(line), numbers) for line in lines]
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise FlownError(f"{source}: not a whole zoo of flown 0.1 ({error})") from None
+    run.begin()
     for shard in sorted({row.shard for row in rows}):
-        _copy(source / shard, out / shard)
+        _copy(source / shard, run.path / shard)
     for task, number in numbers.items():
         if (frozen := source / f"rest-{task}.safetensors").exists():
-            _copy(frozen, frozen_file(out, number))
+            _copy(frozen, frozen_file(run.path, number))
     kept = {key: value for key, value in about.items() if key not in ("format", "layouts")}
-    return Zoo.write(out, layouts, tasks, rows, kept)
+    made = Zoo.write(run.path, layouts, tasks, rows, kept)
+    run.file.unlink()
+    return made
 
 
 def _layout(value: dict[str, Any]) -> WeightLayout:

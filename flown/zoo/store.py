@@ -27,6 +27,7 @@ from torch import Tensor
 
 from flown.base.errors import FlownError, unknown
 from flown.base.files import load_tensors, read_object, save_tensors, write_json
+from flown.base.memory import check_fits
 from flown.base.progress import bar
 from flown.base.run import Run
 from flown.tasks.task import Task, TaskTable
@@ -151,12 +152,12 @@ class Zoo:
             file="progress.json",
             sources=[zoo.path for zoo in zoos],
         )
-        out = run.out
+        out = run.path
         if resume and (out / "zoo.json").exists():
             made = cls.open(out)
             run.check({"joined": made.about.get("joined")}, out / "zoo.json")
             return made
-        run.write()
+        run.begin()
         rows: list[Row] = []
         for zoo in zoos:
             for index, layout in enumerate(zoo.layouts):
@@ -306,6 +307,7 @@ class Zoo:
         """
         rows = [self.rows[i] for i in places]
         layout = self.layouts[rows[0].layout]
+        check_fits(len(rows), layout.size, "networks at once")
         of_shard: dict[str, list[int]] = {}
         for i, row in enumerate(rows):
             of_shard.setdefault(row.shard, []).append(i)
@@ -404,7 +406,6 @@ def _begun(path: Path) -> str:
     if not (path / "progress.json").exists():
         return ""
     about = read_object(path / "progress.json")
-    for key, kind in {"import": "import", "joined": "join", "alignment": "alignment"}.items():
-        if key in about:
-            return f" (its {kind} was not finished: run it again with --overwrite)"
+    if about.keys() & {"import", "conversion", "joined", "alignment"}:
+        return " (it was not finished: run its command again with --overwrite)"
     return " (its training was not finished: add --resume)"

@@ -86,8 +86,8 @@ def align_zoo(
         file="progress.json",
         sources=[zoo.path],
     )
-    out = run.out
-    run.write()
+    out = run.path
+    run.begin()
     rows: list[Row] = []
     about: dict[str, int] = {}
     for number, task in enumerate(zoo.tasks):

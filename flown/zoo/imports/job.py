@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from flown.base.errors import FlownError
-from flown.base.files import prepare_output, save_tensors, write_json
+from flown.base.files import save_tensors, write_json
 from flown.base.progress import bar
-from flown.base.run import FORMAT
+from flown.base.run import Run
 from flown.tasks.task import Task, TaskTable
 from flown.version import __version__
 from flown.weights.layout import WeightLayout
@@ -75,10 +75,10 @@ class Import:
         source, target = self.path.resolve(), Path(out).resolve()
         if source in (target, *target.parents) or target in source.parents:
             raise FlownError(f"{out}: overlaps {self.path}; choose another folder")
-        out = prepare_output(out, overwrite)
-        write_json(
-            out / "progress.json", {"format": FORMAT, "import": str(self.path)}
-        )  # a zoo that is not finished
+        plan = {"import": str(self.path)}
+        run = Run(out, plan, resume=False, overwrite=overwrite, file="progress.json")
+        run.begin()
+        out = run.path
         writer = _Writer(out, self.naming.layout)
         try:
             self._read(found, writer)
@@ -105,7 +105,7 @@ class Import:
         read = Zoo(out, [self.naming.layout], TaskTable([self.task]), rows, about)
         write_json(out / "import.json", self._report(read))
         zoo = Zoo.write(out, read.layouts, [self.task], rows, about)
-        (out / "progress.json").unlink()
+        run.file.unlink()
         return zoo
 
     def _read(self, found: Sequence[Found], writer: _Writer) -> None:

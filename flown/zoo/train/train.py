@@ -75,7 +75,7 @@ def train_zoo(
         configs={"recipe": Recipe},
         file="progress.json",
     )
-    out = run.out
+    out = run.path
     if resume and (out / "zoo.json").exists():
         return _finished(run, recipe)
     if images is None:
@@ -84,12 +84,12 @@ def train_zoo(
             images = data.load_many(recipe.dataset)
         else:
             images = data.load(recipe.dataset, size=recipe.size)
-    if run.file.exists() and isinstance(images, data.ImageData):
+    if resume and run.file.exists() and isinstance(images, data.ImageData):
         held = read_mapping(run.file).get("classes", images.classes)
         images = data.in_order(images, held, str(out))
     layout = layout_for(recipe, images)
     run.plan["classes"] = None if recipe.tasks else list(images.classes)
-    run.write()
+    run.begin()
     if recipe.subset is None and (shared := construction.drawn_once(layout, plan.base_seed)):
         save_tensors(frozen_file(out, 0), shared)
     if recipe.subset is not None:
@@ -111,13 +111,13 @@ def train_zoo(
 
 def _finished(run: Run, recipe: Recipe) -> Zoo:
     """The existing zoo, if this run made it."""
-    zoo = Zoo.open(run.out)
+    zoo = Zoo.open(run.path)
     found = {
         "recipe": zoo.about.get("recipes", {}).get(recipe.dataset),
         "seed": zoo.about.get("seed"),
         "models": len({row.model for row in zoo.rows}),
     }
-    run.check({**run.plan, **found}, run.out / "zoo.json")
+    run.check({**run.plan, **found}, run.path / "zoo.json")
     return zoo
 
 

@@ -199,6 +199,7 @@ MEASURE = """
 import resource, sys
 from pathlib import Path
 import flown.heads.labelling
+from flown.report.fewshot import write_labelled
 from flown.tasks import load_folder
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 {before}
@@ -235,7 +236,8 @@ def test_labelling_takes_memory_that_does_not_grow(tmp_path: Path) -> None:
     large = save(tmp_path / "large.png", np.kron(picture(8, 8, 3), np.ones((64, 64, 1), np.uint8)))
     copies(large, (tmp_path / "new",), 600)  # half a gigabyte of pixels
     known, new = (repr(str(tmp_path / name)) for name in ("known", "new"))
-    run = "flown.heads.labelling.label({}, {}, head='centroid')"
+    page = repr(str(tmp_path / "page.html"))
+    run = f"write_labelled({page}, flown.heads.labelling.label({{}}, {{}}, head='centroid'))"
     assert growth(run.format(known, new), before=run.format(known, None)) < 300
 
 

@@ -79,7 +79,7 @@ def test_a_template_without_its_value_is_refused(tmp_path: Path) -> None:
 
 
 def test_thumbnails_are_pictures() -> None:
-    from flown.report.page import _thumbnail
+    from flown.report.page import thumbnail
 
     image = torch.zeros(1, 8, 8, dtype=torch.uint8)
-    assert _thumbnail(image).startswith("data:image/jpeg;base64,")
+    assert thumbnail(image).startswith("data:image/jpeg;base64,")

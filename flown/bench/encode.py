@@ -17,7 +17,7 @@ from flown.base.provenance import Row
 from flown.base.seeding import seeded
 from flown.bench.timing import medians, timed_rows
 from flown.encoders import GraphConfig, GraphEncoder
-from flown.encoders.graph import run
+from flown.encoders.graph import in_groups, run
 from flown.encoders.netgraph import NetGraph
 from flown.encoders.relational import EdgeUpdate, RelationalAttention, RelationalLayer
 from flown.nets import INPUT_SIZES
@@ -95,17 +95,20 @@ class Case:
                 config, JointLayout.of([layout]), layout.size + 2 * len(layout.names)
             )
         assert isinstance(encoder, GraphEncoder)
-        self.layers, self.graph = encoder.encoder, encoder.graph
+        self.encoder, self.layers = encoder.to(dtype), encoder.encoder
         generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            vectors = torch.randn(batch, layout.size, generator=generator).to(dtype)
-            self.inputs = encoder.to(dtype).embed(vectors)
+        self.vectors = torch.randn(batch, layout.size, generator=generator).to(dtype)
 
     def candidates(self) -> dict[str, Callable[[], Tensor]]:
-        layers = list(self.layers)
+        """From vectors (n, D) to nodes (n, V, node), ours in groups as the encoder has them."""
+        embed, graph, layers = self.encoder.embed, self.encoder.graph, list(self.layers)
+
+        def sparse(vectors: Tensor) -> Tensor:
+            return run(layers, graph, *embed(vectors))[0]
+
         return {
-            "flown": lambda: run(self.layers, self.graph, *self.inputs)[0],
-            "dense": lambda: dense(layers, self.graph, *self.inputs),  # type: ignore[arg-type]
+            "flown": lambda: in_groups(sparse, self.vectors),
+            "dense": lambda: dense(layers, graph, *embed(self.vectors)),  # type: ignore[arg-type]
         }
 
     def call(self, candidate: str, backward: bool) -> Tensor:
@@ -115,7 +118,7 @@ class Case:
                 return self.candidates()[candidate]()
         result = self.candidates()[candidate]()
         result.square().mean().backward()
-        self.layers.zero_grad()
+        self.encoder.zero_grad()
         return result
 
 

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from flown.base.config import Size
 from flown.base.errors import FlownError
@@ -92,7 +94,7 @@ class GraphEncoder(GaussianLatent):
         return nodes, self.embed_edges(edges)
 
     def approximate_posterior(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        mean, logvar = _in_groups(self._posterior, vectors).chunk(2, dim=1)
+        mean, logvar = in_groups(self._posterior, vectors).chunk(2, dim=1)
         return mean, logvar.clamp(-20, 4)
 
     def _posterior(self, vectors: Tensor) -> Tensor:
@@ -102,7 +104,7 @@ class GraphEncoder(GaussianLatent):
         return self.posterior(pooled) + scale  # type: ignore[no-any-return]
 
     def decode(self, latents: Tensor) -> Tensor:
-        return _in_groups(self._decode, latents.flatten(1))
+        return in_groups(self._decode, latents.flatten(1))
 
     def _decode(self, z: Tensor) -> Tensor:
         draft, scale = self.draft(z).split([self.graph.size, self.statistics], dim=1)
@@ -114,10 +116,15 @@ class GraphEncoder(GaussianLatent):
         return torch.cat([weights, scale], dim=1)
 
 
-def _in_groups(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    """A function of rows, on a CPU in small groups: the edges of many networks exceed the cache."""
-    if rows.device.type != "cpu":
+def in_groups(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """A function of rows, on a CPU in small groups: the edges of many networks exceed the cache.
+
+    For gradients a group is computed again when its turn comes, so that the memory is one group's.
+    """
+    if rows.device.type != "cpu" or len(rows) <= _GROUP:
         return function(rows)
+    if torch.is_grad_enabled():
+        function = partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
     return torch.cat([function(part) for part in rows.split(_GROUP)])
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import Tensor
-
 from flown.base.terminal import Table
 from flown.heads.labelling import UNKNOWN, Labelled
-from flown.report.page import write_page
+from flown.report.page import thumbnail, write_page
 
 _MOST = 500  # images that a page shows
 
@@ -17,7 +15,7 @@ _MOST = 500  # images that a page shows
 class _Shown(NamedTuple):
     """An image and its prediction; without a share there is none."""
 
-    image: Tensor  # uint8 (channels, H, W)
+    picture: str  # a thumbnail: hundreds of images need not fit into memory
     file: Path
     first: str = ""  # class
     share: float | None = None  # confidence
@@ -73,7 +71,7 @@ def _query(found: Labelled, i: int) -> _Shown:
     p, true = found.probabilities[i], int(found.queries.labels[i])
     best, second = p.topk(2).indices.tolist()
     return _Shown(
-        found.queries.image(i),
+        thumbnail(found.queries.image(i)),
         found.queries.files[i],
         found.classes[best],
         float(p[best]),
@@ -92,13 +90,15 @@ def _support(found: Labelled) -> list[tuple[str, list[_Shown]]]:
     for label, name in enumerate(found.classes):
         shown = []
         for row in (found.support.labels == label).nonzero().flatten().tolist()[:_MOST]:
-            image, file = found.support.images[row], found.support.files[row]
+            picture, file = thumbnail(found.support.images[row]), found.support.files[row]
             if row not in left_out:
-                shown.append(_Shown(image, file))
+                shown.append(_Shown(picture, file))
                 continue
             p = left_out[row]
             best = int(p.argmax())
             verdict = "right" if best == label else "wrong"
-            shown.append(_Shown(image, file, found.classes[best], float(p[best]), verdict=verdict))
+            shown.append(
+                _Shown(picture, file, found.classes[best], float(p[best]), verdict=verdict)
+            )
         classes.append((name, shown))
     return classes

@@ -61,7 +61,7 @@ def _environment() -> Environment:
         finalize=_finalize,
     )
     environment.globals["generated"] = style_of("flown").label  # rows that tables set off
-    environment.filters |= {"png": encode, "record": _record, "thumbnail": _thumbnail}
+    environment.filters |= {"png": encode, "record": _record}
     return environment
 
 
@@ -76,8 +76,8 @@ def _record(about: Mapping[str, Any]) -> str:
     return json.dumps(about, indent=1, ensure_ascii=False)
 
 
-def _thumbnail(image: Tensor) -> str:
-    """A JPEG as a data URI; small images are enlarged by whole pixels, so that they stay sharp."""
+def thumbnail(image: Tensor) -> str:
+    """A uint8 image (1 or 3, H, W) as a JPEG, a data URI; small ones are enlarged by whole pixels."""
     from PIL import Image
 
     pixels = image.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()

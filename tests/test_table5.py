@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -16,30 +17,22 @@ from flown.experiments import table5
 from flown.flow import VelocityConfig
 from flown.heads.heads import HeadsConfig
 from flown.heads.meta import HeadFlowConfig
-from flown.report.table5 import accuracies, bars
+from flown.report.table5 import accuracies, differences
 from flown.training import TrainConfig
 from tests.test_backbone import many
 from tests.test_cli import call
 
+SETS = ("mini_imagenet", "cifar10", "natural10", "omniglot")
+PAPERS = "queries-top3-of-4, the paper's protocol"
+GENERATED = {
+    *("flown", "flown-mean", "flown-start", "flown+1", "flown+5", "flown+20"),
+    *("flown-gaussian", "flown-gaussian-mean", "d2nwg", "d2nwg-mean", "d2nwg-v", "d2nwg-v-mean"),
+}
 ROWS = {
-    "linear-probe",
-    "linear-probe-zero",
-    "vae-reconstruction",
-    "nearest-cosine",
-    "nearest-euclidean",
-    "ridge",
-    "caml",
-    "maml-first-order",
-    "flown",
-    "flown+1",
-    "flown+5",
-    "flown+20",
-    "flown-no-queries",
-    "flown-gaussian",
-    "d2nwg",
-    "d2nwg-v",
-    "d2nwg+5",
-    "d2nwg-v+5",
+    "inductive": GENERATED
+    | {"linear-probe", "linear-probe-zero", "vae-reconstruction", "nearest-cosine"}
+    | {"nearest-euclidean", "ridge", "caml", "maml-first-order"},
+    "transductive": GENERATED | {"soft-kmeans", "laplacian"},
 }
 
 
@@ -92,6 +85,7 @@ def tiny() -> Config:
             "tasks": 4,
             "queries": 5,
             "samples": 4,
+            "diffusion_samples": 3,
             "steps": 2,
             "diffusion_steps": 2,
         }
@@ -102,27 +96,29 @@ def test_table5_has_every_row_and_goes_on(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "t5"
     rows = table5.table5(out, "smoke", settings=tiny())
     measured = [row for row in rows if row["interval"] is not None]
-    for name in ("mini_imagenet", "cifar10", "natural10", "omniglot"):
-        own = [row for row in measured if row["dataset"] == name]
-        assert {row["method"] for row in own} >= ROWS
-        assert {row["selection"] for row in own if row["method"] == "flown"} == {
-            "all",
-            "support-top3-of-4",
-            "queries-top3-of-4, the paper's protocol",
-        }
-        best = {row["selection"]: row["value"] for row in own if row["method"] == "flown"}
-        assert max(best.values()) == best["queries-top3-of-4, the paper's protocol"]
+    for name, protocol in itertools.product(SETS, ROWS):
+        own = [row for row in measured if (row["dataset"], row["protocol"]) == (name, protocol)]
+        figures = [row for row in own if row["metric"] == "accuracy"]
+        assert {row["method"] for row in figures} == ROWS[protocol]
+        best = {row["selection"]: row["value"] for row in figures if row["method"] == "flown"}
+        assert set(best) == {"all", "support-top3-of-4", PAPERS}
+        assert max(best.values()) == best[PAPERS]
+        value = {row["method"]: row["value"] for row in figures if row["selection"] == "all"}
+        lead = {row["method"]: row["value"] for row in own if row["metric"] == "difference"}
+        assert lead["flown - flown-start"] == pytest.approx(value["flown"] - value["flown-start"])
     order = next(row for row in rows if "permuted" in row["metric"])
     assert order["value"] < 1e-3
     assert read_json(out / "results.json")["rows"] == rows
     page = (out / "report.html").read_text()
-    assert "nearest-cosine" in page and "not below the linear probe" in page
+    assert "nearest-cosine" in page and "soft-kmeans" in page and "differences" in page
     assert table5.table5(out, "smoke", settings=tiny(), resume=True) == rows
     with pytest.raises(FlownError, match="another scale"):
         table5.table5(out, "cpu", settings=tiny(), resume=True)
-    head, body = accuracies(rows)
-    assert head == ["method", "mini_imagenet", "cifar10", "natural10", "omniglot"]
-    assert len(bars(rows)[1]) == 16 and len(body) > len(ROWS)
+    head, body = accuracies(rows, "inductive")
+    assert head == ["method", *SETS] and len(body) > len(ROWS["inductive"])
+    assert all(
+        cell[0] in "+-" for line in differences(rows, "transductive")[1] for cell in line[1:]
+    )
 
 
 def test_without_the_data_it_says_what_is_missing(

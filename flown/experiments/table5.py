@@ -1,10 +1,16 @@
 """Table 5: classifier heads generated from one image a class, beside baselines and known methods.
 
-A ResNet-12 learns mini-ImageNet's base classes, probes of their tasks are the zoo, and test tasks
-come from classes and data sets that no training used. All methods see the same tasks: 5 ways, 1
-shot, 15 queries a class. D2NWG has two rows: predicting noise, as published, and as a v-diffusion,
-which is better after this little training (`flown.flow.diffusion`). STL-10 is used if its data is
-installed; otherwise `natural10` takes its place under its own name.
+A ResNet-12 that knows mini-ImageNet's base classes gives features, probes of their tasks are the zoo,
+and test tasks come from classes and data sets that no training used. All methods see the same tasks: 5
+ways, 1 shot, 15 queries a class. They see them by one of two protocols, which are never compared:
+
+    inductive      a head is made from the support set alone
+    transductive   all 75 unlabelled queries of the task are seen as well
+
+D2NWG has two rows: predicting noise by its own schedule, as published, and as a v-diffusion, which is
+better after this little training (`flown.flow.diffusion`). A flow that starts at a nearest-centroid head
+stands beside that head. STL-10 is used if its data is installed; otherwise `natural10` takes its place
+under its own name.
 """
 
 from __future__ import annotations
@@ -28,15 +34,17 @@ from flown.context.pretrain import MetaBaselineConfig, train_backbone
 from flown.experiments.begin import begin
 from flown.experiments.clock import Clock
 from flown.experiments.retrieval import present
+from flown.flow.diffusion import even_steps
 from flown.heads import classifiers, maml
 from flown.heads.classifiers import apply_heads
 from flown.heads.features import Standardised, cached_features, load_backbone
-from flown.heads.frames import ClassTokens, class_tokens
+from flown.heads.frames import class_tokens, join_rows
 from flown.heads.heads import HeadsConfig, train_heads, zoo_tokens
 from flown.heads.incontext import in_context
 from flown.heads.maml import MAML, MAMLConfig, train_maml
 from flown.heads.meta import HeadFlow, HeadFlowConfig, fit_heads
 from flown.heads.probe import ProbeConfig, probe
+from flown.heads.transductive import SHARPNESSES, STRENGTHS, choose, laplacian, soft_kmeans
 from flown.measure.interval import interval
 from flown.report.table5 import write_table5
 from flown.tasks import ClassPool, Episodes, ManyClass, check_disjoint
@@ -51,6 +59,23 @@ PAPER = {
     ("stl10", "d2nwg"): 50.42,
     ("cifar10", "flown"): 51.46,
     ("stl10", "flown"): 56.24,
+}
+PROTOCOLS = ("inductive", "transductive")
+VARIANTS: dict[str, dict[str, Any]] = {
+    "flown": {},
+    "flown-gaussian": {"source": "gaussian"},
+    "d2nwg": {"process": "latent-diffusion"},
+    "d2nwg-v": {"process": "v-diffusion"},
+}
+# Methods of one protocol, whose accuracies are compared task by task.
+PAIRS = {
+    "inductive": (("flown", "flown-start"), ("flown-mean", "flown-start"), ("flown-mean", "ridge")),
+    "transductive": (
+        ("flown", "flown-start"),
+        ("flown-mean", "flown-start"),
+        ("flown-mean", "soft-kmeans"),
+        ("flown-mean", "laplacian"),
+    ),
 }
 _TOP = 3
 
@@ -71,24 +96,27 @@ class Table5Config(Config):
     samples: int = 50
     steps: int = 5
     diffusion_steps: int = 50
+    diffusion_samples: int = 10
     seed: int = 0
 
 
 def config(scale: str, seed: int = 0) -> Table5Config:
     """The experiment at a scale; `paper` has the published sizes and is meant for a GPU."""
     last = "stl10" if "stl10" in present() else "natural10"
-    made = Table5Config(sets=(BASE, "cifar10", last, "omniglot"), seed=seed)
+    made = Table5Config(
+        backbone="resnet12-small", sets=(BASE, "cifar10", last, "omniglot"), seed=seed
+    )
     if scale == "smoke":
         short = TrainConfig(steps=30, batch_size=32, warmup=5)
         return made.model_copy(
             update={
-                "backbone": "resnet12-small",
                 "heads": HeadsConfig(tasks=200),
                 "fit": HeadFlowConfig(encoder_training=short, flow_training=short),
                 "caml_training": short,
                 "maml_training": short,
                 "tasks": 10,
                 "samples": 5,
+                "diffusion_samples": 5,
                 "steps": 5,
                 "diffusion_steps": 5,
             }
@@ -103,10 +131,12 @@ def config(scale: str, seed: int = 0) -> Table5Config:
         )
         return made.model_copy(
             update={
+                "backbone": None,
                 "fit": fit,
                 "pretraining": MetaBaselineConfig(classification=whole),
                 "steps": 100,
                 "diffusion_steps": 1000,
+                "diffusion_samples": 50,
                 "caml": CAMLConfig.published().model_copy(update={"ways": 5}),
             }
         )
@@ -114,12 +144,14 @@ def config(scale: str, seed: int = 0) -> Table5Config:
 
 
 class Models(NamedTuple):
-    """The models trained on base classes; `strength` is that of ridge regression."""
+    """The models trained on base classes, flows by protocol; numbers chosen on validation tasks."""
 
-    flows: dict[str, HeadFlow]
+    flows: dict[str, dict[str, HeadFlow]]
     caml: CAML
     maml: MAML
-    strength: float
+    ridge: float
+    kmeans: float
+    laplacian: float
 
 
 def table5(
@@ -153,7 +185,7 @@ def table5(
             rows += measure(name, tasks, models, settings)
             update(done, name)
     clock.record("tests")
-    rows += _order(tests[BASE], models.flows["flown"], seed)
+    rows += _order(tests[BASE], models.flows["transductive"]["flown"], seed)
     counts = {name: {"tasks": len(tasks.support)} for name, tasks in tests.items()}
     counts["heads"] = {"tasks": settings.heads.tasks}
     about = clock.about(settings, counts, device)
@@ -180,7 +212,9 @@ def _backbone(
     seen = torch.isin(many.labels, many.class_split["train"])
     Standardised(trained.cpu()).fit(many.images[seen]).save(path, figures)
     rows = [
-        _row("mini_imagenet, validation classes", f"backbone, {stage}", value, None, 600)
+        _row(
+            "mini_imagenet, validation classes", "inductive", f"backbone, {stage}", value, None, 600
+        )
         for stage, value in figures.items()
     ]
     return Standardised.load(path), rows
@@ -194,24 +228,20 @@ def _train(base: FeatureSet, settings: Table5Config, out: Path, clock: Clock) ->
     clock.record("heads")
     use = torch.tensor([i for i, row in enumerate(zoo.rows) if row.split == "train"])
     vectors = zoo.read(use.tolist())
-    variants: dict[str, dict[str, Any]] = {
-        "flown": {},
-        "flown-gaussian": {"source": "gaussian"},
-        "d2nwg": {"process": "diffusion"},
-        "d2nwg-v": {"process": "v-diffusion"},
-        "flown-no-queries": {"queries": False},
-    }
-    tokens: dict[bool, ClassTokens] = {}  # only one entry at a time: they are large
-    flows: dict[str, HeadFlow] = {}
-    for name, change in variants.items():
-        fit = settings.fit.model_copy(update=change)
-        if fit.queries not in tokens:
-            found = zoo_tokens(base.features, base.labels, known, heads, fit.queries)
-            tokens = {fit.queries: found[use]}
-        flows[name] = fit_heads(
-            vectors, tokens[fit.queries], fit, out=out / name, resume=True, like=flows.get("flown")
-        )
-        clock.record(name)
+    flows: dict[str, dict[str, HeadFlow]] = {}
+    for protocol in PROTOCOLS:
+        queries, flows[protocol] = protocol == "transductive", {}
+        tokens = zoo_tokens(base.features, base.labels, known, heads, queries)[use]
+        for name, change in VARIANTS.items():
+            flows[protocol][name] = fit_heads(
+                vectors,
+                tokens,
+                settings.fit.model_copy(update={**change, "queries": queries}),
+                out=out / protocol / name,
+                resume=True,
+                like=flows[protocol].get("flown"),
+            )
+            clock.record(f"{name}, {protocol}")
     caml = train_caml(
         [base],
         settings.caml.model_copy(update={"feature_dim": size}),
@@ -230,7 +260,14 @@ def _train(base: FeatureSet, settings: Table5Config, out: Path, clock: Clock) ->
     )
     clock.record("caml and maml")
     val = _tasks(base.features, base.pool("val"), settings, settings.seed)
-    return Models(flows, caml, learner, classifiers.choose_strength(val))
+    return Models(
+        flows,
+        caml,
+        learner,
+        classifiers.choose_strength(val),
+        choose(soft_kmeans, val, SHARPNESSES),
+        choose(laplacian, val, STRENGTHS),
+    )
 
 
 def _tests(
@@ -259,37 +296,67 @@ def _tasks(features: Tensor, pool: ClassPool, settings: Table5Config, seed: int)
 
 def measure(name: str, tasks: Episodes, models: Models, settings: Table5Config) -> list[Row]:
     """All rows of one set: percent of queries, mean and 95 % interval over tasks."""
-    ways, seed = tasks.ways, settings.seed
-    zeros = probe(tasks.support, ways, settings.heads.probe)
-    logits_of = {
-        "linear-probe": classifiers.linear_probe(tasks, seed),
-        "linear-probe-zero": apply_heads(zeros, tasks.query),
-        "vae-reconstruction": apply_heads(
-            models.flows["flown"].reconstruct(zeros, class_tokens(tasks)), tasks.query
-        ),
-        "nearest-cosine": classifiers.cosine_centroid(tasks),
-        "nearest-euclidean": classifiers.euclidean_centroid(tasks),
-        "ridge": classifiers.ridge(tasks, models.strength),
-        "caml": in_context(tasks, models.caml),
-        "maml-first-order": maml.maml(tasks, models.maml),
-    }
-    row = partial(_row, name)
-    rows = [
-        row(method, *interval(classifiers.accuracy(logits, tasks)))
-        for method, logits in logits_of.items()
-    ]
-    for method, model in models.flows.items():
-        flow = model.config.process == "flow"
-        steps = settings.steps if flow else settings.diffusion_steps
-        tokens = class_tokens(tasks, model.config.queries)
-        heads = model.generate(tokens, settings.samples, seed, steps=steps)  # (T, n, D)
-        rows += _generated(row, method, heads, tasks)
-        rows += _tuned(row, method, heads, tasks, settings.heads.probe)
+    rows: list[Row] = []
+    for protocol in PROTOCOLS:
+        row = partial(_row, name, protocol)
+        made = _inductive if protocol == "inductive" else _transductive
+        found = {
+            method: classifiers.accuracy(logits, tasks)
+            for method, logits in made(tasks, models, settings).items()
+        }
+        generated: list[Row] = []
+        for method, model in models.flows[protocol].items():
+            process = model.config.process
+            steps, samples = settings.steps, settings.samples
+            if process != "flow":
+                steps = even_steps(process, settings.diffusion_steps)
+                samples = settings.diffusion_samples
+            tokens = class_tokens(tasks, model.config.queries)
+            heads = model.generate(tokens, samples, settings.seed, steps=steps)
+            mean = apply_heads(heads.mean(dim=1), tasks.query)
+            found[method] = sample_accuracy(heads, tasks).mean(dim=1)
+            found[f"{method}-mean"] = classifiers.accuracy(mean, tasks)
+            generated += _chosen(row, method, heads, tasks)
+            if method == "flown":
+                start = join_rows(tokens.unframed(model.centroid_rows(tokens.tokens)))
+                found["flown-start"] = classifiers.accuracy(apply_heads(start, tasks.query), tasks)
+                generated += _tuned(row, method, heads, tasks, settings.heads.probe)
+        rows += [row(method, *interval(values)) for method, values in found.items()]
+        rows += generated
+        rows += [
+            row(f"{one} - {other}", *interval(found[one] - found[other])) | {"metric": "difference"}
+            for one, other in PAIRS[protocol]
+        ]
     return rows
 
 
-def _generated(row: partial[Row], method: str, heads: Tensor, tasks: Episodes) -> list[Row]:
-    """All samples, the best three by the support, and the best three by the queries."""
+def _inductive(tasks: Episodes, models: Models, settings: Table5Config) -> dict[str, Tensor]:
+    """Logits (T, W Q, W) of methods that see the support alone."""
+    zeros = probe(tasks.support, tasks.ways, settings.heads.probe)
+    tokens = class_tokens(tasks, queries=False)
+    coded = models.flows["inductive"]["flown"].reconstruct(zeros, tokens)
+    return {
+        "linear-probe": classifiers.linear_probe(tasks, settings.seed),
+        "linear-probe-zero": apply_heads(zeros, tasks.query),
+        "vae-reconstruction": apply_heads(coded, tasks.query),
+        "nearest-cosine": classifiers.cosine_centroid(tasks),
+        "nearest-euclidean": classifiers.euclidean_centroid(tasks),
+        "ridge": classifiers.ridge(tasks, models.ridge),
+        "caml": in_context(tasks, models.caml),
+        "maml-first-order": maml.maml(tasks, models.maml),
+    }
+
+
+def _transductive(tasks: Episodes, models: Models, settings: Table5Config) -> dict[str, Tensor]:
+    """Logits (T, W Q, W) of methods that see all queries at once."""
+    return {
+        "soft-kmeans": soft_kmeans(tasks, models.kmeans),
+        "laplacian": laplacian(tasks, models.laplacian),
+    }
+
+
+def _chosen(row: partial[Row], method: str, heads: Tensor, tasks: Episodes) -> list[Row]:
+    """The best three samples by the support, and the best three by the queries."""
     accuracy = sample_accuracy(heads, tasks)  # (T, n)
     count, top = accuracy.shape[1], min(_TOP, accuracy.shape[1])
     logits = apply_heads(heads, tasks.support[:, None])  # (T, n, W K, W)
@@ -301,7 +368,6 @@ def _generated(row: partial[Row], method: str, heads: Tensor, tasks: Episodes) -
     return [
         row(method, *interval(values.mean(dim=1)), selection)
         for values, selection in (
-            (accuracy, "all"),
             (chosen, f"support-top{top}-of-{count}"),
             (best, f"queries-top{top}-of-{count}, the paper's protocol"),
         )
@@ -342,18 +408,26 @@ def _order(tasks: Episodes, model: HeadFlow, seed: int) -> list[Row]:
     scale = float(logits[0].abs().max())
     return [
         {
-            **_row(BASE, "flown", worst / scale, None, len(tokens)),
+            **_row(BASE, "transductive", "flown", worst / scale, None, len(tokens)),
             "metric": "largest relative difference of logits, classes permuted",
         }
     ]
 
 
 def _row(
-    dataset: str, method: str, value: float, half: float | None, n: int, selection: str = "all"
+    dataset: str,
+    protocol: str,
+    method: str,
+    value: float,
+    half: float | None,
+    n: int,
+    selection: str = "all",
 ) -> Row:
     paper = PAPER.get((dataset, method)) if selection != "all" or "vae" in method else None
+    paper = paper if protocol == "inductive" else None
     return {
         "dataset": dataset,
+        "protocol": protocol,
         "method": method,
         "metric": "accuracy",
         "value": value,

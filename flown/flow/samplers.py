@@ -39,7 +39,7 @@ def solve(
     """Follows x0 (n, *L) to latents.
 
     Args:
-        process: `flow`, `diffusion` or `v-diffusion`, what `network` was trained as.
+        process: `flow`, or one of `diffusion.PROCESSES`: what `network` was trained as.
         steps: on [0, 1]; a flow takes those before `end`, a diffusion runs to 1.
 
     Raises:

@@ -26,7 +26,7 @@ class FlowConfig(Config):
     Gaussian noise.
     """
 
-    process: Literal["flow", "diffusion", "v-diffusion"] = "flow"
+    process: Literal["flow", "diffusion", "v-diffusion", "latent-diffusion"] = "flow"
     source: str = "gaussian"
     coupling: str = "independent"
     path: PathName = "linear"

@@ -52,7 +52,7 @@ class HeadFlowConfig(Config):
     velocity: VelocityConfig = VelocityConfig(
         channels=16, blocks=1, conditioning="concat", context_channels=4
     )
-    process: Literal["flow", "diffusion", "v-diffusion"] = "flow"
+    process: Literal["flow", "diffusion", "v-diffusion", "latent-diffusion"] = "flow"
     source: Literal["gaussian", "centroid", "euclidean"] = "centroid"
     spread: float = 0.15
     flow_training: TrainConfig = TrainConfig(

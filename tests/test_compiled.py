@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+
+import numba
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +13,7 @@ from torch import Tensor, nn
 
 from flown import nets
 from flown.nets.architecture import Architecture
-from flown.nets.batched import stacked
+from flown.nets.batched import jit, stacked
 from flown.nets.batched.program import Program
 from flown.weights.layout import WeightLayout
 from flown.zoo.train.trainers import Stacked, Threads, trainer
@@ -99,6 +103,27 @@ def test_engines_train_as_torch_does(name: str, engine: str) -> None:
         assert near.double().mean() > 0.995
         moved = (made.vectors[i] - vectors[i]).double()
         assert F.cosine_similarity(moved, expected - vectors[i], dim=0) > 0.9999
+
+
+def test_what_is_kept_belongs_to_all_files_that_take_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upgrade that changes one of them must not run what was compiled of another version."""
+    made = []
+    for version in (b"a", b"b"):
+        (tmp_path / "kernels.py").write_bytes(version)
+        monkeypatch.setattr(Path, "glob", lambda folder, pattern: [tmp_path / "kernels.py"])
+        fresh = runpy.run_path(jit.__file__)
+        made.append(fresh["compiled"](_twice))
+    monkeypatch.undo()
+    assert [one(2) for one in made] == [4, 4]
+    first, second = (one._cache.cache_path for one in made)
+    assert first != second and Path(first).parent.parent == Path(__file__).parent / "__pycache__"
+    assert numba.config.CACHE_DIR in (None, "")  # type: ignore[attr-defined]
+
+
+def _twice(x: int) -> int:
+    return 2 * x
 
 
 def test_a_network_gives_the_same_bits_alone() -> None:

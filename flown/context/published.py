@@ -1,7 +1,8 @@
 """The official CAML checkpoint's names, mapped to ours.
 
 The published state dict (github.com/mfifty/CAML) holds the image backbone under
-`feature_extractor.` and the rest under `transformer_encoder.`: the layers as torchvision's vision
+`feature_extractor.` and the rest under `transformer_encoder.`, all of it under `module.` where it was
+trained on several GPUs: the layers as torchvision's vision
 transformer names them (`encoder.layers.encoder_layer_0.mlp.0`, in older versions `mlp.linear_1`),
 the label frame `label_elmes`, its scale and the query's embedding. The earliest files call the
 frame `label_etf`.
@@ -57,9 +58,10 @@ def load_published(state: Mapping[str, Tensor], config: CAMLConfig | None = None
     ours = {spelling: name for name in expected for spelling in _spellings(name)}
     found: dict[str, Tensor] = {}
     for key, tensor in state.items():
-        if key.startswith("feature_extractor."):
+        own = key.removeprefix("module.")
+        if own.startswith("feature_extractor."):
             continue
-        name = ours.get(key.removeprefix("module."))
+        name = ours.get(own)
         if name is None:
             raise FlownError(f"caml checkpoint: unexpected tensor '{key}'; is it another model?")
         if tensor.shape != expected[name].shape:

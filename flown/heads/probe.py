@@ -18,12 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from flown.base.config import Config
 from flown.base.errors import FlownError
-from flown.nets.batched.kernels import FAST, adam
+from flown.nets.batched.jit import compiled
+from flown.nets.batched.kernels import adam
 
 _CLASSES, _IMAGES = 5, 4  # worked on together: a loaded number serves several products
 _BLOCK = 64  # tasks a thread takes at once
@@ -70,7 +70,7 @@ def probe(
     return heads.to(support.device)
 
 
-@njit(**FAST)
+@compiled
 def _probe(support, heads, ways, epochs, rate, decay):  # type: ignore[no-untyped-def]
     """Trains heads (T, W*F + W) in place."""
     tasks, count, size = support.shape
@@ -118,7 +118,7 @@ def _probe(support, heads, ways, epochs, rate, decay):  # type: ignore[no-untype
         heads[t, : ways * size] = weight[:ways].reshape(-1)
 
 
-@njit(**FAST)
+@compiled
 def _residuals(logits, bias, d_bias, count):  # type: ignore[no-untyped-def]
     """Logits without bias become (softmax - onehot) / count, rows beyond `count` zero."""
     ways = len(bias)
@@ -142,7 +142,7 @@ def _residuals(logits, bias, d_bias, count):  # type: ignore[no-untyped-def]
     logits[count:] = 0
 
 
-@njit(**FAST)
+@compiled
 def _dots(x0, x1, x2, x3, w, y):  # type: ignore[no-untyped-def]
     """y[n, k] = <x_n, w_k> for four images and five classes."""
     w0, w1, w2, w3, w4 = w[0], w[1], w[2], w[3], w[4]
@@ -178,7 +178,7 @@ def _dots(x0, x1, x2, x3, w, y):  # type: ignore[no-untyped-def]
     y[3, 0], y[3, 1], y[3, 2], y[3, 3], y[3, 4] = d0, d1, d2, d3, d4
 
 
-@njit(**FAST)
+@compiled
 def _products(x0, x1, x2, x3, w, y):  # type: ignore[no-untyped-def]
     """w_k += sum_n y[n, k] x_n for four images and five classes."""
     w0, w1, w2, w3, w4 = w[0], w[1], w[2], w[3], w[4]

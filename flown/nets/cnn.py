@@ -17,6 +17,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "leaky-relu": nn.LeakyReLU,
     "silu": nn.SiLU,
+    "sigmoid": nn.Sigmoid,
 }
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-_ELEMENTWISE = frozenset({nn.Tanh, nn.GELU, nn.ReLU, nn.LeakyReLU, nn.SiLU})
+_ELEMENTWISE = frozenset({nn.Tanh, nn.GELU, nn.ReLU, nn.LeakyReLU, nn.SiLU, nn.Sigmoid})
 _HOOKS = "_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"
 _AGREEMENTS: dict[tuple[str, str, tuple[int, ...]], bool] = {}
 

@@ -10,11 +10,11 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from flown.nets.batched import kernels
-from flown.nets.batched.kernels import FAST, adam
+from flown.nets.batched.jit import compiled
+from flown.nets.batched.kernels import adam
 from flown.nets.batched.program import ACTIVATION, GAP, WEIGHTED, At, Program
 
 Floats = NDArray[np.float32]
@@ -118,7 +118,7 @@ def train_epoch(
     return total
 
 
-@njit(**FAST)
+@compiled
 def _tile(row, tiles):  # type: ignore[no-untyped-def]
     """A weighted layer's padded weights (O, T) and biases (O,), views."""
     out, ins = -(-row[At.Y_PLANES] // 4) * 4, -(-row[At.INPUTS] // 4) * 4
@@ -127,7 +127,7 @@ def _tile(row, tiles):  # type: ignore[no-untyped-def]
     return weight, tiles[start + out * ins : start + out * ins + out]
 
 
-@njit(**FAST)
+@compiled
 def _load(layers, vector, tiles):  # type: ignore[no-untyped-def]
     """Weight vector to tiles."""
     for row in layers:
@@ -140,7 +140,7 @@ def _load(layers, vector, tiles):  # type: ignore[no-untyped-def]
                 bias[:out] = vector[row[At.BIAS] : row[At.BIAS] + out]
 
 
-@njit(**FAST)
+@compiled
 def _forward(layers, taps, tiles, acts, which, lanes):  # type: ignore[no-untyped-def]
     """Fills the activations of all layers from the images at their beginning."""
     for row in layers:
@@ -175,7 +175,7 @@ def _forward(layers, taps, tiles, acts, which, lanes):  # type: ignore[no-untype
             )
 
 
-@njit(**FAST)
+@compiled
 def _backward(layers, taps, tiles, found, acts, which, lanes):  # type: ignore[no-untyped-def]
     """Gradients of all layers from the last one's; weights' and biases' to `found`, as tiles."""
     for i in range(len(layers) - 1, -1, -1):
@@ -233,7 +233,7 @@ def _backward(layers, taps, tiles, found, acts, which, lanes):  # type: ignore[n
                 )
 
 
-@njit(**FAST)
+@compiled
 def _cross_entropy(logits, labels, grad):  # type: ignore[no-untyped-def]
     """Mean loss of logits (C, B), and its gradient."""
     classes, lanes = logits.shape
@@ -248,7 +248,7 @@ def _cross_entropy(logits, labels, grad):  # type: ignore[no-untyped-def]
     return total / lanes
 
 
-@njit(**FAST)
+@compiled
 def _adam(layers, found, vector, moments, step, rate, decay):  # type: ignore[no-untyped-def]
     """One step for all layers, with L2 decay."""
     size, root = rate / (1 - 0.9**step), 1 / math.sqrt(1 - 0.999**step)
@@ -266,7 +266,7 @@ def _adam(layers, found, vector, moments, step, rate, decay):  # type: ignore[no
             adam(bias[: row[At.Y_PLANES]], vector[at:], mean, square, size, root, decay, 1)
 
 
-@njit(**FAST)
+@compiled
 def _gather(images, rows, acts):  # type: ignore[no-untyped-def]
     """Images (N, P) of `rows` to (P, B), in blocks that stay in the nearest cache."""
     lanes, pixels = len(rows), images.shape[1]
@@ -278,7 +278,7 @@ def _gather(images, rows, acts):  # type: ignore[no-untyped-def]
                 acts[p * lanes + b] = image[p]
 
 
-@njit(**FAST)
+@compiled
 def _train_epoch(  # type: ignore[no-untyped-def]
     layers,
     taps,
@@ -314,7 +314,7 @@ def _train_epoch(  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(**FAST)
+@compiled
 def _run(layers, taps, activations, tiles, choices, images, lanes, vector, found):  # type: ignore[no-untyped-def]
     acts, which = np.zeros(activations * lanes, np.float32), np.zeros(choices * lanes, np.int8)
     loaded = np.zeros(tiles, np.float32)
@@ -331,7 +331,7 @@ def _run(layers, taps, activations, tiles, choices, images, lanes, vector, found
                 found[start + b, c] = y[c * plane + b]
 
 
-@njit(**FAST)
+@compiled
 def _pull_back(  # type: ignore[no-untyped-def]
     layers, taps, activations, tiles, choices, images, lanes, vector, above, total
 ):

@@ -12,23 +12,16 @@ Kernels here know neither torch nor modules; `flown.nets.batched.compiled` trans
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
-from numba import njit
 
-# Sums may be reordered, so that they are vectorised; NaN and Inf stay what they are.
-FAST: dict[str, Any] = {
-    "nogil": True,
-    "cache": True,
-    "error_model": "numpy",
-    "fastmath": {"contract", "reassoc", "nsz"},
-}
+from flown.nets.batched.jit import compiled
+
 TILE = 4  # outputs and inputs worked on together
-TANH, GELU, RELU, LEAKY_RELU, SILU = range(5)
+TANH, GELU, RELU, LEAKY_RELU, SILU, SIGMOID = range(6)
 
 
-@njit(**FAST)
+@compiled
 def convolve(x, offsets, weight, bias, y, rows, run, x_row, plane):  # type: ignore[no-untyped-def]
     """y[o, r] = bias[o] + sum_t weight[o, t] x[offsets[t] + r * x_row :], rows of `run` numbers.
 
@@ -53,7 +46,7 @@ def convolve(x, offsets, weight, bias, y, rows, run, x_row, plane):  # type: ign
                 _add_products(y0, y1, y2, y3, x0, x1, x2, x3, weight[o : o + 4, t : t + 4])
 
 
-@njit(**FAST)
+@compiled
 def _add_products(y0, y1, y2, y3, x0, x1, x2, x3, w):  # type: ignore[no-untyped-def]
     a0, a1, a2, a3 = w[0, 0], w[0, 1], w[0, 2], w[0, 3]
     b0, b1, b2, b3 = w[1, 0], w[1, 1], w[1, 2], w[1, 3]
@@ -67,7 +60,7 @@ def _add_products(y0, y1, y2, y3, x0, x1, x2, x3, w):  # type: ignore[no-untyped
         y3[j] += d0 * u0 + d1 * u1 + d2 * u2 + d3 * u3
 
 
-@njit(**FAST)
+@compiled
 def weight_gradient(x, offsets, grad, found, rows, run, x_row, plane):  # type: ignore[no-untyped-def]
     """found[o, t] += sum over rows of <grad[o, r], x[offsets[t] + r * x_row :]>."""
     for r in range(rows):
@@ -85,7 +78,7 @@ def weight_gradient(x, offsets, grad, found, rows, run, x_row, plane):  # type: 
                 _add_dots(g0, g1, g2, g3, x0, x1, x2, x3, found[o : o + 4, t : t + 4])
 
 
-@njit(**FAST)
+@compiled
 def _add_dots(g0, g1, g2, g3, x0, x1, x2, x3, w):  # type: ignore[no-untyped-def]
     zero = np.float32(0)
     a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = zero
@@ -127,7 +120,7 @@ def _add_dots(g0, g1, g2, g3, x0, x1, x2, x3, w):  # type: ignore[no-untyped-def
     w[3, 3] += d3
 
 
-@njit(**FAST)
+@compiled
 def input_gradient(found, offsets, weight, grad, rows, run, x_row, plane, taps):  # type: ignore[no-untyped-def]
     """found[offsets[t] + r * x_row :] += sum_o weight[o, t] grad[o, r]."""
     for r in range(rows):
@@ -144,7 +137,7 @@ def input_gradient(found, offsets, weight, grad, rows, run, x_row, plane, taps):
                     target[j] += w0 * g0[j] + w1 * g1[j] + w2 * g2[j] + w3 * g3[j]
 
 
-@njit(**FAST)
+@compiled
 def max_pool(x, y, which, planes, columns, x_row, x_plane, y_plane, lanes):  # type: ignore[no-untyped-def]
     """One row of 2x2 maxima a plane and which of the four they are, the first of equals."""
     for plane in range(planes):
@@ -162,7 +155,7 @@ def max_pool(x, y, which, planes, columns, x_row, x_plane, y_plane, lanes):  # t
                 one[j] = upper if top >= bottom else lower
 
 
-@njit(**FAST)
+@compiled
 def max_pool_gradient(grad, which, found, planes, columns, x_row, x_plane, y_plane, lanes):  # type: ignore[no-untyped-def]
     """Sends a row's gradients to the one of the four that was the maximum; the others get zero."""
     zero = np.float32(0)
@@ -180,14 +173,14 @@ def max_pool_gradient(grad, which, found, planes, columns, x_row, x_plane, y_pla
                 d[j] = g[j] if one[j] == 3 else zero
 
 
-@njit(**FAST)
+@compiled
 def _clip(x, bound):  # type: ignore[no-untyped-def]
     """x within -bound..bound; NaN, which `min` and `max` would swallow, stays NaN."""
     x = bound if x > bound else x
     return -bound if x < -bound else x
 
 
-@njit(**FAST)
+@compiled
 def _tanh(x):  # type: ignore[no-untyped-def]
     """A rational minimax approximation in float32, within 3e-7 (the coefficients are Eigen's)."""
     x = _clip(x, np.float32(7.90531110763549805))
@@ -206,7 +199,7 @@ def _tanh(x):  # type: ignore[no-untyped-def]
     return x * p / q
 
 
-@njit(**FAST)
+@compiled
 def _erf(x):  # type: ignore[no-untyped-def]
     """A rational minimax approximation in float32, within 3e-7 (the coefficients are Eigen's)."""
     x = _clip(x, np.float32(4))
@@ -226,7 +219,7 @@ def _erf(x):  # type: ignore[no-untyped-def]
     return x * p / q
 
 
-@njit(**FAST)
+@compiled
 def activate(x, y, kind):  # type: ignore[no-untyped-def]
     """y = f(x), elementwise."""
     half, one, zero = np.float32(0.5), np.float32(1), np.float32(0)
@@ -242,12 +235,15 @@ def activate(x, y, kind):  # type: ignore[no-untyped-def]
     elif kind == LEAKY_RELU:
         for j in range(len(x)):
             y[j] = x[j] if x[j] > zero else np.float32(0.01) * x[j]
-    else:
+    elif kind == SILU:
         for j in range(len(x)):
             y[j] = half * x[j] * (one + _tanh(half * x[j]))
+    else:
+        for j in range(len(x)):
+            y[j] = half * (one + _tanh(half * x[j]))
 
 
-@njit(**FAST)
+@compiled
 def activation_gradient(x, y, grad, found, kind):  # type: ignore[no-untyped-def]
     """found = grad f'(x), with y = f(x)."""
     half, one, zero = np.float32(0.5), np.float32(1), np.float32(0)
@@ -268,13 +264,16 @@ def activation_gradient(x, y, grad, found, kind):  # type: ignore[no-untyped-def
     elif kind == LEAKY_RELU:
         for j in range(len(x)):
             found[j] = grad[j] if x[j] > zero else np.float32(0.01) * grad[j]
-    else:  # s (1 + x (1 - s)), s the sigmoid
+    elif kind == SILU:  # s (1 + x (1 - s)), s the sigmoid
         for j in range(len(x)):
             s = half * (one + _tanh(half * x[j]))
             found[j] = grad[j] * s * (one + x[j] * (one - s))
+    else:
+        for j in range(len(x)):
+            found[j] = grad[j] * y[j] * (one - y[j])
 
 
-@njit(**FAST)
+@compiled
 def adam(gradient, vector, mean, square, rate, root, decay, keep):  # type: ignore[no-untyped-def]
     """A step of Adam (Kingma and Ba 2015) with PyTorch's defaults.
 

@@ -212,5 +212,6 @@ def _function(layer: nn.Module) -> int:
         (nn.ReLU, kernels.RELU),
         (nn.LeakyReLU, kernels.LEAKY_RELU),
         (nn.SiLU, kernels.SILU),
+        (nn.Sigmoid, kernels.SIGMOID),
     ]
     return next(code for kind, code in functions if isinstance(layer, kind))

@@ -205,6 +205,7 @@ def _activation(layer: nn.Module) -> str:
         nn.Tanh: "tanhf(x[i])",
         nn.ReLU: "x[i] > 0 ? x[i] : 0",
         nn.SiLU: "x[i] / (1 + expf(-x[i]))",
+        nn.Sigmoid: "1 / (1 + expf(-x[i]))",
     }[type(layer)]
 
 

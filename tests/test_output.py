@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +16,9 @@ from flown.base.errors import FlownError
 from flown.base.files import write_json
 from flown.base.output import OutputFile, OutputFolder
 from flown.base.run import Run
+from flown.experiments.begin import begin as experiment
+from tests.test_cli import call
+from tests.test_data_folder import picture, save
 
 
 def test_output_is_not_overwritten_unasked(tmp_path: Path) -> None:
@@ -123,6 +126,9 @@ import sys, time
 from pathlib import Path
 from flown.base.output import OutputFile
 from flown.base.run import Run
+from flown.experiments.begin import begin as experiment
+from tests.test_cli import call
+from tests.test_data_folder import picture, save
 path = Path(sys.argv[1])
 if path.suffix:
     mine = OutputFile(path, overwrite=True)
@@ -142,8 +148,10 @@ def another_writer(path: Path) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "begun\n"
-        yield process
-        process.send_signal(signal.SIGKILL)
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
@@ -180,3 +188,55 @@ def test_a_process_may_claim_again_what_it_has(tmp_path: Path) -> None:
     Run(tmp_path / "run", {}, resume=True, overwrite=False).begin()
     files = [OutputFile(tmp_path / "a", overwrite=False) for _ in range(2)]
     assert len(files) == 2
+
+
+def test_an_experiment_keeps_its_folder_while_it_runs(tmp_path: Path) -> None:
+    running = experiment(tmp_path / "out", "table1", "smoke", 0, False, False)
+    script = "import sys; from flown.cli import main; main()"
+    arguments = ["reproduce", "table1", "--scale", "smoke", "--out", str(running.path), "--resume"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "another process writes there" in done.stderr
+
+
+def test_the_mark_of_a_folder_is_removed_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    Run(out, {}, resume=False, overwrite=False).begin()
+    (out / "sub").mkdir()
+
+    def refuse(path: object) -> None:
+        raise PermissionError(1, os.strerror(1), str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with pytest.raises(FlownError, match="sub: cannot be removed"):
+        Run(out, {}, resume=False, overwrite=True).begin()
+    monkeypatch.undo()
+    Run(out, {}, resume=False, overwrite=True).begin()
+    assert [path.name for path in out.iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize("command", ["export", "zoo import", "play"])
+def test_what_is_to_be_replaced_stays_if_nothing_can_replace_it(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(tmp_path / "old")
+    (tmp_path / "source" / "sub").mkdir(parents=True)
+    (tmp_path / "source" / "a.pt").write_text("no checkpoint")
+    more = ["--net", "cnn-small", "--data", "digits"] if "import" in command else []
+    options = [*more, "--out", tmp_path / "old", "--overwrite"]
+    assert call(monkeypatch, *command.split(), tmp_path / "source", *options) == 2
+    assert marked(tmp_path / "old")
+
+
+def test_an_output_within_the_images_is_no_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cat", "dog"):
+        for i in range(2):
+            save(tmp_path / name / f"{i}.png", picture(8, 8, 3))
+    for _ in range(2):
+        arguments = ["fewshot", tmp_path, "--out", tmp_path / "labelled", "--overwrite"]
+        assert call(monkeypatch, *arguments, "--head", "centroid") == 0

@@ -196,7 +196,7 @@ def test_joining_removes_no_zoo_that_it_reads(zoo: flown.Zoo, tmp_path: Path) ->
 def test_an_unfinished_copy_is_known_as_ours(zoo: flown.Zoo, tmp_path: Path) -> None:
     mark(tmp_path / "zoo", joined=[zoo.identity])
     (tmp_path / "zoo" / "weights-000000.safetensors").write_bytes(b"half")
-    with pytest.raises(FlownError, match="its join was not finished: run it again with --overw"):
+    with pytest.raises(FlownError, match="it was not finished: run its command again with --overw"):
         Zoo.open(tmp_path / "zoo")
     made = Zoo.join([zoo], tmp_path / "zoo", overwrite=True)
     assert made.verify() == [] and not (tmp_path / "zoo" / "progress.json").exists()

@@ -58,6 +58,8 @@ class OutputFolder:
         FlownError: the folder may not be used; the message says why.
     """
 
+    instead = ""  # of overwriting, for messages
+
     def __init__(
         self,
         path: Path | str,
@@ -69,33 +71,46 @@ class OutputFolder:
         self._overwrite, self._resume, self._sources = overwrite, resume, tuple(sources)
         self._check()
 
-    def begin(self) -> None:
-        """Claims the folder, and empties one that is overwritten: from here on it is this process's.
+    def claim(self) -> None:
+        """From here on no other process may write there.
 
         Raises:
-            FlownError: another process writes there or has written there since, or it cannot be made.
+            FlownError: another process does or has done since, or the folder cannot be made.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FlownError(f"{self.path}: cannot be written ({error.strerror})") from None
-        self._claim = _claim(self.path)
+        self._claim = _claim(self.path, folder=True)
         self._check()
-        if not self._resume:
-            for entry in self.path.iterdir():
-                shutil.rmtree(
-                    entry
-                ) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+    def begin(self) -> None:
+        """Claims the folder, and empties one that is overwritten.
+
+        Raises:
+            FlownError: as `claim`, or something in it cannot be removed.
+        """
+        self.claim()
+        if self._resume:
+            return
+        # The mark goes last: a folder that is half emptied can be overwritten again.
+        entries = sorted(self.path.iterdir(), key=lambda entry: entry.name in MANIFESTS)
+        try:
+            for entry in entries:
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink()
+        except OSError as error:
+            raise FlownError(f"{error.filename}: cannot be removed ({error.strerror})") from None
 
     def _check(self) -> None:
         path = self.path
         if path.is_file():
             raise FlownError(f"{path}: a file; name a folder")
         _refuse_places(path)
-        if not path.is_dir() or all(_is_scratch(entry) for entry in path.iterdir()):
+        if not path.is_dir() or all(_is_left(entry) for entry in path.iterdir()):
             return
         if not self._resume and not self._overwrite:
-            raise FlownError(f"{path}: exists already; pass --overwrite to replace it, or --resume")
+            raise FlownError(
+                f"{path}: exists already; pass --overwrite to replace it{self.instead}"
+            )
         if not is_ours(path):
             raise FlownError(
                 f"{path}: a folder that flown did not write; choose another, or remove it yourself"
@@ -112,7 +127,11 @@ class OutputFolder:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a folder has a manifest of this library."""
+    """Whether a folder has a manifest of this library, or nothing but what it holds at work."""
+    with contextlib.suppress(OSError):
+        entries = list(folder.iterdir())
+        if entries and all(map(_is_scratch, entries)):
+            return True
     for name in MANIFESTS:
         with contextlib.suppress(FlownError):
             content = read_json(folder / name)
@@ -131,8 +150,20 @@ def _refuse_places(path: Path) -> None:
 
 
 def _is_scratch(path: Path) -> bool:
-    """What a process leaves that was killed while it wrote, or that holds a claim."""
-    return path.name.startswith(".") and path.name.endswith((".tmp", ".lock"))
+    """Whether a file is one that is being written, or the lock of a claim."""
+    return path.name.startswith(".") and path.name.endswith((".tmp", ".lock")) and not path.is_dir()
+
+
+def _is_left(path: Path) -> bool:
+    """Whether a file was left by a process that was killed, or belongs to this one."""
+    if not _is_scratch(path) or path.suffix != ".lock" or fcntl is None:
+        return _is_scratch(path)
+    if path.with_name(path.name[1 : -len(".lock")]).resolve() in _claims:
+        return True
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 class _Claim:
@@ -141,23 +172,33 @@ class _Claim:
     So do folders that the claim made, if nothing was written there.
     """
 
-    def __init__(self, path: Path) -> None:
-        lock = path if path.is_dir() else path.with_name(f".{path.name}.lock")
-        made = [parent for parent in path.parents if not parent.exists()]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(lock, os.O_RDONLY if lock == path else os.O_RDWR | os.O_CREAT, 0o644)
+    def __init__(self, path: Path, folder: bool) -> None:
+        lock = path if folder else path.with_name(f".{path.name}.lock")
+        made = [parent for parent in (path, *path.parents) if not parent.exists()][not folder :]
+        (path if folder else path.parent).mkdir(parents=True, exist_ok=True)
+        handle = _locked(lock, folder)
+        if handle is None:
+            raise FlownError(
+                f"{path}: another process writes there; wait for its end, or choose another place"
+            )
+        self.release = weakref.finalize(self, _release, handle, None if folder else lock, made)
+
+
+def _locked(lock: Path, folder: bool) -> int | None:
+    """An open file that is locked; None where another process has it."""
+    while True:
+        handle = os.open(lock, os.O_RDONLY | (0 if folder else os.O_CREAT), 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(handle)
-            raise FlownError(
-                f"{path}: another process writes there; wait for its end, or choose another --out"
-            ) from None
+            return None
         except OSError:
-            pass  # a file system without locks
-        self.release = weakref.finalize(
-            self, _release, handle, None if lock == path else lock, made
-        )
+            return handle  # a file system without locks
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), lock.stat()):
+                return handle
+        os.close(handle)  # who had it removed the file meanwhile
 
 
 def _release(handle: int, lock: Path | None, made: list[Path]) -> None:
@@ -172,7 +213,7 @@ def _release(handle: int, lock: Path | None, made: list[Path]) -> None:
 _claims: weakref.WeakValueDictionary[Path, _Claim] = weakref.WeakValueDictionary()
 
 
-def _claim(path: Path) -> _Claim | None:
+def _claim(path: Path, folder: bool = False) -> _Claim | None:
     """The process's claim of a path: the one that it has, or a new one."""
     if fcntl is None:
         return None
@@ -180,7 +221,7 @@ def _claim(path: Path) -> _Claim | None:
     claim = _claims.get(place)
     if claim is None:
         try:
-            claim = _claims[place] = _Claim(place)
+            claim = _claims[place] = _Claim(place, folder)
         except OSError as error:
             raise FlownError(f"{path}: cannot be written ({error.strerror})") from None
     return claim

@@ -51,6 +51,8 @@ class Run(OutputFolder):
         FlownError: `out` exists, or holds the run of another plan (what differs is named).
     """
 
+    instead = ", or --resume"
+
     def __init__(
         self,
         out: Path | str,

@@ -38,7 +38,8 @@ def export(
     trust: Trust = None,
 ) -> None:
     """Write networks for other software, with a card that says what they are."""
-    from flown.base.output import OutputFile, OutputFolder
+    from flown.base.output import OutputFile
+    from flown.base.run import Run
     from flown.generator import files as modelfiles
     from flown.weights.batch import WeightBatch
     from flown.weights.export.write import export as write
@@ -47,9 +48,14 @@ def export(
         given = {"to": to is not None, "network": bool(network), "int8": int8}
         if wrong := [name for name, there in given.items() if there]:
             raise FlownError(f"--{wrong[0]}: is for a file of networks, {nets} is a folder")
-        folder = OutputFolder(out, overwrite, sources=[nets])
-        folder.begin()
-        modelfiles.export(nets, folder.path)
+        plan = {"export": str(nets)}
+        run = Run(
+            out, plan, resume=False, overwrite=overwrite, file="progress.json", sources=[nets]
+        )
+        modelfiles.read(nets)  # what is replaced stays if this is no model
+        run.begin()
+        modelfiles.export(nets, run.path)
+        run.file.unlink()
         wrote(out)
         return
     if to is None:

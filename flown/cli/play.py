@@ -39,11 +39,12 @@ def play(
     from flown.base.output import OutputFolder
     from flown.generator.files import locate
     from flown.play.runtime import runtime as runtime_of
-    from flown.play.site import server, write_site
+    from flown.play.site import check_model, server, write_site
 
     folder = locate(model)
     if out is not None:
         site = OutputFolder(out, overwrite, sources=[folder])
+        check_model(folder)
         found = runtime_of(runtime)
         site.begin()
         write_site(folder, found, site.path)

@@ -5,10 +5,14 @@
             and edge -> layers -> w + their change
 
 The graph and its positions: `flown.encoders.netgraph`; its layers: `flown.encoders.relational`.
-Kofinas et al. (2403.12143) have no decoder. Ours writes networks in one order, that of its queries, so a zoo
-of independently trained networks has to be aligned first (`flown zoo align`): the latent does not say
-which order a network came in. The draft is there because states alone would be a bottleneck: a 5x5
-kernel has more numbers than an edge's state, and a readout that all layers share loses the zoo's mean.
+It departs from the code of Kofinas et al. (2403.12143) in three things: layers normalise what they read,
+not what they add to; only edges that exist have states, not all pairs of nodes; flattened units are
+channel-major, as torch flattens them, where that code mixes two orders.
+
+Theirs has no decoder. Ours writes networks in one order, that of its queries, so a zoo of independently
+trained networks has to be aligned first (`flown zoo align`): the latent does not say which order a network
+came in. The draft is there because states alone would be a bottleneck: a 5x5 kernel has more numbers than
+an edge's state, and a readout that all layers share loses the zoo's mean.
 """
 
 from __future__ import annotations

@@ -90,7 +90,8 @@ def anytask(
         FlownError: a set or a model is not here, or `out` holds another study.
     """
     config = study(scale, seed)
-    out = begin(out, "anytask", scale, seed, resume, overwrite)
+    begun = begin(out, "anytask", scale, seed, resume, overwrite)
+    out = begun.path
     clock = Clock(out / "seconds.json")
     model = Flown.from_pretrained(config.model).to(device)
     known = Flown.from_pretrained(config.lookup).to(device)

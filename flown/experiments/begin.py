@@ -18,8 +18,8 @@ class Result(NamedTuple):
     about: dict[str, Any]
 
 
-def begin(out: Path, experiment: str, scale: str, seed: int, resume: bool, overwrite: bool) -> Path:
-    """Makes the folder, or resumes in it.
+def begin(out: Path, experiment: str, scale: str, seed: int, resume: bool, overwrite: bool) -> Run:
+    """Makes the folder, or resumes in it; it is this process's while what is returned lives.
 
     Raises:
         FlownError: `out` exists, or holds another experiment, scale or seed.
@@ -27,7 +27,7 @@ def begin(out: Path, experiment: str, scale: str, seed: int, resume: bool, overw
     plan = {"experiment": experiment, "scale": scale, "seed": seed}
     run = Run(out, plan, resume=resume, overwrite=overwrite, file="progress.json")
     run.begin()
-    return run.path
+    return run
 
 
 def kept(path: Path, make: Callable[[], Any]) -> Any:

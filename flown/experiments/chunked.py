@@ -84,7 +84,8 @@ def chunked(
     device: str = "cpu",
 ) -> Retrieval:
     """Runs the experiment; writes `results.json`, `report.html` and the model under `out`."""
-    out = begin(out, "chunked", scale, seed, resume, overwrite)
+    begun = begin(out, "chunked", scale, seed, resume, overwrite)
+    out = begun.path
     result = run(config(scale, seed), out, device)
     write_results(out / "results.json", "chunked", scale, result.about, result.card.rows())
     write_report(

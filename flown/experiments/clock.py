@@ -22,7 +22,6 @@ class Clock:
     def record(self, stage: str) -> None:
         """Adds the time since the last call to the seconds of a stage."""
         now = time.monotonic()
-        self.spent = self._read()  # another process may work on another stage
         self.spent[stage] = round(self.spent.get(stage, 0.0) + now - self.last, 1)
         self.last = now
         write_json(self.path, self.spent)

@@ -71,7 +71,8 @@ def demo(
     out: Path, *, seed: int = 0, resume: bool = False, overwrite: bool = False, device: str = "cpu"
 ) -> Demo:
     """Runs the demo and writes `results.json`, `report.html` and the model under `out`."""
-    out = begin(out, "demo", "cpu", seed, resume, overwrite)
+    begun = begin(out, "demo", "cpu", seed, resume, overwrite)
+    out = begun.path
     result = run(config(seed), out, resume=resume, device=device)
     written = unseen(seed)
     rows = [*result.card.rows(), *written]

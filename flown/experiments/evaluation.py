@@ -54,6 +54,7 @@ def evaluate_model(
     if out is not None:
         plan = {"evaluate": str(folder), "zoo": zoo.identity}
         run = Run(out, plan, resume=False, overwrite=overwrite, sources=[folder, zoo_path])
+        run.claim()
     names = sorted({task.dataset for task in zoo.tasks.values()})
     images = images or {name: data.load_any(name) for name in names}
     card: Card | HeldOutCard

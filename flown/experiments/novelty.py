@@ -205,7 +205,8 @@ def novelty(
     device: str = "cpu",
 ) -> list[Row]:
     """Runs the study at a scale; writes `results.json`, `report.html`, zoos and models under `out`."""
-    out = begin(out, "novelty", scale, seed, resume, overwrite)
+    begun = begin(out, "novelty", scale, seed, resume, overwrite)
+    out = begun.path
     return run(config(scale, seed), out, scale, device)
 
 

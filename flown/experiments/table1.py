@@ -190,7 +190,8 @@ def table1(
     Raises:
         FlownError: `out` exists, or holds a run of another experiment, scale or seed.
     """
-    out = begin(out, "table1", scale, seed, resume, overwrite)
+    begun = begin(out, "table1", scale, seed, resume, overwrite)
+    out = begun.path
     result = run(config(scale, seed), out, device=device)
     rows = [_beside_paper(row) for x in result.results for row in x.rows()]
     write_results(out / "results.json", "table1", scale, result.about, rows)

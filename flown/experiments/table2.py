@@ -79,7 +79,8 @@ def table2(
     device: str = "cpu",
 ) -> Retrieval:
     """Runs the experiment; writes `results.json`, `report.html` and the model under `out`."""
-    out = begin(out, "table2", scale, seed, resume, overwrite)
+    begun = begin(out, "table2", scale, seed, resume, overwrite)
+    out = begun.path
     settings = config(scale, seed)
     result = run(settings, out, resume=True, device=device)
     rows, clock = result.card.rows(), Clock(out / "seconds.json")

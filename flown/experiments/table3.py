@@ -181,7 +181,8 @@ def table3(
     device: str = "cpu",
 ) -> list[Row]:
     """Runs the experiment, every stage resumable; writes `results.json` and `report.html`."""
-    out = begin(out, "table3", scale, seed, resume, overwrite)
+    begun = begin(out, "table3", scale, seed, resume, overwrite)
+    out = begun.path
     return run(config(scale, seed), out, scale, device)
 
 

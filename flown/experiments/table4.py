@@ -236,7 +236,8 @@ def table4(
     Raises:
         FlownError: `out` exists, or holds a run of another experiment, scale or seed.
     """
-    out = begin(out, "table4", scale, seed, resume, overwrite)
+    begun = begin(out, "table4", scale, seed, resume, overwrite)
+    out = begun.path
     settings = config(scale, seed)
     clock = Clock(out / "seconds.json")
     results, counts = run(settings, out, device, clock)

@@ -108,7 +108,8 @@ def trajectory(
     device: str = "cpu",
 ) -> list[Row]:
     """Runs the experiment; writes `results.json`, `report.html`, zoo and models under `out`."""
-    out = begin(out, "trajectory", scale, seed, resume, overwrite)
+    begun = begin(out, "trajectory", scale, seed, resume, overwrite)
+    out = begun.path
     return run(config(scale, seed), out, scale, device)
 
 

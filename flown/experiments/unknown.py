@@ -63,7 +63,8 @@ def unknown(
     if scale == "smoke":
         rows = tuple(row.model_copy(update={"tasks": 3}) for row in study.rows)
         study = study.model_copy(update={"rows": rows, "samples": 2})
-    return run(study, begin(out, "unknown", scale, seed, resume, overwrite), scale, device)
+    begun = begin(out, "unknown", scale, seed, resume, overwrite)
+    return run(study, begun.path, scale, device)
 
 
 def run(study: UnknownStudy, out: Path, scale: str, device: str = "cpu") -> Result:

@@ -107,9 +107,8 @@ def variants(
     Raises:
         FlownError: a set is not here, or `out` holds another study.
     """
-    return run(
-        study(scale, seed), begin(out, "variants", scale, seed, resume, overwrite), scale, device
-    )
+    begun = begin(out, "variants", scale, seed, resume, overwrite)
+    return run(study(scale, seed), begun.path, scale, device)
 
 
 def run(study: VariantsStudy, out: Path, scale: str, device: str = "cpu") -> Result:

@@ -21,9 +21,9 @@ class FlowConfig(Config):
     Every path but `linear` leads through each network's checkpoints of `FlownConfig.epochs`, so
     that generation may stop at an epoch.
 
-    `process: diffusion` trains the same network as a DDPM instead: with context it is D2NWG,
-    without p-diff; `v-diffusion` differs in what the network predicts. Both start at uncoupled
-    Gaussian noise.
+    Other processes than `flow` train the same network as a DDPM: without context `diffusion` is
+    p-diff, with context `latent-diffusion` is D2NWG; `v-diffusion` differs in what the network
+    predicts (`flown.flow.diffusion`). All start at uncoupled Gaussian noise.
     """
 
     process: Literal["flow", "diffusion", "v-diffusion", "latent-diffusion"] = "flow"

@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from flown.base.errors import FlownError, unknown
 from flown.base.files import load_tensors, save_tensors
 from flown.base.frozen import load_frozen, load_shipped, save_frozen
+from flown.base.progress import bar
 from flown.base.trust import is_code, load_code
 from flown.context.backbones import Backbone, BackboneConfig, features
 from flown.tasks import cache_folder
 from flown.zoo.rows import checksum
 
 SHIPPED = ("resnet12-small",)
+_TOGETHER = 2048  # images between two marks of the progress bar
 
 
 class Standardised(nn.Module):
@@ -162,7 +164,12 @@ def cached_features(backbone: nn.Module, images: Tensor, folder: Path | None = N
     folder = folder or cache_folder() / "features"
     path = folder / f"{key['backbone']}-{key['images']}.safetensors"
     if not path.exists():
-        found = features(backbone, images).contiguous()
+        parts = []
+        with bar("features", len(images)) as update:
+            for part in images.split(_TOGETHER):
+                parts.append(features(backbone, part))
+                update(sum(map(len, parts)), "")
+        found = torch.cat(parts).contiguous()
         if found.ndim != 2 or len(found) != len(images):
             want, got = f"({len(images)}, F)", tuple(found.shape)
             raise FlownError(f"backbone: expected features {want}, got {got}")

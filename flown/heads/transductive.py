@@ -1,11 +1,14 @@
 """Few-shot classifiers that see all unlabelled queries of a task at once: transductive ones.
 
     soft k-means   p_k = softmax_k(s cos(f_q, m_k));  m_k <- mean of f over support and queries, weighed
-                   by labels and by p_k, of all at length 1          (Ren et al. 1803.00676, eq. 5 and 6)
+                   by labels and by p_k                              (Ren et al. 1803.00676)
     laplacian      y_q <- softmax_k(-|f_q - m_k|^2 + strength * sum_p w_qp y_p),  w_qp = 1 where p is
-                   among q's three nearest queries                   (Ziko et al. 2006.15486, eq. 12)
+                   among q's three nearest queries                   (Ziko et al. 2006.15486)
 
-Both have one number, which is chosen on validation tasks. Axes: T tasks, W ways, N queries, F features.
+Features f have length 1, for which cosines and the distances of the first paper say the same. The second
+also moves the means beforehand, which is left out. Both have one number, chosen on validation tasks.
+
+Axes: T tasks, W ways, N queries, F features.
 """
 
 from __future__ import annotations

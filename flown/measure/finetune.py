@@ -207,7 +207,7 @@ class _Run:
                 f"{images.name}: {len(self.train)} training images are less than a batch of "
                 f"{config.batch_size}; lower the batch size"
             )
-        check_fits(4 * len(batch), batch.layout.size, "weights, gradients and moments")
+        check_fits(len(batch), 4 * batch.layout.size, "networks in training")
         self.batch = batch.to(device).calibrated(self.train.images, batch_size=config.batch_size)
         layout, frozen = self.batch.layout, self.batch.frozen
         net = construction.fill(layout.architecture.build(), frozen)
@@ -297,8 +297,7 @@ class _Files:
         self.curves, self.progress = curves_file(out), out.with_suffix(".progress.safetensors")
         places = (out, self.curves, self.progress)
         self.files = [OutputFile(place, overwrite, resume) for place in places]
-        if not resume:  # what was trained before stays until its successors are whole
-            self.progress.unlink(missing_ok=True)
+        self.resume = resume
         self.done = resume and self.curves.exists() and not self.progress.exists()
 
     def _check(self, plan: Any, path: Path) -> None:
@@ -319,7 +318,7 @@ class _Files:
         save_tensors(self.progress, state, {"plan": json.dumps(self.plan)})
 
     def restore(self, run: _Run) -> None:
-        if not self.progress.exists():
+        if not self.resume or not self.progress.exists():
             return
         state, about = load_tensors(self.progress)
         self._check(json.loads(about["plan"]), self.progress)

@@ -20,16 +20,21 @@ PAGE = Path(str(resources.files("flown") / "play" / "page"))
 _BUILT = (SIZES, *(f"{name}.onnx" for name in GRAPHS))
 
 
-def write_site(model: Path, runtime: Path, folder: Path) -> None:
-    """Writes the page for a model's folder; graphs that ship are taken where they are the model's.
-
-    Raises:
-        FlownError: the model is no any-task generator, or as `write_graphs`.
-    """
+def check_model(model: Path) -> None:
+    """Raises FlownError if a model's folder holds no any-task generator."""
     if not AnyTask.is_in(model):
         raise FlownError(
             f"{model}: no any-task generator; the page draws tasks that none was fitted on"
         )
+
+
+def write_site(model: Path, runtime: Path, folder: Path) -> None:
+    """Writes the page for a model's folder; graphs that ship are taken where they are the model's.
+
+    Raises:
+        FlownError: as `check_model` and `write_graphs`.
+    """
+    check_model(model)
     if digest(model) == read_json(PAGE / SIZES)["weights"]:
         for name in _BUILT:
             _copy(PAGE / name, folder / name)

@@ -8,6 +8,7 @@ folder's files. Functions elsewhere call compiled functions of their own file an
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,12 @@ _DIGEST = hashlib.sha256(b"".join(path.read_bytes() for path in _FILES)).hexdige
 def compiled(function: Callable[..., Any]) -> Any:
     """The function, compiled when it is called; sums may be reordered, NaN and Inf stay what they are."""
     before = config.CACHE_DIR  # type: ignore[attr-defined]
-    folder = Path(before or Path(function.__code__.co_filename).parent / "__pycache__")
+    beside = Path(function.__code__.co_filename).parent
+    folder = Path("~/.cache/numba").expanduser()
+    if before:
+        folder = Path(before)
+    elif os.access(beside, os.W_OK):
+        folder = beside / "__pycache__"
     config.CACHE_DIR = str(folder / f"flown-{_DIGEST}")  # type: ignore[attr-defined]
     try:
         return njit(

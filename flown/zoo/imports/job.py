@@ -6,6 +6,7 @@ converted, and what was found and not used.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -77,9 +78,8 @@ class Import:
             raise FlownError(f"{out}: overlaps {self.path}; choose another folder")
         plan = {"import": str(self.path)}
         run = Run(out, plan, resume=False, overwrite=overwrite, file="progress.json")
-        run.begin()
         out = run.path
-        writer = _Writer(out, self.naming.layout)
+        writer = _Writer(run, self.naming.layout)
         try:
             self._read(found, writer)
         except _DifferentBuffersError as error:
@@ -212,8 +212,8 @@ class _DifferentBuffersError(FlownError):
 class _Writer:
     """Shards of a zoo, each written when it is full."""
 
-    def __init__(self, out: Path, layout: WeightLayout) -> None:
-        self.out, self.layout = out, layout
+    def __init__(self, run: Run, layout: WeightLayout) -> None:
+        self.run, self.out, self.layout = run, run.path, layout
         self.most = max(1, min(_ROWS, _BYTES // (4 * layout.size)))
         self.rows: list[Row] = []
         self.shards = 0
@@ -224,7 +224,9 @@ class _Writer:
         return f"weights-{self.shards:05d}.safetensors"
 
     def add(self, vector: Tensor, row: Row) -> None:
-        """Adds a network's weights (D,)."""
+        """Adds a network's weights (D,); with the first, the folder is begun."""
+        if not self.rows:
+            self.run.begin()
         self.rows.append(
             row._replace(shard=self.name, offset=len(self.vectors), checksum=checksum(vector))
         )
@@ -234,9 +236,11 @@ class _Writer:
 
     def withdraw(self) -> None:
         """Removes the files of an import that failed."""
-        for path in [self.out / "progress.json", *self.out.glob("weights-*.safetensors")]:
-            path.unlink()
-        self.out.rmdir()
+        if self.rows:
+            for path in [self.run.file, *self.out.glob("weights-*.safetensors")]:
+                path.unlink()
+            with contextlib.suppress(OSError):
+                self.out.rmdir()
 
     def flush(self) -> None:
         if self.vectors:

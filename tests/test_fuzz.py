@@ -6,11 +6,13 @@ A reader may raise FlownError alone. Mutations are drawn from a seed, so that a 
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import resource
 import shutil
 import struct
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -290,6 +292,38 @@ def mutate(file: Path, good: bytes, draw: random.Random) -> None:
         file.write_bytes(mutate_bytes(good, draw))
 
 
+class Watch:
+    """What is written, made, renamed or removed while it is on: an audit hook, which stays for good."""
+
+    EVENTS = (
+        "os.mkdir",
+        "os.remove",
+        "os.rename",
+        "os.rmdir",
+        "os.link",
+        "os.symlink",
+        "os.truncate",
+    )
+
+    def __init__(self) -> None:
+        self.on, self.changes = False, list[str]()
+        sys.addaudithook(self)
+
+    def __call__(self, event: str, arguments: tuple[object, ...]) -> None:
+        if not self.on:
+            return
+        if event == "open":
+            flags = arguments[2]
+            writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+            if writes and arguments[0] != os.devnull:
+                self.changes.append(f"open {arguments[0]}")
+        elif event in self.EVENTS:
+            self.changes.append(f"{event} {arguments[0]}")
+
+
+WATCH = Watch()
+
+
 def broken(kinds: dict[str, Kind], scratch: Path, each: int, seed: int = 0) -> list[str]:
     """What readers did other than read or refuse."""
     wrong = []
@@ -301,6 +335,7 @@ def broken(kinds: dict[str, Kind], scratch: Path, each: int, seed: int = 0) -> l
         for number in range(each):
             mutate(file, good, draw)
             start = time.process_time()
+            WATCH.changes, WATCH.on = [], True
             try:
                 kind.read(folder)
             except FlownError as error:
@@ -308,9 +343,21 @@ def broken(kinds: dict[str, Kind], scratch: Path, each: int, seed: int = 0) -> l
                     wrong.append(f"{name} #{number}: {error!s:.200}")
             except Exception as error:
                 wrong.append(f"{name} #{number}: {type(error).__name__}: {error!s:.160}")
+            finally:
+                WATCH.on = False
+            wrong += [f"{name} #{number}: {change}" for change in WATCH.changes]
             if time.process_time() - start > SECONDS:
                 wrong.append(f"{name} #{number}: took {time.process_time() - start:.0f} s")
     return wrong
+
+
+def test_the_watch_sees_what_is_written(tmp_path: Path) -> None:
+    WATCH.changes, WATCH.on = [], True
+    (tmp_path / "a").write_text("")
+    (tmp_path / "a").rename(tmp_path / "b")
+    (tmp_path / "b").read_text()
+    WATCH.on = False
+    assert [change.split()[0] for change in WATCH.changes] == ["open", "os.rename"]
 
 
 def test_broken_files_are_read_or_refused(kinds: dict[str, Kind], tmp_path: Path) -> None:

@@ -34,6 +34,6 @@ results["rows"][:2]
 # | `flown reproduce table2 --out table2` | one generator for several data sets, by context | [results](../results/table2/report.html) |
 # | `flown reproduce table3 --out table3` | generated networks as initialisations | [results](../results/table3/report.html) |
 # | `flown reproduce table4 --out table4` | the generator fine-tuned to another data set | [results](../results/table4/report.html) |
-# | `flown reproduce table5 --out table5` | heads for a few images of each class | to be measured again |
+# | `flown reproduce table5 --out table5` | heads for a few images of each class | [results](../results/table5/report.html) |
 #
 # Where the paper is silent, what was chosen is said beside the table, and so is what does not hold.

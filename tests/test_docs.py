@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -149,6 +149,78 @@ def table4() -> str:
             ]
         )
     return table(("generator", *methods.values()), body)
+
+
+HEADS = {
+    "inductive": {
+        "flown": "FLoWN, from centroid heads",
+        "flown-start": "the centroid head it starts from",
+        "flown-mean": "the mean of its 50 heads",
+        "flown+5": "FLoWN and 5 steps on the support set",
+        "flown-gaussian": "FLoWN, from noise",
+        "flown-gaussian-mean": "the mean of its 50 heads from noise",
+        "d2nwg": "D2NWG",
+        "d2nwg-v": "D2NWG, v-prediction",
+        "vae-reconstruction": "a probed head, encoded and decoded",
+        "linear-probe": "linear probe",
+        "ridge": "ridge regression",
+        "nearest-cosine": "nearest centroid, cosine",
+        "nearest-euclidean": "nearest centroid, Euclidean",
+        "maml-first-order": "MAML, first order",
+        "caml": "CAML",
+    },
+    "transductive": {
+        "flown": "FLoWN, from centroid heads",
+        "flown-start": "the centroid head it starts from",
+        "flown-mean": "the mean of its 50 heads",
+        "flown+5": "FLoWN and 5 steps on the support set",
+        "flown-gaussian": "FLoWN, from noise",
+        "flown-gaussian-mean": "the mean of its 50 heads from noise",
+        "d2nwg": "D2NWG",
+        "d2nwg-v": "D2NWG, v-prediction",
+        "soft-kmeans": "soft k-means",
+        "laplacian": "Laplacian smoothing",
+    },
+}
+LEADS = {
+    "inductive": {
+        "flown - flown-start": "FLoWN over the head it starts from",
+        "flown-mean - flown-start": "the mean of its heads over the same",
+        "flown-mean - ridge": "the mean of its heads over ridge regression",
+    },
+    "transductive": {
+        "flown - flown-start": "FLoWN over the head it starts from",
+        "flown-mean - flown-start": "the mean of its heads over the same",
+        "flown-mean - soft-kmeans": "the mean of its heads over soft k-means",
+        "flown-mean - laplacian": "the mean of its heads over Laplacian smoothing",
+    },
+}
+
+
+def table5(protocol: str, names: Mapping[str, Mapping[str, str]]) -> str:
+    rows = [row for row in results("table5") if row["protocol"] == protocol]
+    sets = ("mini_imagenet", "cifar10", "natural10", "omniglot")
+    metric, sign = ("difference", "+") if names is LEADS else ("accuracy", "")
+    body = [
+        [
+            name,
+            *(
+                f"{r['value']:{sign}.1f} ± {r['interval']:.1f}"
+                for r in (the(rows, metric, dataset=data, method=method) for data in sets)
+            ),
+        ]
+        for method, name in names[protocol].items()
+    ]
+    return table(("head", *sets), body)
+
+
+@pytest.mark.parametrize("names", [HEADS, LEADS], ids=["heads", "leads"])
+@pytest.mark.parametrize("protocol", ["inductive", "transductive"])
+def test_table5_is_that_of_the_results(
+    protocol: str, names: Mapping[str, Mapping[str, str]]
+) -> None:
+    made = table5(protocol, names)
+    assert made in (ROOT / "docs" / "tables.md").read_text("utf-8"), made
 
 
 @pytest.mark.parametrize("write", [table1, table2, table3, table4])

@@ -48,7 +48,7 @@ flown.Flown.fit(flown.Zoo.open(sys.argv[2]), config, out=sys.argv[1], resume=Tru
 REPRODUCE = """
 import sys
 from flown.cli import main
-sys.argv = ["flown", "reproduce", "table1", "--scale", "smoke", "--out", sys.argv[1], "--resume"]
+sys.argv = ["flown", "reproduce", "trajectory", "--scale", "smoke", "--out", sys.argv[1], "--resume"]
 main()
 """
 

@@ -151,16 +151,19 @@ def table4() -> str:
     return table(("generator", *methods.values()), body)
 
 
+GENERATED = {
+    "flown": "FLoWN, from centroid heads",
+    "flown-start": "the centroid head it starts from",
+    "flown-mean": "the mean of its 50 heads",
+    "flown+5": "FLoWN and 5 steps on the support set",
+    "flown-gaussian": "FLoWN, from noise",
+    "flown-gaussian-mean": "the mean of its 50 heads from noise",
+    "d2nwg": "D2NWG",
+    "d2nwg-v": "D2NWG, v-prediction",
+}
 HEADS = {
     "inductive": {
-        "flown": "FLoWN, from centroid heads",
-        "flown-start": "the centroid head it starts from",
-        "flown-mean": "the mean of its 50 heads",
-        "flown+5": "FLoWN and 5 steps on the support set",
-        "flown-gaussian": "FLoWN, from noise",
-        "flown-gaussian-mean": "the mean of its 50 heads from noise",
-        "d2nwg": "D2NWG",
-        "d2nwg-v": "D2NWG, v-prediction",
+        **GENERATED,
         "vae-reconstruction": "a probed head, encoded and decoded",
         "linear-probe": "linear probe",
         "ridge": "ridge regression",
@@ -170,14 +173,7 @@ HEADS = {
         "caml": "CAML",
     },
     "transductive": {
-        "flown": "FLoWN, from centroid heads",
-        "flown-start": "the centroid head it starts from",
-        "flown-mean": "the mean of its 50 heads",
-        "flown+5": "FLoWN and 5 steps on the support set",
-        "flown-gaussian": "FLoWN, from noise",
-        "flown-gaussian-mean": "the mean of its 50 heads from noise",
-        "d2nwg": "D2NWG",
-        "d2nwg-v": "D2NWG, v-prediction",
+        **GENERATED,
         "soft-kmeans": "soft k-means",
         "laplacian": "Laplacian smoothing",
     },

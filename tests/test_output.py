@@ -126,9 +126,6 @@ import sys, time
 from pathlib import Path
 from flown.base.output import OutputFile
 from flown.base.run import Run
-from flown.experiments.begin import begin as experiment
-from tests.test_cli import call
-from tests.test_data_folder import picture, save
 path = Path(sys.argv[1])
 if path.suffix:
     mine = OutputFile(path, overwrite=True)

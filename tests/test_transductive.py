@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flown.heads import classifiers
-from flown.heads.transductive import SHARPNESSES, choose, laplacian, soft_kmeans
+from flown.heads.transductive import SHARPNESSES, laplacian, soft_kmeans
 from flown.tasks import Episodes
 
 WAYS, QUERIES = 3, 8
@@ -79,6 +79,6 @@ def test_other_orders_give_the_same_in_that_order(classify) -> None:  # type: ig
 
 def test_the_number_is_chosen_by_accuracy() -> None:
     some = tasks()
-    best = choose(soft_kmeans, some, SHARPNESSES)
+    best = classifiers.choose(soft_kmeans, some, SHARPNESSES)
     figures = {s: mean_accuracy(soft_kmeans(some, s), some) for s in SHARPNESSES}
     assert figures[best] == max(figures.values())

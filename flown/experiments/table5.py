@@ -44,7 +44,7 @@ from flown.heads.incontext import in_context
 from flown.heads.maml import MAML, MAMLConfig, train_maml
 from flown.heads.meta import HeadFlow, HeadFlowConfig, fit_heads
 from flown.heads.probe import ProbeConfig, probe
-from flown.heads.transductive import SHARPNESSES, STRENGTHS, choose, laplacian, soft_kmeans
+from flown.heads.transductive import SHARPNESSES, STRENGTHS, laplacian, soft_kmeans
 from flown.measure.interval import interval
 from flown.report.table5 import write_table5
 from flown.tasks import ClassPool, Episodes, ManyClass, check_disjoint
@@ -264,8 +264,8 @@ def _train(base: FeatureSet, settings: Table5Config, out: Path, clock: Clock) ->
         caml,
         learner,
         classifiers.choose_strength(val),
-        choose(soft_kmeans, val, SHARPNESSES),
-        choose(laplacian, val, STRENGTHS),
+        classifiers.choose(soft_kmeans, val, SHARPNESSES),
+        classifiers.choose(laplacian, val, STRENGTHS),
     )
 
 
@@ -423,8 +423,8 @@ def _row(
     n: int,
     selection: str = "all",
 ) -> Row:
-    paper = PAPER.get((dataset, method)) if selection != "all" or "vae" in method else None
-    paper = paper if protocol == "inductive" else None
+    compared = protocol == "inductive" and (selection != "all" or "vae" in method)
+    paper = PAPER.get((dataset, method)) if compared else None
     return {
         "dataset": dataset,
         "protocol": protocol,

@@ -13,7 +13,7 @@ Functions of `Episodes` of features return logits (T, W Q, W). The functions `*_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -127,7 +127,14 @@ def linear_probe(tasks: Episodes, seed: int = 0) -> Tensor:
     return apply_heads(probe_heads(tasks.support, tasks.labels, tasks.ways, seed=seed), tasks.query)
 
 
+def choose(
+    classify: Callable[[Episodes, float], Tensor], tasks: Episodes, numbers: Sequence[float]
+) -> float:
+    """The number with the highest accuracy on (validation) tasks; of equals the first."""
+    means = [float(accuracy(classify(tasks, number), tasks).mean()) for number in numbers]
+    return numbers[means.index(max(means))]
+
+
 def choose_strength(tasks: Episodes, strengths: Sequence[float] = STRENGTHS) -> float:
-    """The ridge strength with the highest accuracy on (validation) tasks; of equals the smallest."""
-    means = [float(accuracy(ridge(tasks, s), tasks).mean()) for s in strengths]
-    return strengths[means.index(max(means))]
+    """The strength of ridge regression, as `choose`; of equals the smallest."""
+    return choose(ridge, tasks, strengths)

@@ -13,14 +13,11 @@ Axes: T tasks, W ways, N queries, F features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from flown.context.centroids import unit_means
-from flown.heads.classifiers import accuracy
 from flown.tasks import Episodes
 
 SHARPNESSES = (2.0, 5.0, 10.0, 20.0, 40.0)
@@ -54,11 +51,3 @@ def laplacian(tasks: Episodes, strength: float = 0.5) -> Tensor:
     for _ in range(_ROUNDS):
         logits = near + strength * graph @ logits.softmax(dim=2)
     return logits
-
-
-def choose(
-    classify: Callable[[Episodes, float], Tensor], tasks: Episodes, numbers: Sequence[float]
-) -> float:
-    """The number with the highest accuracy on (validation) tasks; of equals the first."""
-    means = [float(accuracy(classify(tasks, number), tasks).mean()) for number in numbers]
-    return numbers[means.index(max(means))]

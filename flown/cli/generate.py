@@ -50,7 +50,8 @@ def generate(
     steps: Annotated[
         Optional[int],
         typer.Option(
-            help="Steps of the solver; by default 100, for flown-any 1. dopri5 takes its own."
+            help="Steps of the solver; by default as many as the model was made for. dopri5 takes its "
+            "own."
         ),
     ] = None,
     guidance: Annotated[
@@ -90,11 +91,7 @@ def generate(
     else:
         if net is not None:
             raise FlownError(f"--net: {model} has none; choose one of its layouts with --layout")
-        options: dict[str, Any] = {
-            "layout": layout,
-            "solver": solver,
-            "steps": 100 if steps is None else steps,
-        }
+        options: dict[str, Any] = {"layout": layout, "solver": solver, "steps": steps}
         options |= {"guidance": guidance, "until": until}
         batch, line, warning = _for_known(generator, support, n, shots, seed, options)
     batch.provenance |= {"model": model}

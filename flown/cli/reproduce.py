@@ -37,6 +37,7 @@ class Experiment(str, Enum):
     anytask = "anytask"
     variants = "variants"
     unknown = "unknown"
+    steps = "steps"
 
 
 def reproduce(
@@ -50,11 +51,11 @@ def reproduce(
 ) -> None:
     """Reproduce a table of the paper, with baselines, novelty and every sample.
 
-    Six studies are not in the paper: `chunked` generates a whole network of 270,000 weights,
+    Seven studies are not in the paper: `chunked` generates a whole network of 270,000 weights,
     `novelty` asks what makes generated networks both new and accurate, `trajectory` generates
     networks of any epoch, `anytask` measures networks for tasks that nobody trained on, `variants`
     compares ways to train the generator that writes these, `unknown` asks whether they know what is
-    of none of their classes.
+    of none of their classes, `steps` makes flows that a few evaluations follow.
     """
     rebuild = getattr(import_module(f"flown.experiments.{table.value}"), table.value)
     _show(
@@ -103,5 +104,9 @@ def _show(table: Experiment, result: Any) -> None:
         from flown.report.unknown import print_unknown
 
         print_unknown(result.rows, console)
+    elif table is Experiment.steps:
+        from flown.report.steps import print_steps
+
+        print_steps(result.rows, console)
     else:
         report.print_card(result.card, console)

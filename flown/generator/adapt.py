@@ -157,11 +157,12 @@ class Objective(nn.Module):
         self.base = self.base_head = None
         if config.method == "adjoint":
             how = model.config.flow
-            parts = (how.source, how.coupling, how.path, how.sigma)
-            if parts != ("gaussian", "independent", "linear", 0.0):
+            parts = (how.source, how.coupling, how.path, how.loss, how.sigma)
+            if parts != ("gaussian", "independent", "linear", "squared", 0.0):
                 raise FlownError(
-                    "adjoint matching needs a flow from a Gaussian source with independent pairs on "
-                    f"the linear path, without noise; this one has {', '.join(map(str, parts))}"
+                    "adjoint matching needs a flow from a Gaussian source with independent pairs on the "
+                    "linear path, of squared loss and without noise; this one has "
+                    f"{', '.join(map(str, parts))}"
                 )
             self.base, self.base_head = copy.deepcopy(model.velocity), copy.deepcopy(model.head)
 
@@ -280,7 +281,7 @@ def sample(
     n: int,
     seed: int,
     solver: str = "euler",
-    steps: int = 100,
+    steps: int | None = None,
 ) -> WeightBatch:
     """n networks for new images, with BatchNorm statistics of these; a model with context gets a
     support set from their training part."""

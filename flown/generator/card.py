@@ -96,7 +96,7 @@ def report_card(
     shots: int = 5,
     seed: int = 0,
     solver: str = "euler",
-    steps: int = 100,
+    steps: int | None = None,
     full: bool = True,
 ) -> Card:
     """Measures a model against its zoo on every task.
@@ -111,6 +111,7 @@ def report_card(
         FlownError: n or top < 1, a task without images or training networks, too few validation
             images for support sets, unknown solver.
     """
+    steps = model.config.flow.steps if steps is None else steps
     if n < 1 or top < 1:
         raise FlownError(f"report card: n and top must be at least 1, got {n} and {top}")
     for task in zoo.tasks:

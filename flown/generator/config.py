@@ -6,17 +6,23 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from flown.base.config import Config
+from flown.base.config import Config, Size
 from flown.context.tokens import ContextConfig
 from flown.encoders import EncoderConfig, VAEConfig
 from flown.encoders.functional import FunctionalConfig
 from flown.flow import VelocityConfig
 from flown.flow.marginals import PathName
+from flown.flow.path import LossName
 from flown.training import TrainConfig
+
+_FREE = {"process", "prior", "steps"}  # what a diffusion may have like a flow
 
 
 class FlowConfig(Config):
-    """The flow's source p0, coupling and path; `sigma` is the path's noise.
+    """The flow's source p0, coupling, path and loss; `sigma` is the path's noise.
+
+    Generation takes `steps`. Coupling `semi-discrete` with loss `pseudo-huber` makes a flow that few
+    of them follow (`flown.flow.semidiscrete`).
 
     Every path but `linear` leads through each network's checkpoints of `FlownConfig.epochs`, so
     that generation may stop at an epoch.
@@ -30,15 +36,17 @@ class FlowConfig(Config):
     source: str = "gaussian"
     coupling: str = "independent"
     path: PathName = "linear"
+    loss: LossName = "squared"
     sigma: float = 0.0
+    steps: Size = 100
     prior: str | None = None
 
     @model_validator(mode="after")
     def _of_flows_only(self) -> FlowConfig:
-        chosen = (self.source, self.coupling, self.path, self.sigma)
-        if self.process != "flow" and chosen != ("gaussian", "independent", "linear", 0.0):
+        chosen = self.model_dump(exclude=_FREE)
+        if self.process != "flow" and chosen != FlowConfig().model_dump(exclude=_FREE):
             raise ValueError(
-                "a diffusion has no choice of source, coupling, path and sigma; leave them out"
+                "a diffusion has no choice of source, coupling, path, loss and sigma; leave them out"
             )
         return self
 

@@ -24,6 +24,7 @@ from flown.context.tokens import Contexts, Images
 from flown.encoders import Encoder
 from flown.encoders.functional import FunctionalError
 from flown.flow.marginals import fit_path, trajectories
+from flown.flow.semidiscrete import SEMI_DISCRETE, SemiDiscrete
 from flown.generator.config import FlownConfig
 from flown.generator.data import TrainingSet, task_images
 from flown.generator.objectives import EncoderObjective, FlowObjective, Sampler
@@ -173,8 +174,14 @@ def flow_parts(
 
 def check_flow(config: FlownConfig) -> None:
     """Raises FlownError for settings that no flow can be trained with, before anything is trained."""
-    if config.flow.coupling not in flow.COUPLINGS:
-        raise unknown("coupling", config.flow.coupling, flow.COUPLINGS)
+    couplings = (*flow.COUPLINGS, SEMI_DISCRETE)
+    if config.flow.coupling not in couplings:
+        raise unknown("coupling", config.flow.coupling, couplings)
+    if config.flow.coupling == SEMI_DISCRETE and config.context.permute:
+        raise FlownError(
+            "context.permute: classes that change places make new networks at every step, coupling "
+            "semi-discrete needs them all beforehand; choose one of both"
+        )
     if config.flow.path != "linear" and config.context.permute:
         raise FlownError("context.permute: classes change places on the linear path only")
 
@@ -223,6 +230,10 @@ def fit_flow(
     def encode(rows: Tensor, orders: Tensor) -> Tensor:
         return encoder.encode(sampler.vectors(rows, orders))
 
+    transport = None
+    if config.flow.coupling == SEMI_DISCRETE:
+        firsts = latents if path is None else latents[:, 0]
+        transport = SemiDiscrete(firsts, tasks, layouts, source, config.seed)
     permute = contexts is not None and config.context.permute
     objective = FlowObjective(
         parts.velocity,
@@ -237,6 +248,7 @@ def fit_flow(
         path,
         encode if permute else None,
         networks.orders if permute else None,
+        transport,
     )
     objective.to(device)
     parts.history = train(

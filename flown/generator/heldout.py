@@ -118,7 +118,7 @@ def held_out_card(
     shots: int | None = None,
     seed: int = 0,
     solver: str = "euler",
-    steps: int = 100,
+    steps: int | None = None,
 ) -> HeldOutCard:
     """Measures a model on tasks that no training saw.
 
@@ -132,6 +132,7 @@ def held_out_card(
         FlownError: n < 1, no task, a task that was trained on, or too few images of a class.
     """
     shots = shots or model.config.context.shots
+    steps = model.config.flow.steps if steps is None else steps
     chosen = held_out_tasks(zoo, images, tasks) if isinstance(tasks, int) else list(tasks)
     if n < 1 or not chosen:
         raise FlownError(f"report card: {n} networks for {len(chosen)} tasks; take 1 or more")

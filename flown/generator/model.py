@@ -225,7 +225,7 @@ class Flown(nn.Module, ModelHubMixin):
         n: int = 50,
         seed: int = 0,
         solver: str = "euler",
-        steps: int = 100,
+        steps: int | None = None,
         guidance: float = 1.0,
         layout: int | None = None,
         trajectory: bool = False,
@@ -237,6 +237,7 @@ class Flown(nn.Module, ModelHubMixin):
         Args:
             images: of the support set; None only for a model without context. labels: theirs.
             solver: `euler` and others for a flow, `ddpm` or `ddim` for a diffusion.
+            steps: of the solver, by default `config.flow.steps`.
             guidance: classifier-free guidance scale; needs `velocity.context_dropout` in training.
             layout: which of the model's layouts (architecture, preprocessing) the networks have, by
                 its place; by default the one that suits the support set.
@@ -249,6 +250,7 @@ class Flown(nn.Module, ModelHubMixin):
             FlownError: n < 1, bad support set, a solver unknown or not of this model, no such layout
                 or epoch.
         """
+        steps = self.config.flow.steps if steps is None else steps
         if n < 1:
             raise FlownError(f"n: at least one network must be asked for, got {n}")
         if guidance != 1.0 and not self.config.velocity.context_dropout:
@@ -290,7 +292,7 @@ class Flown(nn.Module, ModelHubMixin):
         n: int = 50,
         seed: int = 0,
         solver: str = "euler",
-        steps: int = 100,
+        steps: int | None = None,
         guidance: float = 1.0,
         layout: int | None = None,
         until: float | None = None,

@@ -15,6 +15,7 @@ from flown.context.tokens import Contexts
 from flown.encoders import Encoder
 from flown.encoders.functional import FunctionalError
 from flown.flow.diffusion import diffusion_loss
+from flown.flow.semidiscrete import SemiDiscrete
 from flown.generator.config import FlownConfig
 from flown.generator.data import TrainingSet
 
@@ -82,6 +83,7 @@ class FlowObjective(nn.Module):
         latents: (n, *L), or a path's marginals (m, K, *L); `layouts` and `tasks` (n or m,).
         encode: latents of rows (b,) with their outputs in other orders (b, C), where classes are
             permuted in training.
+        transport: which network each source sample travels to; else they are drawn apart and coupled.
     """
 
     def __init__(
@@ -98,20 +100,25 @@ class FlowObjective(nn.Module):
         path: flow.Path | None = None,
         encode: Callable[[Tensor, Tensor], Tensor] | None = None,
         orders: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        transport: SemiDiscrete | None = None,
     ) -> None:
         super().__init__()
         self.velocity, self.head, self.form = velocity, head, form
         self.source, self.config, self.contexts = source, config, contexts
         self.latents, self.layouts, self.tasks, self.path = latents, layouts, tasks, path
         self.encode, self.orders = encode, orders
-        self.couple = flow.COUPLINGS[config.flow.coupling]
+        self.transport = transport
+        self.couple = flow.COUPLINGS.get(config.flow.coupling, flow.COUPLINGS["independent"])
         # Every task is drawn equally often, however many networks it has.
         self.chances = 1.0 / torch.bincount(tasks).clamp_min(1)[tasks].double()
 
     def forward(self, generator: torch.Generator) -> Tensor:
         batch = self.config.flow_training.batch_size
         rows = torch.multinomial(self.chances, batch, replacement=True, generator=generator)
-        tasks, layouts = self.tasks[rows], self.layouts[rows]
+        tasks, layouts, x0 = self.tasks[rows], self.layouts[rows], None
+        if self.transport is not None:
+            x0 = self.source.sample(layouts, generator)
+            rows = self.transport(x0, tasks)
         tokens = None if self.contexts is None else self.contexts.draw(tasks, generator)
         if tokens is not None and self.encode is not None and self.orders is not None:
             orders = self.orders(layouts, generator)
@@ -119,8 +126,7 @@ class FlowObjective(nn.Module):
             tokens = tokens.gather(1, orders[..., None].expand_as(tokens))
         else:
             x1 = self.latents[rows]
-        x0 = None
-        if self.config.flow.process == "flow":
+        if self.config.flow.process == "flow" and x0 is None:
             first = x1 if self.path is None else x1[:, 0]
             x0 = self.couple(self.source.sample(layouts, generator), first, tasks, generator)
         context, loss = None, x1.new_zeros(())
@@ -139,4 +145,5 @@ class FlowObjective(nn.Module):
             sigma=self.config.flow.sigma,
             generator=generator,
             path=self.path,
+            loss=self.config.flow.loss,
         )

@@ -23,7 +23,6 @@ from flown.context import (
 )
 from flown.context.backbones import features
 from flown.context.tokens import ContextConfig, Contexts
-from flown.tasks.draw import cpu_generator
 from tests import examples
 
 SMALL = BackboneConfig(widths=(8, 16), size=16)
@@ -240,10 +239,29 @@ def test_sets_encoded_together_are_as_one_by_one(
         alone = contexts.sets([place], draw)[0]
         torch.testing.assert_close(tokens_of, alone, atol=1e-4, rtol=1e-4)
         assert bool(alone.abs().sum(dim=1).bool().equal(torch.arange(10) < (10, 10, 2)[place]))
-    drawn = contexts.draw(torch.tensor([2, 0, 2, 1, 0]), seeded(5))
-    bank = contexts.sets([0, 0, 1, 1, 2, 2], cpu_generator(seeded(5)))
-    for found, place in zip(drawn, (2, 0, 2, 1, 0), strict=True):
-        assert any(torch.equal(found, bank[2 * place + i]) for i in (0, 1))
+
+
+@pytest.mark.parametrize("sets", [3, 10_000])
+def test_drawn_tokens_are_of_the_tasks_numbered_sets(shipped: SupportEncoder, sets: int) -> None:
+    """The same whatever was drawn before, as a resumed run draws them; few sets are encoded once."""
+    images = {name: examples.images(name) for name in examples.TASKS}
+    tasks = [examples.task(name) for name in examples.TASKS]
+    config = ContextConfig(draws=6, shots=3, sets=sets)
+    contexts, again = (Contexts(shipped, tasks, images, config, classes=10) for _ in range(2))
+    asked = torch.tensor([2, 0, 2, 1, 0])
+    for seed in range(8):
+        contexts.draw(asked, seeded(seed))
+    drawn = contexts.draw(asked, seeded(5))
+    assert torch.equal(drawn, again.draw(asked, seeded(5)))
+    assert not torch.equal(drawn, contexts.draw(asked, seeded(6)))
+    for tokens, place in zip(drawn, asked.tolist(), strict=True):
+        assert bool(tokens.abs().sum(dim=1).bool().equal(torch.arange(10) < (10, 10, 2)[place]))
+    if sets == 3:
+        every = [contexts._numbered([(2, number)])[0] for number in range(3)]
+        assert any(torch.equal(drawn[0], one) for one in every)
+        assert len(contexts._tokens) == 9 and not torch.equal(every[0], every[1])
+    else:
+        assert not contexts._tokens
 
 
 def test_a_drawn_set_is_as_encoding_its_images(shipped: SupportEncoder) -> None:

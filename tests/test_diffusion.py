@@ -191,7 +191,9 @@ def test_a_flow_refuses_diffusions_samplers(model: flown.Flown) -> None:
 
 def test_a_diffusion_has_no_source_to_choose() -> None:
     for process in diffusion.PROCESSES:
-        with pytest.raises(FlownError, match="no choice of source, coupling, path, loss and sigma"):
+        with pytest.raises(
+            FlownError, match="no choice of source, coupling, path, loss, times and sigma"
+        ):
             FlownConfig.parse({"flow": {"process": process, "coupling": "ot"}})
 
 

@@ -113,7 +113,7 @@ def straight(
     """The tiny model, its flow on semi-discrete pairs."""
     out = tmp_path_factory.mktemp("straight") / "run"
     share_encoder(run, out)
-    how = FlowConfig(coupling="semi-discrete", loss="pseudo-huber", steps=4)
+    how = FlowConfig(coupling="semi-discrete", loss="pseudo-huber", times="early", steps=4)
     return flown.Flown.fit(zoo, config.model_copy(update={"flow": how}), out=out, resume=True)
 
 
@@ -179,6 +179,8 @@ def test_what_does_not_go_with_it_is_refused(
     changes = {"flow": how, "context": permuted}
     with pytest.raises(FlownError, match="coupling semi-discrete needs them all beforehand"):
         flown.Flown.fit(zoo, config.model_copy(update=changes), out=tmp_path / "a")
-    with pytest.raises(FlownError, match="no choice of source, coupling, path, loss and sigma"):
+    with pytest.raises(
+        FlownError, match="no choice of source, coupling, path, loss, times and sigma"
+    ):
         FlownConfig.parse({"flow": {"process": "diffusion", "loss": "pseudo-huber"}})
     FlownConfig.parse({"flow": {"process": "diffusion", "steps": 1000}})

@@ -1,9 +1,10 @@
-"""Support sets of training's tasks as class tokens, drawn afresh at every step.
+"""Support sets of training's tasks as class tokens.
 
     features of a data set's images, computed once --draw k of each class--> tokens (classes, width)
 
-Memory grows with the images, not with the tasks: a task is a choice of classes and a rotation. All are
-training images; evaluation draws its support sets from the validation part.
+A task is a choice of classes and a rotation, and has numbered support sets, each drawn from its number
+alone. Where tasks are few, a set is encoded once: a step of the flow's training takes half the time.
+All are training images; evaluation draws its support sets from the validation part.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from flown.context.support import TOKENS, SupportEncoder, pick_queries, token_wi
 from flown.tasks import ClassPool, ImageData, ManyClass, Split, Task
 from flown.tasks.draw import cpu_generator
 
+_KEPT = 8192  # support sets, of all tasks, whose tokens are kept; about 10 kB each
+
 Images: TypeAlias = Mapping[str, "ImageData | ManyClass"]
 
 
@@ -29,8 +32,8 @@ class ContextConfig(Config):
 
     A support set of `shots` images a class becomes one token a class: `caml`'s output for it (the
     paper's), or the `centroid` of its features. `mode` makes one vector of the tokens: the paper's
-    class-ordered concatenation, or an order-free mean. At every step of training `draws` support sets
-    are drawn afresh (of more tasks, one a task), from at most `per_class` images of a class. With
+    class-ordered concatenation, or an order-free mean. Every step of training sees `draws` support sets (of
+    more tasks, one a task), of `sets` for each task, from at most `per_class` images of a class. With
     `permute`, classes change places at random: tokens and the networks' outputs together.
     """
 
@@ -38,6 +41,7 @@ class ContextConfig(Config):
     tokens: Literal["caml", "centroid"] = "caml"
     shots: int = Field(default=5, ge=1)
     draws: int = Field(default=8, ge=1)
+    sets: int = Field(default=256, ge=1)
     per_class: int = Field(default=200, ge=1)
     permute: bool = False
 
@@ -68,6 +72,7 @@ class Contexts:
         self._sets: dict[str, Split] = {}
         self._pools: dict[str, ClassPool] = {}
         self._features: dict[tuple[str, int], Tensor] = {}
+        self._tokens: dict[tuple[int, int], Tensor] = {}  # by task and number of a support set
         for task in self.tasks:
             self._check(task)
 
@@ -112,8 +117,12 @@ class Contexts:
 
         Sets are drawn one after another, and encoded together where they have as many classes.
         """
+        return self._encoded(tasks, [generator] * len(tasks))
+
+    def _encoded(self, tasks: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
+        """As `sets`, a generator for each."""
         chosen = [self.tasks[place] for place in tasks]
-        features, queries = zip(*(self._set(task, generator) for task in chosen), strict=True)
+        features, queries = zip(*map(self._set, chosen, generators), strict=True)
         width = token_width(self.support, self.config.tokens)
         tokens = torch.zeros(len(chosen), self.classes, width, device=self.device)
         sizes = torch.tensor([len(task.classes) for task in chosen])
@@ -147,6 +156,24 @@ class Contexts:
         draw = cpu_generator(generator)
         kinds, places = tasks.cpu().unique(return_inverse=True)
         each = max(1, self.config.draws // len(kinds))
-        bank = self.sets(kinds.repeat_interleave(each).tolist(), draw)  # (kinds each, C, width)
+        numbers = torch.randint(self.config.sets, (len(kinds) * each,), generator=draw)
+        asked = zip(kinds.repeat_interleave(each).tolist(), numbers.tolist(), strict=True)
+        bank = self._numbered(list(asked))  # (kinds each, C, width)
         which = places * each + torch.randint(each, (len(tasks),), generator=draw)
         return bank[which.to(bank.device)]
+
+    def _numbered(self, asked: Sequence[tuple[int, int]]) -> Tensor:
+        """Tokens (N, C, width) of support sets by task and number."""
+        if len(self.tasks) * self.config.sets > _KEPT:
+            return self._encoded([task for task, _ in asked], [_draw_of(*key) for key in asked])
+        for task, number in asked:
+            if (task, number) not in self._tokens:
+                # Alone: how sums are rounded depends on what else is in a batch, and on a resumption.
+                (tokens,) = self._encoded([task], [_draw_of(task, number)])
+                self._tokens[task, number] = tokens
+        return torch.stack([self._tokens[key] for key in asked])
+
+
+def _draw_of(task: int, number: int) -> torch.Generator:
+    """The random numbers of a task's support set."""
+    return torch.Generator().manual_seed((task << 32) + number)

@@ -5,7 +5,8 @@ contexts and number of steps:
 
     independent     the paper's flow, and with better solvers at the same number of evaluations
     ot              pairs re-ordered within a batch (Tong et al.)
-    semi-discrete   each noise has its network (`flown.flow.semidiscrete`), with either loss
+    semi-discrete   each noise has its network (`flown.flow.semidiscrete`), with either loss, and with
+                    more of the early times
     reflow          pairs (x_0, x_1) of the first flow's own, 100 steps (Liu et al., Lee et al.)
     end point       the same pairs, learnt at t = 0 alone: the whole way at once
 
@@ -62,9 +63,12 @@ class StepsStudy(Config):
             "semi-discrete, pseudo-huber": FlowConfig(
                 coupling="semi-discrete", loss="pseudo-huber"
             ),
+            "semi-discrete, pseudo-huber, early": FlowConfig(
+                coupling="semi-discrete", loss="pseudo-huber", times="early"
+            ),
         }
     )
-    training: TrainConfig = TrainConfig(steps=6000, batch_size=96)
+    training: TrainConfig = TrainConfig(steps=4000, batch_size=96)
     solvers: tuple[tuple[str, int], ...] = (
         ("euler", 1),
         ("euler", 2),

@@ -21,8 +21,8 @@ _FREE = {"process", "prior", "steps"}  # what a diffusion may have like a flow
 class FlowConfig(Config):
     """The flow's source p0, coupling, path and loss; `sigma` is the path's noise.
 
-    Generation takes `steps`. Coupling `semi-discrete` with loss `pseudo-huber` makes a flow that few
-    of them follow (`flown.flow.semidiscrete`).
+    Generation takes `steps`. Coupling `semi-discrete` with loss `pseudo-huber` and `early` times
+    (t = u^2 for uniform u) makes a flow that few of them follow (`flown.flow.semidiscrete`).
 
     Every path but `linear` leads through each network's checkpoints of `FlownConfig.epochs`, so
     that generation may stop at an epoch.
@@ -37,6 +37,7 @@ class FlowConfig(Config):
     coupling: str = "independent"
     path: PathName = "linear"
     loss: LossName = "squared"
+    times: Literal["uniform", "early"] = "uniform"
     sigma: float = 0.0
     steps: Size = 100
     prior: str | None = None
@@ -46,7 +47,8 @@ class FlowConfig(Config):
         chosen = self.model_dump(exclude=_FREE)
         if self.process != "flow" and chosen != FlowConfig().model_dump(exclude=_FREE):
             raise ValueError(
-                "a diffusion has no choice of source, coupling, path, loss and sigma; leave them out"
+                "a diffusion has no choice of source, coupling, path, loss, times and sigma; leave "
+                "them out"
             )
         return self
 

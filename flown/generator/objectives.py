@@ -137,11 +137,15 @@ class FlowObjective(nn.Module):
         if x0 is None:
             process = self.config.flow.process
             return loss + diffusion_loss(self.velocity, x1, context, generator, process)
+        t = None
+        if self.config.flow.times == "early":
+            t = torch.rand(batch, generator=generator, device=x1.device).square()
         return loss + flow.flow_matching_loss(
             self.velocity,
             x0,
             x1,
             context,
+            t=t,
             sigma=self.config.flow.sigma,
             generator=generator,
             path=self.path,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from sklearn.neighbors import KNeighborsClassifier
 
 from flown import FlownError, Zoo
 from flown.base.provenance import digest, provenance, write_results
@@ -48,12 +49,16 @@ def by(rows: list[dict[str, Any]], **wanted: object) -> list[dict[str, Any]]:
 
 def test_every_method_is_measured_alike(card: Card) -> None:
     own = {"flown", "zoo", "zoo-held-out", "reconstruction-train", "reconstruction-held-out"}
+    own |= {"pixel-centroid", "support-only"}
     for task in card.tasks.values():
         assert set(task.methods) == own | set(BASELINES) | {"recipe-init"}
         for name in ("flown", "recipe-init", *BASELINES):
             assert len(task.methods[name].test) == len(task.methods[name].val) == N
         assert len(task.methods["zoo"].test) == 9 and len(task.methods["zoo-held-out"].test) == 3
-        for measured in task.methods.values():
+        for name, measured in task.methods.items():
+            if name == "pixel-centroid":  # no network
+                assert measured.ratio is None and len(measured.test) == 5
+                continue
             assert measured.ratio is not None and measured.iou is not None
             assert len(measured.ratio) == len(measured.iou) == len(measured.test)
 
@@ -65,9 +70,27 @@ def test_zoo_figures_are_those_of_its_last_epoch(card: Card, zoo: Zoo) -> None:
         torch.testing.assert_close(card.tasks[task].methods["zoo"].test, expected)
 
 
+def test_what_the_support_sets_alone_give(card: Card) -> None:
+    """Centroids as scikit-learn computes them; networks that learnt from nothing but the set."""
+    _, supports = _set_apart(DATA, 2, 0)
+    for task, data in DATA.items():
+        methods, test = card.tasks[task].methods, data.test
+        for found, (pixels, labels) in zip(
+            methods["pixel-centroid"].test.tolist(), supports[task], strict=True
+        ):
+            flat = pixels.flatten(1).double().numpy()
+            means = [flat[labels.numpy() == k].mean(axis=0) for k in range(len(data.classes))]
+            nearest = KNeighborsClassifier(1).fit(means, range(len(means)))
+            right = nearest.score(test.images.flatten(1).numpy(), test.labels.numpy())
+            assert found == pytest.approx(100 * right, abs=0.5)
+        chance = 100 / len(data.classes)
+        alone = methods["support-only"].test
+        assert len(alone) == 5 and chance + 5 < alone.mean() < 95
+
+
 def test_copies_are_seen_and_strangers_too(card: Card) -> None:
     for task in card.tasks.values():
-        ratio = {name: float(m.ratio.mean()) for name, m in task.methods.items()}  # type: ignore[union-attr]
+        ratio = {k: float(m.ratio.mean()) for k, m in task.methods.items() if m.ratio is not None}
         assert ratio["nearest"] < 1e-4
         assert ratio["zoo-held-out"] == pytest.approx(1, abs=1e-5)
         assert ratio["nearest"] < ratio["noise-0.06"] < ratio["noise-0.12"] < ratio["random-init"]

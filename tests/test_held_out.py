@@ -23,7 +23,14 @@ from tests.conftest import RANDOM
 from tests.examples import TASKS, images
 from tests.test_cli import call
 
-METHODS = {"flown", "flown-shuffled-context", "pixel-centroid", "nearest", "zoo-mean"}
+METHODS = {
+    "flown",
+    "flown-shuffled-context",
+    "pixel-centroid",
+    "nearest",
+    "zoo-mean",
+    "support-only",
+}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +64,7 @@ def test_every_method_has_the_same_tasks(card: HeldOutCard, zoo: Zoo) -> None:
     }
     mean = {method: card.mean(method).mean for method in card.accuracies}
     assert mean["zoo-held-out"] > 70 and mean["pixel-centroid"] > 70
-    for method in METHODS - {"pixel-centroid", "nearest"}:
+    for method in METHODS - {"pixel-centroid", "support-only", "nearest"}:
         assert mean[method] < 60, "40 steps of training, or a network of another task"
 
 
@@ -166,7 +173,18 @@ def test_a_zoo_of_named_tasks_keeps_its_card(
     made = evaluate_model(folder, three_tasks.path, tmp_path / "card", images=data)
     assert isinstance(made, Card) and list(made.tasks) == list(TASKS) and made.compares_tasks
     assert "Does the context decide?" in (tmp_path / "card" / "report.html").read_text("utf-8")
-    assert "| digits | flown | accuracy |" in (folder / "README.md").read_text("utf-8")
+    (line,) = [
+        x
+        for x in (folder / "README.md").read_text("utf-8").splitlines()
+        if x.startswith("| digits | flown |") and "| all |" in x
+    ]
+    measured = made.tasks["digits"].methods["flown"]
+    assert measured.ratio is not None and measured.iou is not None
+    assert line.split(" | ")[-3:] == [
+        f"{float(measured.ratio.mean()):.2f}",
+        f"{float(measured.iou.mean()):.2f}",
+        f"{measured.diversity:.2f} |",
+    ]
 
 
 def test_the_command_tells_networks_from_models(

@@ -155,7 +155,7 @@ def bench(
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, max=1000, help="Timings of each candidate.")] = 5,
     overwrite: Overwrite = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda; for `zoo` alone.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda; for `zoo` and `sample`.")] = "cpu",
 ) -> None:
     """Time candidates side by side in one run; medians of several repeats."""
     import tempfile
@@ -173,7 +173,7 @@ def bench(
         elif what is Bench.store:
             rows = benches.store(repeats, Path(scratch))
         elif what is Bench.sample:
-            rows = benches.sample(model, repeats, Path(scratch))
+            rows = benches.sample(model, repeats, device := device_of(device))
         elif what is Bench.encoding:
             rows = benches.encode(repeats)
         elif what is Bench.adapt:

@@ -64,7 +64,7 @@ def evaluate_model(
         by_task = {task.id: task_images(task, images) for task in zoo.tasks.values()}
         card = report_card(model, zoo, by_task, top=top)
     rows = card.rows()
-    model.card["rows"] = [row for row in rows if row["metric"] == "accuracy"]
+    model.card["rows"] = modelcard.kept(rows)
     files.write_card(folder, model.card, modelcard.render(model))
     if run is not None:
         run.begin()

@@ -17,6 +17,7 @@ from flown.base.config import Config
 from flown.base.files import file_name
 from flown.base.provenance import Row
 from flown.experiments.clock import Clock
+from flown.generator import modelcard
 from flown.generator.card import Card, report_card
 from flown.generator.config import FlownConfig
 from flown.generator.model import Flown
@@ -85,7 +86,7 @@ def run(config: RetrievalConfig, out: Path, *, resume: bool, device: str) -> Ret
     counts = {**card.counts, "checkpoints": len(whole), "zoo": whole.identity}
     clock.record("measuring")
     about = clock.about(config, counts, device)
-    model.card = {"rows": [row for row in card.rows() if row["metric"] == "accuracy"]}
+    model.card = {"rows": modelcard.kept(card.rows())}
     model.save_pretrained(str(out / "run" / "model"))
     return Retrieval(whole, model, card, about)
 

@@ -52,7 +52,10 @@ _FOLLOWED = 100  # steps of the first flow that pairs are made with
 
 
 class StepsStudy(Config):
-    """`samples` networks a task by each of `solvers`, (name, steps); `pairs` of the first flow a task."""
+    """`samples` networks a task by each of `solvers`, (name, steps); `pairs` of the first flow a task.
+
+    They are measured on at most `images` validation and as many test images, all on the same.
+    """
 
     model: str = "flown-small"
     flows: dict[str, FlowConfig] = Field(
@@ -79,6 +82,7 @@ class StepsStudy(Config):
     )
     pairs: int = 4000
     samples: int = 50
+    images: int = 2000
     seed: int = 0
 
 
@@ -231,7 +235,7 @@ def _measure(
     """Validation and test accuracy and overlap of errors, by task and solver."""
     rows = []
     for task in zoo.tasks:
-        evaluator = Evaluator(images[task], device=model.device)
+        evaluator = Evaluator(images[task], study.images, model.device)
         draw = torch.Generator().manual_seed(study.seed)
         classes, shots = len(images[task].classes), model.config.context.shots
         supports = [draw_support(images[task].val, classes, shots, draw) for _ in range(_SUPPORTS)]

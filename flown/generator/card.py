@@ -3,7 +3,8 @@
 Every figure is on test images, by the rules of `flown.measure.reference`. Methods share the number
 of networks and the selection. Support sets are validation images, because contexts of training
 images trained the flow. The top networks are chosen on other validation images than those of the
-support sets.
+support sets. Beside them stands what a support set gives without a generator: `pixel-centroid`, the
+nearest class mean in pixels, and `support-only`, a network trained on it alone.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from flown.context.tokens import Contexts
 from flown.flow.samplers import Samples
 from flown.generator.model import Flown
 from flown.measure.baselines import fitting
+from flown.measure.fromsupport import pixel_centroid, support_only
 from flown.measure.lookup import Lookup
 from flown.measure.reference import CHOICE, Measured, Reference, accuracy, deviation
 from flown.tasks import ImageData, Split, Support, draw_support, in_order
@@ -241,6 +243,7 @@ def _task_card(
     train, held_out = reference.train, reference.held_out
     batches = {"flown": generated} | _compared(sampler, zoo, task, train, held_out)
     methods = reference.zoo() | {name: reference.measure(x) for name, x in batches.items()}
+    methods |= _from_supports(sampler, reference, task)
     card = TaskCard(task, methods, sampler.recognised(task, len(images[task].classes)))
     card.seconds = sum(s.seconds for s in samples)
     card.nfe = max(s.nfe for s in samples)
@@ -265,6 +268,18 @@ def _compared(
     init = zoo.recipe(task).get("init", "default")
     found = fitting(train, init)
     return batches | {name: draw(train, sampler.n, generator) for name, draw in found.items()}
+
+
+def _from_supports(sampler: _Sampler, reference: Reference, task: str) -> dict[str, Measured]:
+    """What the support sets alone give."""
+    if not sampler.supports:
+        return {}
+    supports, train = sampler.supports[task], reference.train
+    val, test = (pixel_centroid(supports, x) for x in (reference.choice, reference.test))
+    found = {"pixel-centroid": Measured(val, test)}
+    if (trained := support_only(train, supports, sampler.seed)) is not None:
+        found["support-only"] = reference.measure(trained)
+    return found
 
 
 def _explain(

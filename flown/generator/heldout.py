@@ -6,6 +6,7 @@ are of all networks, none chosen, on images that no training saw:
     flown                   networks generated for the support set
     flown-shuffled-context  those generated for the task before, if it has as many classes
     pixel-centroid          the nearest mean of a class's support images, in pixels
+    support-only            a network trained on the support set alone, where it has no BatchNorm
     nearest                 lookup: networks of the training task whose support sets are most alike,
                             among the first 2,000
     zoo-mean                the mean of all training networks
@@ -26,11 +27,11 @@ from flown.base.provenance import Row, digest
 from flown.context.tokens import Contexts, Images
 from flown.generator.data import task_images
 from flown.generator.model import Flown
-from flown.measure.fromsupport import nearest_centroid
+from flown.measure.fromsupport import nearest_centroid, support_only
 from flown.measure.interval import Interval, interval
 from flown.measure.lookup import Lookup
 from flown.measure.reference import Evaluator, accuracy, deviation
-from flown.tasks import ClassPool, Episodes, ImageData, ManyClass, Split, Task, TaskDraw
+from flown.tasks import ClassPool, Episodes, ImageData, ManyClass, Split, Support, Task, TaskDraw
 from flown.weights.batch import WeightBatch
 from flown.zoo import Zoo
 
@@ -204,7 +205,7 @@ def _measured(
 
 
 class _Controls:
-    """What a zoo gives for a support set without a generator, at the last of the fitted epochs."""
+    """What a support set gives without a generator, alone or with the zoo's last fitted epoch."""
 
     def __init__(self, model: Flown, zoo: Zoo, images: Images) -> None:
         self.model = model
@@ -236,6 +237,9 @@ class _Controls:
         if self.lookup is not None:
             tokens = self.model.context(support, labels)
             found["nearest"] = self.train.batch(self.lookup.task(tokens, len(task.classes)))
+        alone = support_only(made, [Support(support, labels)])
+        if alone is not None:
+            found["support-only"] = alone
         if task.id in self.zoo.tasks:
             found["zoo-held-out"] = self.zoo.batch(task.id)
         return found

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from flown.generator.model import Flown
 
 
+NOVELTY = ("l2-ratio", "max-iou", "diversity-iou")
 _NAMED = 8  # tasks whose names the card lists
 
 _HEAD = """---
@@ -49,6 +50,11 @@ _LIMITS = """
 - Read novelty beside accuracy: a ratio near 0 means copies of training networks, a ratio of 1
   means as far from them as an independently trained network is.
 """
+
+
+def kept(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a report card that a model's README shows: accuracies, and how new networks are."""
+    return [row for row in rows if row["metric"] in ("accuracy", *NOVELTY)]
 
 
 def render(model: Flown) -> str:
@@ -91,18 +97,23 @@ def _card(card: dict[str, Any]) -> str:
         return _held_out(rows)
     lines = [
         "\n## Report card\n",
-        "Percent of the test images; see `selection` for what was chosen where.\n",
+        "Percent of the test images; see `selection` for what was chosen where. L2 ratio: distance to",
+        "the nearest training network, 0 for a copy, 1 for a held-out network. IoU: share of errors in",
+        "common with the most similar training network, and among the networks themselves.\n",
     ]
     lines += [
-        "| dataset | method | metric | value | std | n | selection |",
-        "|---|---|---|---|---|---|---|",
+        "| dataset | method | accuracy | n | selection | L2 ratio | max IoU | IoU among |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for row in rows:
-        std = "" if row.get("std") is None else f"{row['std']:.1f}"
-        lines.append(
-            f"| {row['dataset']} | {row['method']} | {row['metric']} | {row['value']:.1f} | {std} "
-            f"| {row['n']} | {row['selection']} |"
-        )
+    found = {(r["dataset"], r["method"], r["metric"]): r["value"] for r in rows}
+    for row in (r for r in rows if r["metric"] == "accuracy"):
+        std = "" if row.get("std") is None else f" ± {row['std']:.1f}"
+        novelty = [""] * len(NOVELTY)
+        if row["selection"] == "all":
+            values = (found.get((row["dataset"], row["method"], metric)) for metric in NOVELTY)
+            novelty = ["" if value is None else f"{value:.2f}" for value in values]
+        cells = [row["dataset"], row["method"], f"{row['value']:.1f}{std}", str(row["n"])]
+        lines.append(f"| {' | '.join([*cells, row['selection'], *novelty])} |")
     return "\n".join(lines) + "\n"
 
 

@@ -10,13 +10,15 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
 from flown.base.seeding import seeded
+from flown.measure.baselines import random_init
 from flown.nets import build
 from flown.nets.architecture import Architecture
-from flown.nets.batched import stacked
-from flown.tasks import Episodes
+from flown.nets.batched import batchnorm, stacked
+from flown.tasks import Episodes, Split, Support
 from flown.weights.batch import WeightBatch
 from flown.weights.layout import WeightLayout
 
+RATE, STEPS = 3e-3, 200  # the best of the any-task study's settings, on validation classes
 _TASKS = 10  # at a time: small groups of networks stay in cache
 
 
@@ -26,6 +28,16 @@ def nearest_centroid(tasks: Episodes) -> Tensor:
     member = F.one_hot(tasks.labels, tasks.ways).to(support.dtype)
     means = member.mT @ support / member.sum(dim=1)[..., None]
     return percent(torch.cdist(query, means).argmin(dim=-1), tasks)
+
+
+def pixel_centroid(supports: Sequence[Support], split: Split) -> Tensor:
+    """Accuracies (S,) on a split of the nearest class mean in pixels, of each support set."""
+    found = []
+    for images, labels in supports:
+        classes = torch.arange(int(labels.max()) + 1)
+        parts = (images.float(), labels, split.images.float(), split.labels, classes)
+        found.append(nearest_centroid(Episodes(*(part[None] for part in parts))))
+    return torch.cat(found)
 
 
 def fresh(kind: Architecture, count: int, seed: int) -> WeightBatch:
@@ -66,6 +78,23 @@ def trained(
             if step in steps:
                 found[steps.index(step)].append(vectors.detach().clone())
     return [torch.cat(parts) for parts in found]
+
+
+def support_only(
+    kind: WeightBatch, supports: Sequence[Support], seed: int = 0
+) -> WeightBatch | None:
+    """Networks of the kind of a batch's, the i-th trained on nothing but the i-th support set.
+
+    Supports are of one size. None for networks with BatchNorm or frozen tensors.
+    """
+    if kind.frozen or batchnorm.layers(kind.network):
+        return None
+    starts = random_init(kind, len(supports), torch.Generator().manual_seed(seed))
+    device = starts.vectors.device
+    images = torch.stack([starts.preprocess(support.images) for support in supports])
+    labels = torch.stack([support.labels for support in supports])
+    (vectors,) = trained(starts, images.to(device), labels.to(device), RATE, [STEPS])
+    return starts.on(vectors)
 
 
 def own_logits(batch: WeightBatch, vectors: Tensor, images: Tensor) -> Tensor:

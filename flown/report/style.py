@@ -38,6 +38,8 @@ STYLES = {
     "noise-0.12": Style("noise 0.12", "#A6761D", "v"),
     "average-16": Style("average of 16", "#4B3F72", "P"),
     "gaussian": Style("Gaussian", "#333333", "X"),
+    "pixel-centroid": Style("centroids of pixels", "#999933", "h"),
+    "support-only": Style("support set alone", "#332288", "8"),
     "random-init": Style("random init", "#8C8C8C", "*"),
     "recipe-init": Style("recipe's init", "#BFBFBF", "d"),
 }
@@ -53,10 +55,7 @@ STARTS = {
     "best-lookup": Style("best lookup", "#CC79A7", "p"),
 }
 # Beside "zoo-held-out", "flown" and "nearest" over held-out tasks; never drawn beside other baselines.
-HELD_OUT = {
-    "flown-shuffled-context": Style("others' context", "#E69F00", "v"),
-    "pixel-centroid": Style("centroids of pixels", "#333333", "X"),
-}
+HELD_OUT = {"flown-shuffled-context": Style("others' context", "#E69F00", "v")}
 SOURCE = Style("source", "#A9A9A9", ".")
 TASK_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
 

@@ -101,6 +101,17 @@ def table2() -> str:
     return table(("data", *methods.values(), "FLoWN, best 5", "the paper's"), body)
 
 
+def support_alone() -> str:
+    """What a support set gives without a generator, on the data of Table 3."""
+    rows, body = results("anytask"), []
+    methods = ("nearest centroid of pixels", "scratch conv4-8", "flown-any conv4-32")
+    for dataset in (*SETS, "usps", "svhn_small", "omniglot_full test"):
+        found = {r["method"]: r for r in rows if r["row"] == f"{dataset}, 10-way 5-shot"}
+        cells = (f"{found[m]['accuracy']:.1f} ± {found[m]['interval']:.1f}" for m in methods)
+        body.append([dataset, *cells])
+    return table(("data", "centroids of pixels", "trained on them alone", "`flown-any`"), body)
+
+
 def table3() -> str:
     rows, body = results("table3"), []
     epochs = (0, 1, 5, 25)
@@ -219,9 +230,55 @@ def test_table5_is_that_of_the_results(
     assert made in (ROOT / "docs" / "tables.md").read_text("utf-8"), made
 
 
-@pytest.mark.parametrize("write", [table1, table2, table3, table4])
+@pytest.mark.parametrize("write", [table1, table2, table3, support_alone, table4])
 def test_tables_are_those_of_the_results(write: Callable[[], str]) -> None:
     assert write() in (ROOT / "docs" / "tables.md").read_text("utf-8"), write()
+
+
+SOLVERS = {
+    "1": ("euler", 1),
+    "2": ("euler", 2),
+    "4": ("euler", 4),
+    "4, midpoint": ("midpoint", 2),
+    "4, Heun": ("heun", 2),
+    "100": ("euler", 100),
+}
+
+
+def steps_by_flow() -> str:
+    """Mean test accuracy over data sets, by flow and evaluations."""
+    rows, body = results("steps"), []
+    for flow in dict.fromkeys(r["flow"] for r in rows):
+        cells = []
+        for solver, count in SOLVERS.values():
+            place = {"flow": flow, "solver": solver, "steps": count}
+            found = [the(rows, dataset=name, **place)["value"] for name in SETS]
+            cells.append(f"{sum(found) / len(found):.1f}")
+        body.append([flow, *cells])
+    return table(("flow", *SOLVERS), body)
+
+
+def steps_by_set() -> str:
+    """Test accuracy and IoU of errors among networks: the paper's flow, and the one that is kept."""
+    rows, body = results("steps"), []
+    shown = (("independent", 100), ("independent", 4), (KEPT, 100), (KEPT, 4), (KEPT, 1))
+    for flow, count in shown:
+        place = {"flow": flow, "solver": "euler", "steps": count}
+        cells = [
+            f"{the(rows, dataset=name, **place)['value']:.1f}, "
+            f"{the(rows, 'diversity-iou', dataset=name, **place)['value']:.2f}"
+            for name in SETS
+        ]
+        body.append([flow, str(count), *cells])
+    return table(("flow", "evaluations", *SETS), body)
+
+
+KEPT = "semi-discrete, pseudo-huber, early"
+
+
+@pytest.mark.parametrize("write", [steps_by_flow, steps_by_set])
+def test_tables_of_steps_are_those_of_the_results(write: Callable[[], str]) -> None:
+    assert write() in (ROOT / "docs" / "steps.md").read_text("utf-8"), write()
 
 
 METHODS = {

@@ -47,18 +47,23 @@ def provenance(
         "config_hash": digest(config),
         "data": dict(data),
         "device": device,
-        "hardware": {
-            "cpu": _cpu(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None,
-        },
+        "hardware": hardware(device),
         "versions": {
             "flown": __version__,
             "python": platform.python_version(),
             **{p: metadata.version(p) for p in ("torch", "numpy", "safetensors")},
         },
         "seconds": round(seconds, 1),
+    }
+
+
+def hardware(device: str = "cpu") -> dict[str, Any]:
+    """The machine: its processor, cores, torch's threads, and the GPU where one is used."""
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
     }
 
 

@@ -16,6 +16,7 @@ import torch
 from flown import tasks as data
 from flown.base.files import save_tensors
 from flown.base.provenance import Row
+from flown.bench.timing import spread
 from flown.context.tokens import ContextConfig
 from flown.encoders import VAEConfig
 from flown.generator.config import FlownConfig
@@ -89,15 +90,16 @@ def store(repeats: int, scratch: Path, checkpoints: int = CHECKPOINTS) -> list[R
             read.append(time.perf_counter() - start)
     memory = {name: encoder_memory(scratch / name) for name in ("whole", "tenth")}
     figures = [
-        ("open", "seconds", statistics.median(opened), len(opened)),
-        (f"read-{_BATCH}", "seconds", statistics.median(read), len(read)),
-        (f"read-{_BATCH}", "seconds, slowest", max(read), len(read)),
-        ("encoder", "MB", memory["whole"], 1),
-        ("encoder-tenth", "MB", memory["tenth"], 1),
+        ("open", "seconds", opened),
+        (f"read-{_BATCH}", "seconds", read),
+        (f"read-{_BATCH}", "seconds, slowest", [max(read)]),
+        ("encoder", "MB", [memory["whole"]]),
+        ("encoder-tenth", "MB", [memory["tenth"]]),
     ]
     found = [
-        _row(method, metric, value, checkpoints, f"median of {count}")
-        for method, metric, value, count in figures
+        _row(method, metric, statistics.median(values), checkpoints, f"median of {len(values)}")
+        | {"std": spread(values)}
+        for method, metric, values in figures
     ]
     return found + task_rows(scratch)
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from flown.base.config import Config
-from flown.base.provenance import Row, provenance, write_results
-from flown.base.terminal import print_table
+from flown.base.provenance import Row, hardware, provenance, write_results
+from flown.base.terminal import print_table, say
 
 
 class BenchConfig(Config):
@@ -38,6 +38,11 @@ def medians(candidates: Mapping[str, Callable[[], object]], repeats: int) -> dic
     return seconds
 
 
+def spread(values: Sequence[float]) -> float | None:
+    """Standard deviation of repeated timings; None for one."""
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
 def timed_rows(seconds: Mapping[str, list[float]], ours: str, n: int) -> list[Row]:
     """A row for each candidate, with its ratio to `ours`."""
     base = statistics.median(seconds[ours])
@@ -50,7 +55,7 @@ def timed_rows(seconds: Mapping[str, list[float]], ours: str, n: int) -> list[Ro
                 "method": name,
                 "metric": "seconds",
                 "value": median,
-                "std": statistics.stdev(values) if len(values) > 1 else None,
+                "std": spread(values),
                 "n": n,
                 "selection": f"median of {len(values)}",
                 "epoch": None,
@@ -61,19 +66,21 @@ def timed_rows(seconds: Mapping[str, list[float]], ours: str, n: int) -> list[Ro
     return rows
 
 
-def show(rows: list[Row], console: Console) -> None:
-    """Prints the rows."""
+def show(rows: list[Row], console: Console, device: str = "cpu") -> None:
+    """Prints the rows, and the machine that they were measured on."""
     body = [
         [
             row["method"],
             row.get("net", ""),
             row["metric"],
-            f"{row['value']:.3f}",
+            f"{row['value']:.3f}" + ("" if row["std"] is None else f" ± {row['std']:.3f}"),
             f"{row['ratio']:.2f} x" if "ratio" in row else "",
         ]
         for row in rows
     ]
     print_table(console, "", (["what", "net", "metric", "value", "against ours"], body))
+    machine = {key: value for key, value in hardware(device).items() if value is not None}
+    say(console, ", ".join(f"{key} {value}" for key, value in machine.items()), "dim")
 
 
 def write(path: Path, config: BenchConfig, seconds: float, rows: list[Row]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from flown import tasks as data
 from flown.base.progress import bar
 from flown.base.provenance import Row
-from flown.bench.timing import medians
+from flown.bench.timing import medians, spread
 from flown.measure.evaluate import evaluate as accuracy
 from flown.weights.batch import WeightBatch
 from flown.weights.layout import WeightLayout
@@ -25,10 +25,10 @@ from flown.zoo.train.train import layout_for
 from flown.zoo.train.trainers import Threads, Trainer, trainer
 
 MODELS = 64
-GROWTH = (1, 8, 64, 256, 1024)
+GROWTH = (1, 8, 64, 256)
 _LOOPED = 4  # models of a timed loop, whose rate does not depend on their number
-_GROWTH_STEPS = 20
-_EPOCHS = 3  # epochs of the networks whose accuracies are compared
+_TIMED_STEPS, _GROWTH_STEPS = 40, 20
+_COMPARED, _EPOCHS = 16, 3  # networks whose accuracies are compared, and their epochs
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,10 @@ class Setting:
 
     threads: int
     channels_last: bool = False
-    fused: bool = False
     compiled: bool = False
 
     def __str__(self) -> str:
-        chosen = (k for k in ("channels_last", "fused", "compiled") if getattr(self, k))
+        chosen = (k for k in ("channels_last", "compiled") if getattr(self, k))
         return "-".join(["loop", f"{self.threads}t", *chosen]).replace("_", "-")
 
 
@@ -72,19 +71,23 @@ class _Contest:
         rates, decays = [self.recipe.learning_rate] * models, [0.0] * models
         return trainer(net, self.layout, self.start(models), self.x, 32, rates, decays, self.device)
 
-    def epoch(self, models: int) -> None:
-        """An epoch of so many models by the zoo's trainer."""
-        rows = self.orders(models)
+    def engine(self, models: int) -> None:
+        """Some steps of so many models by the zoo's trainer."""
+        rows = self.orders(models)[:, : 32 * _TIMED_STEPS]
         self.ours(models).run(rows, self.y[rows], 0)
 
     def settings(self) -> list[Setting]:
         """The settings of the loop."""
         cores = [1] if self.device != "cpu" else sorted({1, torch.get_num_threads()})
-        plain = itertools.product(cores, (False, True), (False, True))
-        return [*(Setting(*values) for values in plain), Setting(cores[-1], True, True, True)]
+        plain = itertools.product(cores, (False, True))
+        return [*(Setting(*values) for values in plain), Setting(cores[-1], True, True)]
 
-    def loop(self, setting: Setting, models: int, epochs: int = 1) -> Tensor:
-        """The plain loop over models; returns their weights (n, D)."""
+    def loop(self, setting: Setting, models: int, epochs: int = 0) -> Tensor:
+        """The plain loop over models, with fused Adam, for some epochs or `_TIMED_STEPS` steps.
+
+        Returns:
+            Their weights (n, D).
+        """
         net = WeightBatch(self.layout, self.start(1)).module(0).train().to(self.device)
         form = torch.channels_last if setting.channels_last else torch.contiguous_format
         net, x = net.to(memory_format=form), self.x.contiguous(memory_format=form)
@@ -92,9 +95,11 @@ class _Contest:
         before = torch.get_num_threads()
         torch.set_num_threads(setting.threads)
         try:
-            orders = torch.stack([self.orders(models, e) for e in range(epochs)], dim=1)
+            seen = 32 * (self.steps if epochs else _TIMED_STEPS)
+            drawn = [self.orders(models, epoch)[:, :seen] for epoch in range(epochs or 1)]
+            orders = torch.stack(drawn, dim=1)
             pairs = zip(self.start(models), orders.to(self.device), strict=True)
-            return torch.stack([self._train(net, call, x, setting, *pair) for pair in pairs])
+            return torch.stack([self._train(net, call, x, *pair) for pair in pairs])
         finally:
             torch.set_num_threads(before)
 
@@ -103,15 +108,14 @@ class _Contest:
         net: nn.Module,
         call: Callable[[Tensor], Tensor],
         x: Tensor,
-        setting: Setting,
         vector: Tensor,
         orders: Tensor,
     ) -> Tensor:
         net.load_state_dict(WeightBatch(self.layout, vector[None]).state_dict(0))
         rate = self.recipe.learning_rate
-        optimizer = torch.optim.Adam(net.parameters(), rate, fused=setting.fused or None)
+        optimizer = torch.optim.Adam(net.parameters(), rate, fused=True)
         for order in orders:
-            for rows in order[: self.steps * 32].split(32):
+            for rows in order.split(32):
                 optimizer.zero_grad()
                 F.cross_entropy(call(x[rows]), self.y[rows]).backward()
                 optimizer.step()
@@ -127,32 +131,32 @@ def _compiled(net: nn.Module) -> Callable[[Tensor], Tensor]:
 def zoo(repeats: int, device: str = "cpu") -> list[Row]:
     """Model-steps per second at 64 models, batch size 32, own starts and data orders.
 
-    The loop is run with one thread and with all, with and without channels-last memory and fused
-    Adam, and compiled: the fastest is its best setting. Then the same 64 networks are trained by
-    both for three epochs and their validation accuracies compared; memory and growth are measured.
+    The loop is run with one thread and with all, with and without channels-last memory, and compiled:
+    the fastest is its best setting. Then the same networks are trained by both for three epochs and
+    their validation accuracies compared; memory and growth are measured.
     """
     return [row for net in ("cnn-small", "cnn-medium") for row in _one(net, repeats, device)]
 
 
 def _one(net: str, repeats: int, device: str) -> Iterator[Row]:
     contest = _Contest(net, device)
-    candidates: dict[str, Callable[[], object]] = {"flown": partial(contest.epoch, MODELS)}
+    candidates: dict[str, Callable[[], object]] = {"flown": partial(contest.engine, MODELS)}
     settings = {str(s): s for s in contest.settings()}
     candidates |= {name: partial(contest.loop, s, _LOOPED) for name, s in settings.items()}
     with bar(f"bench {net}", 3) as update:
         seconds = medians(candidates, repeats)
-        rates = {
-            name: (MODELS if name == "flown" else _LOOPED) * contest.steps / statistics.median(s)
-            for name, s in seconds.items()
-        }
+        models = {name: MODELS if name == "flown" else _LOOPED for name in seconds}
+        runs = {k: [models[k] * _TIMED_STEPS / x for x in s] for k, s in seconds.items()}
+        rates = {name: statistics.median(values) for name, values in runs.items()}
         for name, rate in rates.items():
             yield _row(
                 net,
                 name,
                 "model-steps/s",
                 rate,
-                MODELS if name == "flown" else _LOOPED,
+                models[name],
                 repeats,
+                std=spread(runs[name]),
                 ratio=rates["flown"] / rate,
             )
         update(1, "accuracies")
@@ -164,11 +168,11 @@ def _one(net: str, repeats: int, device: str) -> Iterator[Row]:
 
 def _accuracies(contest: _Contest, best: Setting) -> Iterator[Row]:
     """Both train the same networks; the difference of means in standard errors."""
-    engine = contest.ours(MODELS)
+    engine = contest.ours(_COMPARED)
     for epoch in range(_EPOCHS):
-        rows = contest.orders(MODELS, epoch)
+        rows = contest.orders(_COMPARED, epoch)
         engine.run(rows, contest.y[rows], epoch * contest.steps)
-    ends = {"flown": engine.vectors.cpu(), str(best): contest.loop(best, MODELS, _EPOCHS)}
+    ends = {"flown": engine.vectors.cpu(), str(best): contest.loop(best, _COMPARED, _EPOCHS)}
     found = {}
     for name, vectors in ends.items():
         batch = WeightBatch(contest.layout, vectors)
@@ -178,18 +182,18 @@ def _accuracies(contest: _Contest, best: Setting) -> Iterator[Row]:
             name,
             "validation accuracy",
             float(found[name].mean()),
-            MODELS,
+            _COMPARED,
             None,
             std=float(found[name].std()),
         )
     compiled, loop = found.values()
-    error = ((compiled.var() + loop.var()) / MODELS).sqrt()
+    error = ((compiled.var() + loop.var()) / _COMPARED).sqrt()
     yield _row(
         contest.recipe.net,
         "flown",
         "difference in standard errors",
         float((compiled.mean() - loop.mean()) / error),
-        MODELS,
+        _COMPARED,
         None,
     )
 
@@ -209,6 +213,7 @@ def _growth(contest: _Contest, repeats: int) -> Iterator[Row]:
             statistics.median(values),
             n,
             repeats,
+            std=spread(values),
         )
     engine = engines[MODELS]
     state = engine.vectors.nbytes + engine.moments.nbytes
@@ -220,7 +225,14 @@ def _growth(contest: _Contest, repeats: int) -> Iterator[Row]:
 
 
 def _row(
-    net: str, method: str, metric: str, value: float, n: int, repeats: int | None, **extra: float
+    net: str,
+    method: str,
+    metric: str,
+    value: float,
+    n: int,
+    repeats: int | None,
+    std: float | None = None,
+    **extra: float,
 ) -> Row:
     chosen = "all" if repeats is None else f"median of {repeats}"
     return {
@@ -229,7 +241,7 @@ def _row(
         "method": method,
         "metric": metric,
         "value": value,
-        "std": None,
+        "std": std,
         "n": n,
         "selection": chosen,
         "epoch": None,

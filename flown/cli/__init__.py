@@ -184,7 +184,7 @@ def bench(
             rows = benches.heads(repeats, Path(scratch))
         else:
             rows = benches.evaluate(repeats)
-    benches.show(rows, console)
+    benches.show(rows, console, device)
     if file is not None:
         counts = {
             Bench.zoo: 64,

@@ -9,7 +9,7 @@ import pytest
 import flown
 from flown.base.files import file_name, read_json
 from flown.base.provenance import Row
-from flown.experiments.steps import DISTILLED, StepsStudy, run
+from flown.experiments.steps import REFLOW, StepsStudy, run
 from flown.report.steps import by_flow
 from flown.tasks import load
 from flown.training import TrainConfig
@@ -32,7 +32,7 @@ def done(
 
 def test_every_flow_is_measured_by_every_solver(done: tuple[Path, list[Row]]) -> None:
     out, rows = done
-    flows = [*TINY.flows, *DISTILLED]
+    flows = [*TINY.flows, REFLOW]
     accuracies = [r for r in rows if r["metric"] == "accuracy"]
     assert [r["method"] for r in accuracies] == [
         f"{name}, {solver}" for name in flows for solver in ("euler 1", "heun 2")
@@ -47,12 +47,12 @@ def test_every_flow_is_measured_by_every_solver(done: tuple[Path, list[Row]]) ->
 
 def test_what_is_trained_differs_and_begins_where_it_should(done: tuple[Path, list[Row]]) -> None:
     out, _ = done
-    names = ("independent", "reflow", "end point")
+    names = ("independent", REFLOW)
     models = [flown.Flown.from_pretrained(out / file_name(name) / "model") for name in names]
-    first, reflow, at_once = (m.velocity.state_dict()["stem.weight"] for m in models)
+    first, reflow = (m.velocity.state_dict()["stem.weight"] for m in models)
     rate = TINY.training.learning_rate
-    for weights in (reflow, at_once):  # they begin with the first flow: a few steps of Adam apart
-        assert 0 < float((weights - first).abs().max()) < 5 * rate
+    # It begins with the first flow: a few steps of Adam apart.
+    assert 0 < float((reflow - first).abs().max()) < 5 * rate
 
 
 def test_a_rerun_trains_nothing(

@@ -7,11 +7,10 @@ contexts and number of steps:
     ot              pairs re-ordered within a batch (Tong et al.)
     semi-discrete   each noise has its network (`flown.flow.semidiscrete`), with either loss, and with
                     more of the early times
-    reflow          pairs (x_0, x_1) of the first flow's own, 100 steps (Liu et al., Lee et al.)
-    end point       the same pairs, learnt at t = 0 alone: the whole way at once
+    reflow          begins with the first flow, and learns from pairs (x_0, x_1) of its own, 100 steps
+                    apart (Liu et al. 2209.03003), by pseudo-Huber (Lee et al. 2405.20320)
 
-The last two begin with the first flow. All networks count, none is chosen; support sets and
-validation accuracies are of validation images.
+All networks count, none is chosen; support sets and validation accuracies are of validation images.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ from flown.tasks import ImageData, draw_support
 from flown.training import TrainConfig, train
 from flown.zoo import Zoo
 
-DISTILLED = {"reflow": False, "end point": True}  # of the first flow; whether at t = 0 alone
+REFLOW = "reflow"
 _SUPPORTS = 5  # that share the networks of a task
 _FOLLOWED = 100  # steps of the first flow that pairs are made with
 
@@ -80,7 +79,7 @@ class StepsStudy(Config):
         ("heun", 2),
         ("euler", 100),
     )
-    pairs: int = 4000
+    pairs: int = 2000
     samples: int = 50
     images: int = 2000
     seed: int = 0
@@ -128,13 +127,13 @@ def run(
     contexts = Contexts(model.support, known, by_set, model.config.context, model.classes)
     found: list[Row] = []
     first: Flown | None = None
-    names = [*study.flows, *DISTILLED]
+    names = [*study.flows, REFLOW]
     with bar("flows", len(names)) as update:
         for done, name in enumerate(names):
             folder = out / file_name(name)
-            if name in DISTILLED:
+            if name == REFLOW:
                 assert first is not None
-                made = _distilled(first, contexts, study, folder, DISTILLED[name], device)
+                made = _reflow(first, contexts, study, folder, device)
             else:
                 changes = {"flow": study.flows[name], "flow_training": study.training}
                 config = model.config.model_copy(update=changes | {"seed": study.seed})
@@ -159,19 +158,18 @@ def run(
 
 
 class _Pairs(nn.Module):
-    """Flow matching on pairs (T, P, *L) of another flow; all at t = 0 if `at_once`."""
+    """Flow matching on pairs (T, P, *L) of another flow."""
 
     def __init__(
         self,
         model: Flown,
         contexts: Contexts,
         pairs: tuple[Tensor, Tensor],
-        at_once: bool,
         batch: int,
     ) -> None:
         super().__init__()
         self.velocity, self.head = model.velocity, model.head
-        self.contexts, self.pairs, self.at_once, self.batch = contexts, pairs, at_once, batch
+        self.contexts, self.pairs, self.batch = contexts, pairs, batch
 
     def forward(self, generator: torch.Generator) -> Tensor:
         x0, x1 = self.pairs
@@ -180,26 +178,24 @@ class _Pairs(nn.Module):
         rows = torch.randint(x0.shape[1], size, generator=generator, device=device)
         assert self.head is not None
         context = self.head(self.contexts.draw(tasks, generator))
-        t = torch.zeros(size, device=device) if self.at_once else None
         return flow.flow_matching_loss(
             self.velocity,
             x0[tasks, rows],
             x1[tasks, rows],
             context,
-            t=t,
             generator=generator,
             loss="pseudo-huber",
         )
 
 
-def _distilled(
-    first: Flown, contexts: Contexts, study: StepsStudy, folder: Path, at_once: bool, device: str
+def _reflow(
+    first: Flown, contexts: Contexts, study: StepsStudy, folder: Path, device: str
 ) -> Flown:
     """The first flow, trained on where it leads to."""
     parts = FlowParts(copy.deepcopy(first.velocity), copy.deepcopy(first.head), first.form)
     made = Flown(first.config, first.space, parts, first.support, first.tasks, {})
     batch = study.training.batch_size
-    objective = _Pairs(made, contexts, _followed(first, contexts, study), at_once, batch)
+    objective = _Pairs(made, contexts, _followed(first, contexts, study), batch)
     objective.requires_grad_(True)
     train(
         objective,

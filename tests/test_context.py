@@ -22,7 +22,7 @@ from flown.context import (
     episode_accuracy,
 )
 from flown.context.backbones import features
-from flown.context.tokens import ContextConfig, Contexts
+from flown.context.tokens import ContextConfig, Contexts, _draw_of
 from tests import examples
 
 SMALL = BackboneConfig(widths=(8, 16), size=16)
@@ -243,7 +243,10 @@ def test_sets_encoded_together_are_as_one_by_one(
 
 @pytest.mark.parametrize("sets", [3, 10_000])
 def test_drawn_tokens_are_of_the_tasks_numbered_sets(shipped: SupportEncoder, sets: int) -> None:
-    """The same whatever was drawn before, as a resumed run draws them; few sets are encoded once."""
+    """The same whatever was drawn before, as a resumed run draws them; few sets are encoded once.
+
+    The sets of a task are its own: other images, not those of other tasks' numbers.
+    """
     images = {name: examples.images(name) for name in examples.TASKS}
     tasks = [examples.task(name) for name in examples.TASKS]
     config = ContextConfig(draws=6, shots=3, sets=sets)
@@ -260,6 +263,8 @@ def test_drawn_tokens_are_of_the_tasks_numbered_sets(shipped: SupportEncoder, se
         every = [contexts._numbered([(2, number)])[0] for number in range(3)]
         assert any(torch.equal(drawn[0], one) for one in every)
         assert len(contexts._tokens) == 9 and not torch.equal(every[0], every[1])
+        orders = [torch.randperm(99, generator=_draw_of(*key)) for key in contexts._tokens]
+        assert len({tuple(order.tolist()) for order in orders}) == 9
     else:
         assert not contexts._tokens
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 import flown
+from flown import training as loop
 from flown.base.errors import FlownError
 from flown.experiments.unconditional import share_encoder
 from flown.flow import Gaussian, flow_matching_loss
@@ -39,6 +39,17 @@ def test_every_network_is_the_partner_of_as_much_noise() -> None:
         share = 4 * partners.bincount(minlength=12)[group::3] / 20_000
         assert len(partners.unique()) == 4 and (partners % 3 == group).all()
         assert share == pytest.approx(torch.ones(4), abs=0.06)
+
+
+@pytest.mark.parametrize(("n", "spread"), [(300, 1.0), (40, 0.05)])
+def test_shares_are_about_equal_of_many_networks_and_of_near_ones(n: int, spread: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    x1 = 3 + spread * torch.randn(n, 4, 4, 4, generator=generator)
+    place = torch.zeros(n, dtype=torch.long)
+    found = SemiDiscrete(x1, place, place, Gaussian((4, 4, 4)), 0)
+    x0 = torch.randn(60_000, 4, 4, 4, generator=generator)
+    share = found(x0, torch.zeros(60_000, dtype=torch.long)).bincount(minlength=n) * n / 60_000
+    assert share.std() < 0.15 and share.min() > 0.5 and share.max() < 1.6
 
 
 def test_it_costs_what_the_best_assignment_costs() -> None:
@@ -148,7 +159,6 @@ def test_it_resumes_to_the_same_flow(
     training = config.flow_training.model_copy(update={"checkpoint_every": 150})
     changes = {"flow": how, "flow_training": training}
     settings = config.model_copy(update=changes)
-    from flown import training as loop
 
     class Killed(Exception):
         pass
@@ -168,7 +178,6 @@ def test_it_resumes_to_the_same_flow(
         resumed.velocity.state_dict().items(), straight.velocity.state_dict().values(), strict=True
     ):
         assert torch.equal(mine, theirs), name
-    shutil.rmtree(out)
 
 
 def test_what_does_not_go_with_it_is_refused(

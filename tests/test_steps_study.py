@@ -67,5 +67,6 @@ def test_a_rerun_trains_nothing(
         raise AssertionError("a step of training")
 
     monkeypatch.setattr("flown.training._Run.advance", stepped)
+    monkeypatch.setattr("flown.experiments.steps._followed", stepped)
     again = run(TINY, model, zoo, {"digits": load("digits")}, out, "smoke").rows
     assert again == rows

@@ -51,5 +51,8 @@ def evaluate(repeats: int, networks: int = 100, images: int = 10_000) -> list[Ro
     candidates: dict[str, Callable[[], object]] = {"flown": lambda: predictions(batch, pixels)}
     candidates |= {f"loop-{size}": partial(loop, size) for size in (100, 1000)}
     seconds = medians(candidates, repeats)
-    whole = {k: [x * (1 if k == "flown" else _PART) for x in s] for k, s in seconds.items()}
+    whole = {
+        k: [x * (1 if k == "flown" else networks / len(modules)) for x in s]
+        for k, s in seconds.items()
+    }
     return timed_rows(whole, "flown", networks)

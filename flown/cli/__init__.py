@@ -166,14 +166,15 @@ def bench(
 
     file = None if out is None else OutputFile(out, overwrite)
     model = model or ("flown-any" if what is Bench.anytask else "flown-small")
+    device = device_of(device) if what in (Bench.zoo, Bench.sample) else "cpu"
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         if what is Bench.zoo:
-            rows = benches.zoo(repeats, device := device_of(device))
+            rows = benches.zoo(repeats, device)
         elif what is Bench.store:
             rows = benches.store(repeats, Path(scratch))
         elif what is Bench.sample:
-            rows = benches.sample(model, repeats, device := device_of(device))
+            rows = benches.sample(model, repeats, device)
         elif what is Bench.encoding:
             rows = benches.encode(repeats)
         elif what is Bench.adapt:

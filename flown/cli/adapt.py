@@ -36,7 +36,7 @@ def adapt(
         str,
         typer.Option(
             help="solver: gradients through the solver; adjoint: adjoint matching, which stays "
-            "closer to the old generator."
+            "closer to the old generator and needs one with independent pairs (not flown-small)."
         ),
     ] = "solver",
     reward: Annotated[

@@ -2,9 +2,10 @@
 
     features of a data set's images, computed once --draw k of each class--> tokens (classes, width)
 
-A task is a choice of classes and a rotation, and has numbered support sets, each drawn from its number
-alone. Where tasks are few, a set is encoded once: a step of the flow's training takes half the time.
-All are training images; evaluation draws its support sets from the validation part.
+A task is a choice of classes and a rotation. Where tasks are few, each has so many numbered support sets,
+which follow from their numbers and are encoded once: a step of the flow's training takes half the time.
+Of many tasks, sets are drawn afresh at every step. All are training images; evaluation draws its support
+sets from the validation part.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from flown.context.support import TOKENS, SupportEncoder, pick_queries, token_wi
 from flown.tasks import ClassPool, ImageData, ManyClass, Split, Task
 from flown.tasks.draw import cpu_generator
 
-_KEPT = 8192  # support sets, of all tasks, whose tokens are kept; about 10 kB each
+_KEPT = 2**25  # numbers that are kept, in all support sets' tokens: 128 MiB
 
 Images: TypeAlias = Mapping[str, "ImageData | ManyClass"]
 
@@ -33,7 +34,8 @@ class ContextConfig(Config):
     A support set of `shots` images a class becomes one token a class: `caml`'s output for it (the
     paper's), or the `centroid` of its features. `mode` makes one vector of the tokens: the paper's
     class-ordered concatenation, or an order-free mean. Every step of training sees `draws` support sets (of
-    more tasks, one a task), of `sets` for each task, from at most `per_class` images of a class. With
+    more tasks, one a task) from at most `per_class` images of a class; of `sets` for each task, where
+    tasks are few. With
     `permute`, classes change places at random: tokens and the networks' outputs together.
     """
 
@@ -73,6 +75,8 @@ class Contexts:
         self._pools: dict[str, ClassPool] = {}
         self._features: dict[tuple[str, int], Tensor] = {}
         self._tokens: dict[tuple[int, int], Tensor] = {}  # by task and number of a support set
+        numbers = len(self.tasks) * config.sets * classes * token_width(support, config.tokens)
+        self.keeps = numbers <= _KEPT
         for task in self.tasks:
             self._check(task)
 
@@ -156,16 +160,17 @@ class Contexts:
         draw = cpu_generator(generator)
         kinds, places = tasks.cpu().unique(return_inverse=True)
         each = max(1, self.config.draws // len(kinds))
-        numbers = torch.randint(self.config.sets, (len(kinds) * each,), generator=draw)
-        asked = zip(kinds.repeat_interleave(each).tolist(), numbers.tolist(), strict=True)
-        bank = self._numbered(list(asked))  # (kinds each, C, width)
+        chosen = kinds.repeat_interleave(each).tolist()
+        if self.keeps:
+            numbers = torch.randint(self.config.sets, (len(chosen),), generator=draw).tolist()
+            bank = self._numbered(list(zip(chosen, numbers, strict=True)))
+        else:
+            bank = self.sets(chosen, draw)  # (kinds each, C, width)
         which = places * each + torch.randint(each, (len(tasks),), generator=draw)
         return bank[which.to(bank.device)]
 
     def _numbered(self, asked: Sequence[tuple[int, int]]) -> Tensor:
         """Tokens (N, C, width) of support sets by task and number."""
-        if len(self.tasks) * self.config.sets > _KEPT:
-            return self._encoded([task for task, _ in asked], [_draw_of(*key) for key in asked])
         for task, number in asked:
             if (task, number) not in self._tokens:
                 # Alone: how sums are rounded depends on what else is in a batch, and on a resumption.
@@ -175,5 +180,5 @@ class Contexts:
 
 
 def _draw_of(task: int, number: int) -> torch.Generator:
-    """The random numbers of a task's support set."""
-    return torch.Generator().manual_seed((task << 32) + number)
+    """The random numbers of a task's support set; torch's generator reads 32 bits of a seed."""
+    return torch.Generator().manual_seed((task * 1_000_003 + number) % 2**32)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,11 @@ from torch import Tensor, nn
 from flown import flow
 from flown import tasks as data
 from flown.base.config import Config
-from flown.base.files import file_name
+from flown.base.files import file_name, read_json, write_json
 from flown.base.progress import bar
 from flown.base.provenance import Row, write_results
 from flown.context.tokens import Contexts
-from flown.experiments.begin import Result, begin, kept
+from flown.experiments.begin import Result, begin
 from flown.experiments.clock import Clock
 from flown.generator.config import FlowConfig
 from flown.generator.data import TrainingSet
@@ -80,7 +79,7 @@ class StepsStudy(Config):
         ("euler", 100),
     )
     pairs: int = 2000
-    samples: int = 50
+    samples: int = Field(default=50, ge=_SUPPORTS)
     images: int = 2000
     seed: int = 0
 
@@ -126,28 +125,21 @@ def run(
     by_set = {task.dataset: images[task.id] for task in known}
     contexts = Contexts(model.support, known, by_set, model.config.context, model.classes)
     found: list[Row] = []
-    first: Flown | None = None
     names = [*study.flows, REFLOW]
     with bar("flows", len(names)) as update:
         for done, name in enumerate(names):
             folder = out / file_name(name)
-            if name == REFLOW:
-                assert first is not None
-                made = _reflow(first, contexts, study, folder, device)
-            else:
-                changes = {"flow": study.flows[name], "flow_training": study.training}
-                config = model.config.model_copy(update=changes | {"seed": study.seed})
-                source = model.space.source(config, {})
-                parts = fit_flow(
-                    networks, model.space, source, contexts, config, folder, True, device
-                )
-                made = Flown(config, model.space, parts, model.support, model.tasks, {})
-            if first is None:
-                first = made
-            made.save_pretrained(str(folder / "model"))
-            clock.record(f"training {name}")
-            found += kept(folder / "rows.json", partial(_measure, made, name, zoo, images, study))
-            clock.record("measuring")
+            if not (folder / "rows.json").exists():
+                if name == REFLOW:
+                    first: Flown = Flown.from_pretrained(out / file_name(names[0]) / "model")
+                    made = _reflow(first.to(device), contexts, study, folder, device)
+                else:
+                    made = _fitted(model, networks, contexts, study, name, folder, device)
+                made.save_pretrained(str(folder / "model"))
+                clock.record(f"training {name}")
+                write_json(folder / "rows.json", _measure(made, name, zoo, images, study))
+                clock.record("measuring")
+            found += read_json(folder / "rows.json")
             update(done + 1, name)
     counts = {"checkpoints": len(zoo), "zoo": zoo.identity}
     counts |= {task: {"test": len(x.test), "val": len(x.val)} for task, x in images.items()}
@@ -155,6 +147,23 @@ def run(
     write_results(out / "results.json", "steps", scale, about, found)
     write_steps(out / "report.html", found, about)
     return Result(found, about)
+
+
+def _fitted(
+    model: Flown,
+    networks: TrainingSet,
+    contexts: Contexts,
+    study: StepsStudy,
+    name: str,
+    folder: Path,
+    device: str,
+) -> Flown:
+    """The model with another flow on the same latents."""
+    changes = {"flow": study.flows[name], "flow_training": study.training, "seed": study.seed}
+    config = model.config.model_copy(update=changes)
+    source = model.space.source(config, {})
+    parts = fit_flow(networks, model.space, source, contexts, config, folder, True, device)
+    return Flown(config, model.space, parts, model.support, model.tasks, {})
 
 
 class _Pairs(nn.Module):

@@ -3,9 +3,9 @@
     independent: q(x_0, x_1) = p_0(x_0) p_1(x_1)
     ot:          the permutation pi of the batch that minimises sum_i |x_0[pi(i)] - x_1[i]|^2
 
-A coupling re-orders x_0 alone, so that x_1 and its context stay put. Optimal transport (OT-CFM of
-Tong et al.) is exact and stays within one context group: across groups the law of x_0 given c
-would no longer be p_0, from which generation starts.
+A coupling re-orders x_0 alone, so that x_1 and its context stay put (`flown.flow.semidiscrete` is the
+other kind, which chooses x_1). Optimal transport (OT-CFM of Tong et al.) is exact and stays within one
+context group: across groups the law of x_0 given c would no longer be p_0, from which generation starts.
 """
 
 from __future__ import annotations

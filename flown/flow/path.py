@@ -5,7 +5,8 @@
     loss = E |v(x_t, t; c) - u|^2,          t ~ U[0, 1]      (FLoWN, eq. 1; I-CFM of Tong et al.)
 
 or, `pseudo-huber`, E sqrt(|v - u|^2 / d + h^2) - h, which a mean of two networks does not minimise.
-It is for a coupling that gives a point one velocity; of many it would learn the median.
+It is for a coupling that gives a point one velocity; of many it would learn their geometric
+median.
 
 Time runs from noise, t = 0, to weights, t = 1. The source of x_0 need not be Gaussian: u holds for
 any pair, which a target written for a Gaussian source does not.

@@ -1,7 +1,7 @@
 """Semi-discrete optimal transport: each noise has one network of its task to travel to.
 
     partner(x_0) = argmax_i s_i(x_0),   s_i = <x_0, x_i> - |x_i|^2 / 2 + g_i,   x_i of one task
-    g maximises  mean_i g_i - E max_i s_i(x_0):   each x_i is the partner of as much noise
+    g maximises  mean_i g_i - E max_i s_i(x_0):   each x_i is the partner of about as much noise
 
 (Mousavi-Hosseini et al. 2509.25519.) A batch re-ordered by optimal transport still sends neighbouring
 noise to different networks, from one batch to the next; this does not. Paths do not cross, one point
@@ -17,8 +17,12 @@ from flown.base.progress import bar
 from flown.flow.source import Source
 
 SEMI_DISCRETE = "semi-discrete"  # the coupling's name
-_STEPS, _BATCH, _BATCHES = 200, 2048, 32  # of ascent; samples of x_0 a step, drawn once a layout
-_RATE = 0.1  # in units of the networks' norm, for a network with no partner
+_BATCH, _BATCHES = (
+    2048,
+    32,
+)  # samples of x_0 a step of ascent; drawn once a layout, in so many batches
+_DRAWN = 2**27  # numbers at most in what is drawn
+_RATE = 0.1  # in units of the networks' spread, for a network with no partner
 
 
 class SemiDiscrete:
@@ -43,9 +47,10 @@ class SemiDiscrete:
             for done, rows in enumerate(self.rows.values()):
                 layout = layouts[rows[:1]]
                 if int(layout) not in drawn:
-                    many = layout.expand(_BATCH)
+                    many, room = layout.expand(_BATCH), _DRAWN // (_BATCH * self.x1.shape[1])
                     drawn[int(layout)] = [
-                        source.sample(many, generator).flatten(1) for _ in range(_BATCHES)
+                        source.sample(many, generator).flatten(1)
+                        for _ in range(max(1, min(_BATCHES, room)))
                     ]
                 self.potentials[rows] = _potentials(self.x1[rows], drawn[int(layout)])
                 update(done + 1, "")
@@ -68,13 +73,14 @@ def _scores(x0: Tensor, x1: Tensor, potentials: Tensor) -> Tensor:
 
 def _potentials(x1: Tensor, noise: list[Tensor]) -> Tensor:
     """g (n,) by stochastic ascent, the mean of its second half; the dual is concave in g."""
-    n, half = len(x1), _STEPS // 2
+    n = len(x1)
+    steps = max(200, min(2000, 2 * n)) if n > 1 else 0
     g, mean = x1.square().sum(dim=1) / 2, x1.new_zeros(n)  # all the same to noise of mean zero
-    rate = _RATE * x1.norm(dim=1).mean()
-    for step in range(_STEPS if n > 1 else 0):
+    rate = _RATE * (x1 - x1.mean(dim=0)).norm(dim=1).mean()
+    for step in range(steps):
         x0 = noise[step % len(noise)]
         won = _scores(x0, x1, g).argmax(dim=1).bincount(minlength=n)
         share = won * n / len(x0)  # 1 for each, at the end
         g = g + rate * (1 + step / 20) ** -0.5 * (1 - share).clamp(min=-3)
-        mean += g / half if step >= half else 0
+        mean += g / (steps - steps // 2) if step >= steps // 2 else 0
     return mean

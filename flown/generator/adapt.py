@@ -384,6 +384,10 @@ def adapt(
         device=device,
     )
     new.eval().requires_grad_(False)
+    if config.method == "solver" and new.config.flow.steps < config.steps:
+        # What was trained through so many steps is generated with them.
+        changed = new.config.flow.model_copy(update={"steps": config.steps})
+        new.config = new.config.model_copy(update={"flow": changed})
     new.history = {"adapt": history}
     new.card = {
         "adapted": plan

@@ -3,7 +3,7 @@
 Every figure is on test images, by the rules of `flown.measure.reference`. Methods share the number
 of networks and the selection. Support sets are validation images, because contexts of training
 images trained the flow. The top networks are chosen on other validation images than those of the
-support sets. Beside them stands what a support set gives without a generator: `pixel-centroid`, the
+support sets. Beside them stands what each support set gives without a generator: `pixel-centroid`, the
 nearest class mean in pixels, and `support-only`, a network trained on it alone.
 """
 
@@ -277,7 +277,7 @@ def _from_supports(sampler: _Sampler, reference: Reference, task: str) -> dict[s
     supports, train = sampler.supports[task], reference.train
     val, test = (pixel_centroid(supports, x) for x in (reference.choice, reference.test))
     found = {"pixel-centroid": Measured(val, test)}
-    if (trained := support_only(train, supports, sampler.seed)) is not None:
+    if (trained := support_only(train, supports, sampler.seed, sampler.model.device)) is not None:
         found["support-only"] = reference.measure(trained)
     return found
 

@@ -196,7 +196,12 @@ def fit_flow(
     resume: bool,
     device: str,
 ) -> FlowParts:
-    """Trains velocity and context head on the standardised latents of the training split."""
+    """Trains velocity and context head on the standardised latents of the training split.
+
+    Raises:
+        FlownError: settings that no flow can be trained with.
+    """
+    check_flow(config)
     sampler, encoder = Sampler(networks, device), space.encoder
     with torch.no_grad():
         rows = torch.arange(len(networks.train)).split(256)

@@ -6,7 +6,7 @@ are of all networks, none chosen, on images that no training saw:
     flown                   networks generated for the support set
     flown-shuffled-context  those generated for the task before, if it has as many classes
     pixel-centroid          the nearest mean of a class's support images, in pixels
-    support-only            a network trained on the support set alone, where it has no BatchNorm
+    support-only            a network trained on the support set alone, where networks are plain
     nearest                 lookup: networks of the training task whose support sets are most alike,
                             among the first 2,000
     zoo-mean                the mean of all training networks
@@ -229,7 +229,7 @@ class _Controls:
     def batches(
         self, task: Task, made: WeightBatch, support: Tensor, labels: Tensor
     ) -> dict[str, WeightBatch]:
-        """Networks of the zoo by method; `made` are those generated for the same support set."""
+        """Networks by method; `made` are those generated for the same support set."""
         found = {}
         for mean in self.means:
             if mean.layout == made.layout:
@@ -237,7 +237,7 @@ class _Controls:
         if self.lookup is not None:
             tokens = self.model.context(support, labels)
             found["nearest"] = self.train.batch(self.lookup.task(tokens, len(task.classes)))
-        alone = support_only(made, [Support(support, labels)])
+        alone = support_only(made, [Support(support, labels)], device=self.model.device)
         if alone is not None:
             found["support-only"] = alone
         if task.id in self.zoo.tasks:

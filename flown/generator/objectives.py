@@ -108,7 +108,7 @@ class FlowObjective(nn.Module):
         self.latents, self.layouts, self.tasks, self.path = latents, layouts, tasks, path
         self.encode, self.orders = encode, orders
         self.transport = transport
-        self.couple = flow.COUPLINGS.get(config.flow.coupling, flow.COUPLINGS["independent"])
+        self.couple = None if transport else flow.COUPLINGS[config.flow.coupling]
         # Every task is drawn equally often, however many networks it has.
         self.chances = 1.0 / torch.bincount(tasks).clamp_min(1)[tasks].double()
 
@@ -126,7 +126,7 @@ class FlowObjective(nn.Module):
             tokens = tokens.gather(1, orders[..., None].expand_as(tokens))
         else:
             x1 = self.latents[rows]
-        if self.config.flow.process == "flow" and x0 is None:
+        if self.config.flow.process == "flow" and self.couple is not None:
             first = x1 if self.path is None else x1[:, 0]
             x0 = self.couple(self.source.sample(layouts, generator), first, tasks, generator)
         context, loss = None, x1.new_zeros(())

@@ -71,14 +71,14 @@ def show(rows: list[Row], console: Console, device: str = "cpu") -> None:
     body = [
         [
             row["method"],
-            row.get("net", ""),
+            row.get("net") or row["dataset"] or "",
             row["metric"],
             f"{row['value']:.3f}" + ("" if row["std"] is None else f" ± {row['std']:.3f}"),
             f"{row['ratio']:.2f} x" if "ratio" in row else "",
         ]
         for row in rows
     ]
-    print_table(console, "", (["what", "net", "metric", "value", "against ours"], body))
+    print_table(console, "", (["what", "of", "metric", "value", "against ours"], body))
     machine = {key: value for key, value in hardware(device).items() if value is not None}
     say(console, ", ".join(f"{key} {value}" for key, value in machine.items()), "dim")
 

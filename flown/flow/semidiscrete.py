@@ -17,11 +17,9 @@ from flown.base.progress import bar
 from flown.flow.source import Source
 
 SEMI_DISCRETE = "semi-discrete"  # the coupling's name
-_BATCH, _BATCHES = (
-    2048,
-    32,
-)  # samples of x_0 a step of ascent; drawn once a layout, in so many batches
-_DRAWN = 2**27  # numbers at most in what is drawn
+_BATCH = 2048  # samples of x_0 a step of ascent
+_BATCHES = 32  # that are drawn for a layout, once
+_DRAWN = 2**27  # numbers that they have at most
 _RATE = 0.1  # in units of the networks' spread, for a network with no partner
 
 

@@ -273,10 +273,23 @@ def steps_by_set() -> str:
     return table(("flow", "evaluations", *SETS), body)
 
 
+def cost_of_steps() -> str:
+    """Seconds of the bench of sampling, and how many times less four evaluations take."""
+    rows: list[Row] = read_json(ROOT / "results" / "bench" / "sample.json")["rows"]
+    names = {"four evaluations": "flown-euler-4", "a hundred": "flown-euler-100"}
+    names |= {"a DDPM's thousand": "ddpm-1000"}
+    took = {
+        k: the(rows, "seconds", selection="median", method=m)["value"] for k, m in names.items()
+    }
+    four = took.pop("four evaluations")
+    others = ", ".join(f"{k} {v:.2f} s ({v / four:.0f} times as long)" for k, v in took.items())
+    return f"four evaluations take {four:.2f} s, {others}"
+
+
 KEPT = "semi-discrete, pseudo-huber, early"
 
 
-@pytest.mark.parametrize("write", [steps_by_flow, steps_by_set])
+@pytest.mark.parametrize("write", [steps_by_flow, steps_by_set, cost_of_steps])
 def test_tables_of_steps_are_those_of_the_results(write: Callable[[], str]) -> None:
     assert write() in (ROOT / "docs" / "steps.md").read_text("utf-8"), write()
 

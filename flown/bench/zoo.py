@@ -25,10 +25,10 @@ from flown.zoo.train.train import layout_for
 from flown.zoo.train.trainers import Threads, Trainer, trainer
 
 MODELS = 64
-GROWTH = (1, 8, 64, 256)
+GROWTH = (1, 8, 64)
 _LOOPED = 4  # models of a timed loop, whose rate does not depend on their number
-_TIMED_STEPS, _GROWTH_STEPS = 40, 20
-_COMPARED, _EPOCHS = 16, 3  # networks whose accuracies are compared, and their epochs
+_TIMED_STEPS = _GROWTH_STEPS = 20
+_COMPARED, _EPOCHS = 8, 3  # networks whose accuracies are compared, and their epochs
 
 
 @dataclass(frozen=True)

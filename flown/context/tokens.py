@@ -33,10 +33,10 @@ class ContextConfig(Config):
 
     A support set of `shots` images a class becomes one token a class: `caml`'s output for it (the
     paper's), or the `centroid` of its features. `mode` makes one vector of the tokens: the paper's
-    class-ordered concatenation, or an order-free mean. Every step of training sees `draws` support sets (of
-    more tasks, one a task) from at most `per_class` images of a class; of `sets` for each task, where
-    tasks are few. With
-    `permute`, classes change places at random: tokens and the networks' outputs together.
+    class-ordered concatenation, or an order-free mean. Every step of training sees `draws` support sets
+    (of more tasks, one a task) from at most `per_class` images of a class; where tasks are few, of `sets`
+    for each task. With `permute`, classes change places at random: tokens and the networks' outputs
+    together.
     """
 
     mode: Literal["ordered", "mean", "none"] = "ordered"
